@@ -1,0 +1,3 @@
+/* ffi_source.h -- what the generated binding is compiled against: the headers that ffi.cdef quotes, nothing else. */
+#include "kv/io.h"
+#include "kv/store.h"
