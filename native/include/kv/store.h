@@ -1,0 +1,160 @@
+/* store.h -- the embedded store: keys and values on the flow and the index.
+ *
+ * A kv_store is one open directory; a kv_caller is one thread's way into it: its place in the epoch, a buffer that
+ * answers are left in, and what its last failure was. Every call that works on data takes a caller.
+ *
+ * Threads: any number of callers at a time, each used by one thread at a time. Writers take one short lock;
+ * readers take none. close() may overlap with everything: calls that come later, or are inside and find out, get
+ * KV_ECLOSED; it waits for the rest. free() overlaps with nothing. Threads it starts (unless options.background is
+ * false): one for group commits, one that prepares segments; close() joins both.
+ *
+ * A process that was forked from the opener gets KV_EFORKED from everything; free() then only gives memory back. */
+#ifndef KV_STORE_H
+#define KV_STORE_H
+
+#include "base.h"
+#include "flow.h"
+#include "io.h"
+#include "status.h"
+
+typedef struct kv_store kv_store;
+typedef struct kv_caller kv_caller;
+
+enum kv_sync_mode {
+    KV_SYNC_NONE = 0,   /* the OS writes when it likes */
+    KV_SYNC_BATCH = 1,  /* a group commit at least every sync_ms_max */
+    KV_SYNC_ALWAYS = 2, /* every write waits for its group commit */
+};
+
+typedef struct kv_options {
+    int32_t sync;            /* enum kv_sync_mode */
+    int32_t sync_ms_max;     /* KV_SYNC_BATCH: bound of the loss; 10 */
+    int32_t readonly;        /* bool */
+    int32_t background;      /* bool: start the threads; tests on the simulated disk work without */
+    int32_t write_calls;     /* bool: never store through mappings; set by itself where !io->maps_well */
+    uint32_t segment_size_min; /* 0: KV_SEGMENT_SIZE_MIN */
+    uint32_t segment_size_max; /* 0: KV_SEGMENT_SIZE_MAX */
+    uint32_t inline_size_max;  /* 0: KV_INLINE_SIZE_MAX; tests make values big that are not */
+} kv_options;
+
+/* Opens the directory behind `io`, which the store owns from now on, also when this fails. `checkpoint` is what
+ * the newest published checkpoint said (kv_checkpoint_describe), or NULL: then, or if it does not fit what is on
+ * disk, everything is replayed; *used_checkpoint tells. Failure: `fault` says what and where. */
+kv_status kv_store_open(kv_io *io, const kv_options *options, const uint8_t *checkpoint, size_t checkpoint_size,
+                        kv_fault *fault, kv_store **out);
+/* Refuses new writes from now on (KV_ECLOSED); those under way end first. Reads go on. */
+void kv_store_quiesce(kv_store *store);
+/* Seals, syncs, cuts unused tails, joins threads, unmaps. KV_OK the second time. */
+kv_status kv_store_close(kv_store *store, kv_fault *fault);
+void kv_store_free(kv_store *store); /* closes without sealing if nobody did; accepts NULL */
+
+kv_status kv_caller_new(kv_store *store, kv_caller **out);
+void kv_caller_free(kv_caller *caller); /* before or after close, not after kv_store_free */
+
+/* What the last call through this caller left behind. Fields a call does not name keep what they had. */
+enum { KV_SMALL_SIZE = 65536 };
+typedef struct kv_answer {
+    uint8_t *small;      /* an answer of up to KV_SMALL_SIZE bytes is here; the address never changes */
+    uint8_t *large;      /* a larger one here: until the next call that answers with bytes, which may free it */
+    uint64_t large_capacity;
+    uint64_t version;    /* of the record read or written; after KV_ECONFLICT the current one (0: absent) */
+    int64_t expires_ms;  /* 0: never */
+    int64_t number;      /* incr: the new number */
+    kv_fault fault;      /* after an error */
+} kv_answer;
+kv_answer *kv_caller_answer(kv_caller *caller);
+
+/* --- one key. `ttl_ms` 0: no expiry, else > 0. `durable`: wait until it is on disk. Versions are > 0. --- */
+kv_result kv_put(kv_caller *c, const uint8_t *key, size_t key_size, const uint8_t *value, size_t value_size,
+                 int64_t ttl_ms, int durable);                                    /* the new version */
+kv_result kv_get(kv_caller *c, const uint8_t *key, size_t key_size);              /* size; small or large, version, expires_ms */
+kv_result kv_look(kv_caller *c, const uint8_t *key, size_t key_size);             /* value size; version, expires_ms; no bytes */
+/* The version and nothing else, also of a deleted or expired key as long as its tombstone is kept; 0: never seen. */
+kv_result kv_version(kv_caller *c, const uint8_t *key, size_t key_size);
+kv_result kv_delete(kv_caller *c, const uint8_t *key, size_t key_size, int64_t version, int durable);
+                                       /* the delete's version; version < 0: any, else KV_ECONFLICT unless it is that */
+kv_result kv_cas(kv_caller *c, const uint8_t *key, size_t key_size, const uint8_t *value, size_t value_size,
+                 uint64_t version, int64_t ttl_ms, int durable);                  /* the new version */
+kv_result kv_incr(kv_caller *c, const uint8_t *key, size_t key_size, int64_t by, int64_t ttl_ms, int durable);
+                                       /* the new version; number. ttl_ms 0 keeps what the key has */
+kv_result kv_append(kv_caller *c, const uint8_t *key, size_t key_size, const uint8_t *bytes, size_t size,
+                    int64_t ttl_ms, int durable);                                 /* the new length; version */
+/* Sets (ttl_ms > 0) or clears (0) the expiry. The new version. */
+kv_result kv_expire(kv_caller *c, const uint8_t *key, size_t key_size, int64_t ttl_ms, int durable);
+
+/* --- many keys. Keys and values lie one behind the other, their sizes in arrays beside. --- */
+typedef struct kv_many {
+    uint64_t count;
+    const uint8_t *keys;
+    uint64_t keys_size;
+    const uint32_t *key_sizes;
+    const uint8_t *values; /* NULL: deletes, or gets */
+    uint64_t values_size;
+    const uint32_t *value_sizes;
+} kv_many;
+/* One version each, in envelopes of at most 1 MiB; a failure in the middle leaves those before. The number written. */
+kv_result kv_put_many(kv_caller *c, const kv_many *many, int64_t ttl_ms, int durable);
+kv_result kv_delete_many(kv_caller *c, const kv_many *many, int durable);         /* the number that was there */
+/* Total size; values one behind the other in small or large, `sizes` (count entries of the caller's) says how long each is,
+ * -1: absent. As single gets: not one moment for all. */
+kv_result kv_get_many(kv_caller *c, const kv_many *many, int64_t *sizes);
+
+/* --- a batch: all of it or nothing, under one version. Keys differ. --- */
+typedef struct kv_operation {
+    const uint8_t *key;
+    const uint8_t *value; /* NULL: delete (of a key that is absent: nothing) */
+    uint64_t value_size;
+    int64_t ttl_ms;
+    uint32_t key_size;
+} kv_operation;
+kv_result kv_batch(kv_caller *c, const kv_operation *operations, size_t count, int durable);
+                                       /* the version; 0 if there was nothing to do */
+
+/* Waits until the key's version is above `version`, at most timeout_ms. The version it has then (see kv_version). */
+kv_result kv_wait(kv_caller *c, const uint8_t *key, size_t key_size, uint64_t version, int64_t timeout_ms);
+kv_result kv_sync(kv_caller *c);       /* everything written so far is durable when this returns */
+kv_result kv_refresh(kv_caller *c);    /* read-only openers: takes in what was written since; records applied */
+
+typedef struct kv_stats {
+    uint64_t key_count;        /* live keys, expired ones included until they are reclaimed */
+    uint64_t tombstone_count;
+    uint64_t live_size;        /* bytes of records the index points to */
+    uint64_t flow_size;        /* bytes of records in all segments */
+    uint64_t big_count;        /* live values in files of their own */
+    uint64_t big_size;
+    uint64_t segment_count;
+    uint64_t sequence;         /* the last number given to a record */
+    uint64_t index_slot_count;
+    uint64_t index_memory_size;
+    uint64_t sync_count;       /* fdatasyncs of the flow since open */
+    uint64_t replayed_count;   /* records replayed at open */
+    uint64_t unsynced_size;    /* written and not known durable */
+    uint64_t since_checkpoint_size; /* bytes a reopen would have to replay */
+    int64_t clock_ms;          /* the highest time an expiry was judged by */
+    int32_t was_clean;         /* the opener before closed the store */
+    int32_t used_checkpoint;   /* opened from the index image, not by full replay */
+    int32_t writes_by_call;    /* options.write_calls, or the file system asked for it */
+    int32_t poisoned;          /* a kv_status, 0: none */
+    uint8_t store_id[16];
+} kv_stats;
+kv_status kv_store_measure(kv_store *store, kv_stats *out);
+
+typedef struct kv_segment_stats {
+    uint32_t id;
+    uint32_t sealed; /* bool */
+    uint64_t used_size; /* bytes of records in it */
+    uint64_t live_size; /* bytes of those the index points to */
+} kv_segment_stats;
+kv_status kv_store_measure_segments(kv_store *store, kv_segment_stats **out, size_t *count); /* for free() */
+
+/* --- checkpoints: an image of the index and the counters as of one position, so that opening replays a tail only.
+ * One at a time, by one thread. begin, step until KV_EOF, describe, (store that durably), published. --- */
+typedef struct kv_checkpoint kv_checkpoint;
+kv_status kv_checkpoint_begin(kv_store *store, kv_checkpoint **out); /* KV_EOF: nothing changed since the last */
+kv_status kv_checkpoint_step(kv_checkpoint *checkpoint);             /* KV_MORE, or KV_EOF: written and durable, flow included */
+kv_status kv_checkpoint_describe(kv_checkpoint *checkpoint, const uint8_t **bytes, size_t *size); /* until free */
+/* The catalog has it: files that only older ones used go. Without this call, free() gives the new file up. */
+kv_status kv_checkpoint_published(kv_checkpoint *checkpoint);
+void kv_checkpoint_free(kv_checkpoint *checkpoint);
+
+#endif
