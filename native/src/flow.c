@@ -1,0 +1,503 @@
+/* flow.c -- append, group sync, read at a position. See kv/flow.h for what it promises, flow_internal.h for the
+ * header page, recover.c for how the end is found again.
+ *
+ * Order of writes, which recovery stands on:
+ *   1. a segment's name appears only when its header and zeros are durable;
+ *   2. records go in one behind the other; sync() makes segments durable oldest first;
+ *   3. a watermark is written only after everything below it, in this and all earlier segments, is durable;
+ *   4. a seal likewise; after it the file is cut to its end. */
+#include "flow_internal.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <time.h>
+
+#include "kv/xxh64.h"
+
+enum { MAP_CAPACITY_MIN = 64, RECORD_SIZE_MIN = KV_RECORD_HEAD_SIZE };
+
+static int64_t monotonic_ms(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return now.tv_sec * 1000 + now.tv_nsec / 1000000;
+}
+
+/* --- failures --- */
+
+/* The first failed write or sync ends writing for good: what the kernel did with the pages is unknown, and a second
+ * fdatasync may say "fine" about pages it dropped (Rebello et al., "Can applications recover from fsync failures?",
+ * 2020). A full disk is no such failure as long as nothing was half done. */
+kv_status flow_fail(kv_flow *flow, kv_status status) {
+    if (status == KV_EDISK || status == KV_EMAPPING) kv_flow_set_poison(flow, status, errno);
+    return status;
+}
+
+void kv_flow_set_poison(kv_flow *flow, kv_status status, int os_error) {
+    int none = 0;
+    if (atomic_compare_exchange_strong(&flow->poison, &none, (int)status)) atomic_store(&flow->poison_errno, os_error);
+}
+
+kv_status kv_flow_poison(const kv_flow *flow, int *os_error) {
+    kv_status status = (kv_status)atomic_load(&flow->poison);
+    if (status != KV_OK && os_error != NULL) *os_error = atomic_load(&flow->poison_errno);
+    return status;
+}
+
+/* --- segments --- */
+
+void segment_path(uint32_t id, char path[SEGMENT_PATH_SIZE]) { snprintf(path, SEGMENT_PATH_SIZE, "flow/%08x.seg", id); }
+
+segment *segment_find(const kv_flow *flow, uint32_t id) {
+    const segment_map *map = atomic_load_explicit(&flow->map, memory_order_acquire);
+    if (map == NULL || id - map->base >= map->capacity) return NULL;
+    return atomic_load_explicit(&map->at[id - map->base], memory_order_acquire);
+}
+
+/* Ids only grow, so the map does at its upper end. */
+static kv_status map_grow(kv_flow *flow, uint32_t id) {
+    segment_map *old = atomic_load_explicit(&flow->map, memory_order_relaxed);
+    uint32_t base = old == NULL ? id : old->base;
+    uint32_t capacity = MAP_CAPACITY_MIN;
+    while (capacity <= id - base) capacity *= 2;
+    segment_map *map = calloc(1, sizeof *map + capacity * sizeof map->at[0]);
+    if (map == NULL) return KV_ENOMEM;
+    map->previous = old;
+    map->base = base;
+    map->capacity = capacity;
+    for (uint32_t i = 0; old != NULL && i < old->capacity; i++) atomic_store(&map->at[i], atomic_load(&old->at[i]));
+    atomic_store_explicit(&flow->map, map, memory_order_release);
+    return KV_OK;
+}
+
+kv_status segment_register(kv_flow *flow, segment *one) {
+    segment_map *map = atomic_load_explicit(&flow->map, memory_order_relaxed);
+    KV_ASSERT(map == NULL || one->id >= map->base);
+    if (map == NULL || one->id - map->base >= map->capacity) {
+        if (map_grow(flow, one->id) != KV_OK) return KV_ENOMEM;
+        map = atomic_load_explicit(&flow->map, memory_order_relaxed);
+    }
+    atomic_store_explicit(&map->at[one->id - map->base], one, memory_order_release);
+    return KV_OK;
+}
+
+void segment_release(kv_flow *flow, segment *one) {
+    if (one == NULL) return;
+    if (one->bytes != NULL) flow->io->unmap(flow->io, one->file, one->bytes, one->size);
+    if (one->file != NULL) flow->io->close(flow->io, one->file);
+    free(one);
+}
+
+uint32_t watermark_check(const kv_flow *flow, uint32_t id, uint32_t offset) {
+    uint8_t bytes[4];
+    kv_store32(bytes, offset);
+    return (uint32_t)kv_xxh64(bytes, sizeof bytes, kv_place(flow->salt, id, HEADER_WATERMARK));
+}
+
+kv_status segment_write_watermark(kv_flow *flow, segment *one, uint32_t offset) {
+    uint8_t bytes[8];
+    kv_store32(bytes, offset);
+    kv_store32(bytes + 4, watermark_check(flow, one->id, offset));
+    kv_status status = flow->io->write_at(flow->io, one->file, bytes, sizeof bytes, HEADER_WATERMARK);
+    if (status != KV_OK) return flow_fail(flow, status);
+    one->watermark = offset;
+    return KV_OK;
+}
+
+kv_status segment_write_seal(kv_flow *flow, segment *one) {
+    uint8_t bytes[HEADER_SEAL_BYTES];
+    kv_store32(bytes, atomic_load(&one->end));
+    kv_store32(bytes + 4, one->next);
+    kv_store64(bytes + 8, one->last_sequence);
+    kv_store64(bytes + 16, kv_xxh64(bytes, 16, kv_place(flow->salt, one->id, HEADER_SEAL)));
+    return flow_fail(flow, flow->io->write_at(flow->io, one->file, bytes, sizeof bytes, HEADER_SEAL));
+}
+
+/* Ends a segment at `offset` with a SEAL record. */
+kv_status segment_write_seal_record(kv_flow *flow, segment *one, uint32_t offset, uint32_t next) {
+    uint8_t value[4], bytes[KV_SEAL_SIZE];
+    kv_store32(value, next);
+    kv_record seal = {.kind = KV_KIND_SEAL, .version = flow->sequence, .value = value, .value_size = sizeof value};
+    KV_ASSERT(kv_record_size(&seal) == KV_SEAL_SIZE);
+    kv_record_encode(&seal, kv_place(flow->salt, one->id, offset), bytes);
+    kv_status status = flow->io->write_at(flow->io, one->file, bytes, sizeof bytes, offset);
+    if (status != KV_OK) return flow_fail(flow, status);
+    one->next = next;
+    one->last_sequence = flow->sequence;
+    atomic_store_explicit(&one->end, offset + KV_SEAL_SIZE, memory_order_release);
+    atomic_store_explicit(&one->ended, true, memory_order_release);
+    return KV_OK;
+}
+
+/* --- preparing the next segment --- */
+
+static void header_encode(const kv_flow *flow, const segment *one, uint8_t page[KV_SEGMENT_HEADER_SIZE]) {
+    memset(page, 0, KV_SEGMENT_HEADER_SIZE);
+    memcpy(page, SEGMENT_MAGIC, 8);
+    kv_store32(page + HEADER_FORMAT, FLOW_FORMAT);
+    kv_store32(page + HEADER_ID, one->id);
+    memcpy(page + HEADER_STORE_ID, flow->store_id, 16);
+    kv_store64(page + HEADER_SALT, flow->salt);
+    kv_store64(page + HEADER_CEILING, one->ceiling);
+    kv_store32(page + HEADER_SIZE, one->size);
+    kv_store64(page + HEADER_CREATED, (uint64_t)flow->io->now_ms(flow->io));
+    kv_store64(page + HEADER_CHECKSUM, kv_xxh64(page, HEADER_CHECKSUM, 0));
+}
+
+/* Zeros in 4 KiB writes: larger ones make the kernel keep the file in large folios, and every small store through
+ * the mapping then dirties, and every fdatasync writes, all of one (docs/decisions/0003). */
+static kv_status fill_with_zeros(kv_flow *flow, segment *one) {
+    static const uint8_t zeros[KV_PAGE_SIZE];
+    for (uint32_t at = KV_SEGMENT_HEADER_SIZE; at < one->size; at += KV_PAGE_SIZE) {
+        kv_status status = flow->io->write_at(flow->io, one->file, zeros, KV_PAGE_SIZE, at);
+        if (status != KV_OK) return status;
+    }
+    return KV_OK;
+}
+
+static kv_status segment_make(kv_flow *flow, segment *one) {
+    kv_io *io = flow->io;
+    uint8_t header[KV_SEGMENT_HEADER_SIZE];
+    char path[SEGMENT_PATH_SIZE];
+    segment_path(one->id, path);
+    header_encode(flow, one, header);
+
+    kv_status status = io->open(io, SEGMENT_TEMPORARY, KV_IO_CREATE, &one->file);
+    if (status == KV_OK) status = io->allocate(io, one->file, one->size);
+    if (status == KV_OK) status = fill_with_zeros(flow, one);
+    if (status == KV_OK) status = io->write_at(io, one->file, header, sizeof header, 0);
+    if (status == KV_OK) status = io->sync(io, one->file);
+    if (status == KV_OK) status = io->rename(io, SEGMENT_TEMPORARY, path);
+    if (status == KV_OK) status = io->sync_dir(io, "flow");
+    if (status == KV_OK) status = io->map(io, one->file, one->size, !flow->options.write_calls, &one->bytes);
+    return status;
+}
+
+static kv_status segment_prepare(kv_flow *flow, uint32_t size) {
+    segment *one = calloc(1, sizeof *one);
+    if (one == NULL) return KV_ENOMEM;
+    one->id = flow->next_id;
+    one->size = size;
+    one->ceiling = flow->ceiling + size / RECORD_SIZE_MIN;
+    one->writable = !flow->options.write_calls;
+    atomic_init(&one->end, KV_SEGMENT_HEADER_SIZE);
+
+    kv_status status = segment_make(flow, one);
+    if (status != KV_OK) {
+        int os_error = errno;
+        if (one->file != NULL && status == KV_ENOSPC) flow->io->unlink(flow->io, SEGMENT_TEMPORARY);
+        segment_release(flow, one);
+        errno = os_error;
+        return flow_fail(flow, status);
+    }
+    flow->next_id++;
+    flow->ceiling = one->ceiling;
+    flow->next_size = size * 2 < flow->options.segment_size_max ? size * 2 : flow->options.segment_size_max;
+    atomic_store_explicit(&flow->next, one, memory_order_release);
+    return KV_OK;
+}
+
+/* Gives up a prepared segment that holds nothing. */
+static kv_status next_discard(kv_flow *flow) {
+    segment *one = atomic_exchange(&flow->next, NULL);
+    if (one == NULL) return KV_OK;
+    char path[SEGMENT_PATH_SIZE];
+    segment_path(one->id, path);
+    segment_release(flow, one);
+    kv_status status = flow->io->unlink(flow->io, path);
+    if (status == KV_OK) status = flow->io->sync_dir(flow->io, "flow");
+    return flow_fail(flow, status);
+}
+
+kv_status kv_flow_prepare(kv_flow *flow, uint32_t size) {
+    pthread_mutex_lock(&flow->prepare_lock);
+    kv_status status = kv_flow_poison(flow, NULL) != KV_OK ? KV_EPOISONED : KV_OK;
+    const segment *next = atomic_load(&flow->next);
+    if (status == KV_OK && next != NULL && next->size < size) {
+        status = next_discard(flow);
+        next = NULL;
+    }
+    if (status == KV_OK && next == NULL) {
+        uint32_t planned = flow->next_size;
+        while (planned < size) planned *= 2;
+        status = segment_prepare(flow, planned);
+    }
+    pthread_mutex_unlock(&flow->prepare_lock);
+    return status;
+}
+
+bool kv_flow_wants_prepare(const kv_flow *flow) { return atomic_load(&flow->next) == NULL; }
+
+/* --- appending --- */
+
+static void tail_publish(kv_flow *flow, const segment *one) {
+    kv_position tail = {.segment = one->id, .offset = atomic_load_explicit(&one->end, memory_order_relaxed)};
+    atomic_store_explicit(&flow->tail, kv_position_order(tail), memory_order_release);
+}
+
+/* Moves on to the prepared segment: the one before is sealed only when the next is there to be named. */
+static kv_status flow_roll(kv_flow *flow, uint64_t size) {
+    uint64_t whole = KV_SEGMENT_HEADER_SIZE + size + KV_SEAL_SIZE;
+    if (whole > flow->options.segment_size_max) return KV_EBATCHSIZE;
+    kv_status status = kv_flow_prepare(flow, (uint32_t)whole);
+    if (status != KV_OK) return status;
+    segment *next = atomic_load(&flow->next);
+    segment *active = flow->active;
+    if (active != NULL) {
+        status = segment_write_seal_record(flow, active, atomic_load(&active->end), next->id);
+        if (status != KV_OK) return status;
+    }
+    status = segment_register(flow, next);
+    if (status != KV_OK) return status;
+    atomic_store(&flow->next, NULL);
+    flow->active = next;
+    tail_publish(flow, next);
+    return KV_OK;
+}
+
+kv_status kv_flow_reserve(kv_flow *flow, uint64_t size, uint64_t sequence_count, uint8_t **bytes, kv_position *position) {
+    KV_ASSERT(size % KV_RECORD_ALIGN == 0);
+    if (KV_UNLIKELY(atomic_load_explicit(&flow->poison, memory_order_relaxed) != KV_OK)) return KV_EPOISONED;
+    segment *active = flow->active;
+    if (active == NULL || atomic_load_explicit(&active->end, memory_order_relaxed) + size + KV_SEAL_SIZE > active->size) {
+        kv_status status = flow_roll(flow, size);
+        if (status != KV_OK) return status;
+        active = flow->active;
+    }
+    KV_ASSERT(flow->sequence + sequence_count <= active->ceiling);
+    position->segment = active->id;
+    position->offset = atomic_load_explicit(&active->end, memory_order_relaxed);
+    if (active->writable) {
+        *bytes = active->bytes + position->offset;
+        return KV_OK;
+    }
+    if (flow->scratch_size < size) {
+        uint8_t *larger = realloc(flow->scratch, size);
+        if (larger == NULL) return KV_ENOMEM;
+        flow->scratch = larger;
+        flow->scratch_size = size;
+    }
+    *bytes = flow->scratch;
+    return KV_OK;
+}
+
+kv_status kv_flow_commit(kv_flow *flow, kv_position position, uint64_t size) {
+    segment *active = flow->active;
+    KV_ASSERT(active != NULL && active->id == position.segment && atomic_load(&active->end) == position.offset);
+    if (!active->writable) {
+        kv_status status = flow->io->write_at(flow->io, active->file, flow->scratch, size, position.offset);
+        if (status != KV_OK) {
+            /* Half a record may stand there now, so even a full disk ends writing here. */
+            kv_flow_set_poison(flow, KV_EDISK, errno);
+            return status;
+        }
+    }
+    atomic_store_explicit(&active->end, position.offset + (uint32_t)size, memory_order_release);
+    tail_publish(flow, active);
+    return KV_OK;
+}
+
+/* --- group sync --- */
+
+/* One thread at a time makes things durable: it leads, the others wait for what it reaches. */
+static void lead(kv_flow *flow) {
+    while (flow->syncing) pthread_cond_wait(&flow->sync_done, &flow->sync_lock);
+    flow->syncing = true;
+    pthread_mutex_unlock(&flow->sync_lock);
+}
+
+static void follow(kv_flow *flow) {
+    pthread_mutex_lock(&flow->sync_lock);
+    flow->syncing = false;
+    pthread_cond_broadcast(&flow->sync_done);
+}
+
+/* Leader. Oldest first: durable is a prefix of the log, never a patchwork. */
+static kv_status sync_files(kv_flow *flow, kv_position from, kv_position to) {
+    for (uint32_t id = from.segment; id <= to.segment; id++) {
+        segment *one = segment_find(flow, id);
+        if (one == NULL || one->file == NULL) continue;
+        kv_status status = flow->io->sync(flow->io, one->file);
+        if (status != KV_OK) {
+            kv_flow_set_poison(flow, KV_EDISK, errno);
+            return status;
+        }
+        atomic_fetch_add(&flow->sync_count, 1);
+    }
+    return KV_OK;
+}
+
+/* Leader. At most every KV_WATERMARK_MS_MIN: a second dirty page in every fdatasync costs a fifth of its speed
+ * (docs/decisions/0004), and being late only makes a torn tail longer than it was. */
+static kv_status watermark_note(kv_flow *flow, kv_position durable) {
+    int64_t now = monotonic_ms();
+    if (flow->options.write_watermark_always || now - flow->watermark_ms >= KV_WATERMARK_MS_MIN) {
+        segment *one = segment_find(flow, durable.segment);
+        if (one == NULL || one->file == NULL || one->watermark >= durable.offset) return KV_OK;
+        flow->watermark_ms = now;
+        flow->watermark_dirty = true;
+        return segment_write_watermark(flow, one, durable.offset);
+    }
+    return KV_OK;
+}
+
+static kv_status sync_lead(kv_flow *flow) {
+    kv_position target = kv_flow_tail(flow);
+    kv_position durable = kv_flow_durable(flow);
+    kv_status status = sync_files(flow, durable, target);
+    if (status != KV_OK) return status;
+    flow->watermark_dirty = false;
+    atomic_store_explicit(&flow->durable, kv_position_order(target), memory_order_release);
+    return watermark_note(flow, target);
+}
+
+kv_status kv_flow_sync(kv_flow *flow, kv_position upto) {
+    uint64_t wanted = kv_position_order(upto);
+    if (atomic_load_explicit(&flow->durable, memory_order_acquire) >= wanted) return KV_OK;
+    kv_status status = KV_OK;
+    pthread_mutex_lock(&flow->sync_lock);
+    while (status == KV_OK && atomic_load(&flow->durable) < wanted) {
+        if (kv_flow_poison(flow, NULL) != KV_OK) {
+            status = KV_EPOISONED;
+        } else if (flow->syncing) {
+            pthread_cond_wait(&flow->sync_done, &flow->sync_lock);
+        } else {
+            lead(flow);
+            status = sync_lead(flow);
+            follow(flow);
+        }
+    }
+    pthread_mutex_unlock(&flow->sync_lock);
+    return status;
+}
+
+/* Leader. Says durably, in its header, that a durable segment is complete, then gives its unused tail back. */
+static kv_status seal_durable(kv_flow *flow, segment *one) {
+    kv_status status = segment_write_seal(flow, one);
+    if (status == KV_OK) status = segment_write_watermark(flow, one, atomic_load(&one->end));
+    if (status == KV_OK) status = flow_fail(flow, flow->io->sync(flow->io, one->file));
+    if (status == KV_OK) status = segment_cut(flow, one, atomic_load(&one->end));
+    if (status != KV_OK) return status;
+    flow->io->close(flow->io, one->file);
+    one->file = NULL;
+    one->sealed = true;
+    return KV_OK;
+}
+
+static kv_status settle_lead(kv_flow *flow) {
+    kv_position durable = kv_flow_durable(flow);
+    for (uint32_t id = flow->unsealed; id <= durable.segment; id++) {
+        segment *one = segment_find(flow, id);
+        bool waits = one != NULL && !one->sealed;
+        if (waits && (!atomic_load_explicit(&one->ended, memory_order_acquire) || (id == durable.segment && durable.offset < atomic_load(&one->end)))) break;
+        kv_status status = waits ? seal_durable(flow, one) : KV_OK;
+        if (status != KV_OK) return status;
+        flow->unsealed = id + 1;
+    }
+    segment *last = segment_find(flow, durable.segment);
+    if (last == NULL || last->sealed || last->file == NULL) return KV_OK;
+    if (last->watermark < durable.offset) {
+        kv_status status = segment_write_watermark(flow, last, durable.offset);
+        if (status != KV_OK) return status;
+        flow->watermark_dirty = true;
+    }
+    if (!flow->watermark_dirty) return KV_OK;
+    flow->watermark_dirty = false;
+    return flow_fail(flow, flow->io->sync(flow->io, last->file));
+}
+
+kv_status kv_flow_settle(kv_flow *flow) {
+    if (kv_flow_poison(flow, NULL) != KV_OK) return KV_EPOISONED;
+    pthread_mutex_lock(&flow->sync_lock);
+    lead(flow);
+    kv_status status = settle_lead(flow);
+    follow(flow);
+    pthread_mutex_unlock(&flow->sync_lock);
+    return status;
+}
+
+/* --- the end --- */
+
+static kv_status close_writer(kv_flow *flow) {
+    kv_status status = KV_OK;
+    segment *active = flow->active;
+    if (active != NULL) {
+        status = segment_write_seal_record(flow, active, atomic_load(&active->end), 0);
+        if (status == KV_OK) tail_publish(flow, active);
+    }
+    if (status == KV_OK) status = kv_flow_sync(flow, kv_flow_tail(flow));
+    if (status == KV_OK) status = kv_flow_settle(flow);
+    if (status == KV_OK) status = next_discard(flow);
+    return status;
+}
+
+kv_status kv_flow_close(kv_flow *flow, kv_fault *fault) {
+    if (flow->closed) return KV_OK;
+    flow->closed = true;
+    if (flow->options.readonly || kv_flow_poison(flow, NULL) != KV_OK) return KV_OK;
+    kv_status status = close_writer(flow);
+    if (status != KV_OK && fault != NULL) {
+        fault->status = status;
+        fault->os_error = errno;
+        fault->position = kv_flow_tail(flow);
+        snprintf(fault->what, sizeof fault->what, "the flow could not be closed; the next open recovers it");
+    }
+    return status;
+}
+
+void kv_flow_free(kv_flow *flow) {
+    if (flow == NULL) return;
+    segment_release(flow, atomic_load(&flow->next));
+    segment_map *map = atomic_load(&flow->map);
+    for (uint32_t i = 0; map != NULL && i < map->capacity; i++) segment_release(flow, atomic_load(&map->at[i]));
+    while (map != NULL) {
+        segment_map *previous = map->previous;
+        free(map);
+        map = previous;
+    }
+    free(flow->scratch);
+    pthread_mutex_destroy(&flow->prepare_lock);
+    pthread_mutex_destroy(&flow->sync_lock);
+    pthread_cond_destroy(&flow->sync_done);
+    free(flow);
+}
+
+/* --- looking --- */
+
+const uint8_t *kv_flow_at(const kv_flow *flow, uint32_t id, uint32_t offset, uint64_t *size) {
+    const segment *one = segment_find(flow, id);
+    if (one == NULL || offset >= one->size) return NULL;
+    *size = one->size - offset;
+    return one->bytes + offset;
+}
+
+kv_status kv_flow_segments(const kv_flow *flow, kv_segment_info **out, size_t *count) {
+    const segment_map *map = atomic_load(&flow->map);
+    uint32_t capacity = map == NULL ? 0 : map->capacity;
+    kv_segment_info *infos = calloc(capacity + 1, sizeof *infos);
+    if (infos == NULL) return KV_ENOMEM;
+    *count = 0;
+    for (uint32_t i = 0; i < capacity; i++) {
+        const segment *one = atomic_load(&map->at[i]);
+        if (one == NULL) continue;
+        infos[(*count)++] = (kv_segment_info){
+            .id = one->id, .size = one->size, .end = atomic_load(&one->end), .sealed = one->sealed};
+    }
+    *out = infos;
+    return KV_OK;
+}
+
+kv_position kv_flow_tail(const kv_flow *flow) {
+    return position_of(atomic_load_explicit(&flow->tail, memory_order_acquire));
+}
+
+kv_position kv_flow_durable(const kv_flow *flow) {
+    return position_of(atomic_load_explicit(&flow->durable, memory_order_acquire));
+}
+
+uint64_t kv_flow_sync_count(const kv_flow *flow) { return atomic_load(&flow->sync_count); }
+uint64_t kv_flow_salt(const kv_flow *flow) { return flow->salt; }
+const uint8_t *kv_flow_store_id(const kv_flow *flow) { return flow->store_id; }
+bool kv_flow_was_clean(const kv_flow *flow) { return flow->was_clean; }
+uint64_t kv_flow_sequence(const kv_flow *flow) { return flow->sequence; }
+void kv_flow_set_sequence(kv_flow *flow, uint64_t sequence) { flow->sequence = sequence; }

@@ -1,0 +1,137 @@
+/* flow_internal.h -- what flow.c (append, sync) and recover.c (find the end, cut) share, and nobody else sees. */
+#ifndef KV_FLOW_INTERNAL_H
+#define KV_FLOW_INTERNAL_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "kv/flow.h"
+
+/* The header page of a segment. Three sectors, because each is written at another time and a sector is what a disk
+ * does not tear:
+ *
+ *   offset size field
+ *        0    8 magic         "kvsvrseg"
+ *        8    4 format        1
+ *       12    4 segment id
+ *       16   16 store id
+ *       32    8 salt
+ *       40    8 ceiling       no sequence number in this or an earlier segment is above it
+ *       48    4 size          of the file as planned
+ *       52    4 reserved      0
+ *       56    8 created       wall clock, ms
+ *       64    8 checksum      XXH64 of bytes 0..63, seed = 0; this block keeps its shape in every format to come
+ *
+ *      512    4 watermark     durable up to this offset; 0 if it was never written
+ *      516    4 check         of the watermark, seeded with the place
+ *
+ *     1024    4 end           behind the SEAL record; 0 while the segment is not sealed
+ *     1028    4 next          id that the SEAL record names
+ *     1032    8 last sequence in this or an earlier segment
+ *     1040    8 checksum      XXH64 of bytes 1024..1039, seeded with the place
+ *
+ * A watermark or a seal whose check fails counts as not written: the records tell the same, only later. */
+enum {
+    HEADER_FORMAT = 8,
+    HEADER_ID = 12,
+    HEADER_STORE_ID = 16,
+    HEADER_SALT = 32,
+    HEADER_CEILING = 40,
+    HEADER_SIZE = 48,
+    HEADER_CREATED = 56,
+    HEADER_CHECKSUM = 64,
+    HEADER_WATERMARK = 512,
+    HEADER_SEAL = 1024,
+    HEADER_SEAL_BYTES = 24,
+    FLOW_FORMAT = 1,
+};
+#define SEGMENT_MAGIC "kvsvrseg"
+#define SEGMENT_TEMPORARY "flow/next.tmp"
+enum { SEGMENT_PATH_SIZE = 32 };
+
+typedef struct segment {
+    uint32_t id;
+    uint32_t size;      /* bytes mapped */
+    uint8_t *bytes;
+    kv_file *file;      /* NULL once nothing will be written or synced any more */
+    uint64_t ceiling;
+    _Atomic uint32_t end;
+    uint32_t watermark; /* as read from the header, or last written there */
+    uint32_t next;      /* what its SEAL names */
+    uint64_t last_sequence;
+    bool writable;      /* the mapping may be stored to */
+    _Atomic bool ended; /* a SEAL record closes it: next and last_sequence are set */
+    bool sealed;        /* the header says so, durably */
+} segment;
+
+/* Segment id -> segment, for readers. When it is full a larger one replaces it; the small ones before it stay until
+ * the flow ends, because a reader may hold one and all of them together are smaller than the newest. */
+typedef struct segment_map {
+    struct segment_map *previous;
+    uint32_t base;
+    uint32_t capacity;
+    _Atomic(segment *) at[];
+} segment_map;
+
+struct kv_flow {
+    kv_io *io;
+    kv_epoch *epoch;
+    kv_flow_options options;
+    uint8_t store_id[16];
+    uint64_t salt;
+    bool was_clean;
+    bool closed;
+
+    _Atomic(segment_map *) map;
+
+    /* The holder of the writer lock. */
+    segment *active; /* NULL until the first write after a clean open */
+    uint64_t sequence;
+    uint8_t *scratch; /* write calls: where a record is put together */
+    size_t scratch_size;
+    _Atomic uint64_t tail; /* kv_position_order() */
+
+    /* prepare(): one at a time; `next` is handed over under the lock. */
+    pthread_mutex_t prepare_lock;
+    _Atomic(segment *) next;
+    uint32_t next_id;
+    uint32_t next_size;     /* by the schedule */
+    uint64_t ceiling;       /* the highest reserved so far */
+
+    /* sync(): one leader at a time. */
+    pthread_mutex_t sync_lock;
+    pthread_cond_t sync_done;
+    bool syncing;
+    _Atomic uint64_t durable;
+    int64_t watermark_ms;   /* when the header was last written, monotonic */
+    bool watermark_dirty;   /* written and not synced since */
+    uint32_t unsealed;      /* no segment with a lower id waits for its seal */
+    _Atomic uint64_t sync_count;
+
+    _Atomic int poison; /* a kv_status */
+    _Atomic int poison_errno;
+
+    /* refresh(): where a read-only opener stands. */
+    kv_position replayed;
+    uint64_t replayed_sequence;
+};
+
+static inline kv_position position_of(uint64_t order) {
+    return (kv_position){.segment = (uint32_t)(order >> 32), .offset = (uint32_t)order};
+}
+
+/* flow.c */
+void segment_path(uint32_t id, char path[SEGMENT_PATH_SIZE]);
+segment *segment_find(const kv_flow *flow, uint32_t id);
+kv_status segment_register(kv_flow *flow, segment *one);
+void segment_release(kv_flow *flow, segment *one);
+kv_status segment_write_watermark(kv_flow *flow, segment *one, uint32_t offset);
+kv_status segment_write_seal_record(kv_flow *flow, segment *one, uint32_t offset, uint32_t next);
+kv_status segment_write_seal(kv_flow *flow, segment *one);
+uint32_t watermark_check(const kv_flow *flow, uint32_t id, uint32_t offset);
+kv_status flow_fail(kv_flow *flow, kv_status status);
+
+/* recover.c: the only code that truncates. */
+kv_status segment_cut(kv_flow *flow, segment *one, uint32_t offset);
+
+#endif

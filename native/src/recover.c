@@ -1,0 +1,506 @@
+/* recover.c -- finds the end of the log, hands its records to a resolver, and makes that end definite. The only code
+ * that truncates.
+ *
+ * The reader's algorithm:
+ *   - Segments are read in the order of their chain: each SEAL names the next (0, a clean close: id + 1, if there is
+ *     one). A link that leads nowhere is damage.
+ *   - Within a segment records follow one another. The first that is not valid, or an envelope that is not whole,
+ *     ends the log, whatever follows - unless it lies below the durable watermark or the segment is sealed: then it
+ *     is damage, and nothing is changed on the disk.
+ *   - A segment behind the end may hold no watermark: one that does was durable once, which says that the end is
+ *     damage as well.
+ *
+ * What a writer does when the opener before it did not close, each step durable before the next:
+ *   1. cut the segment at the end of the log: stale records behind it can never join the log again;
+ *   2. make the next segment, with a number that was never used and a ceiling above all ceilings seen;
+ *   3. unlink the segments behind the end;
+ *   4. SEAL the cut segment, naming the new one; say so in its header.
+ * A crash between any two of them leaves a log with the same end. */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "flow_internal.h"
+#include "kv/xxh64.h"
+
+typedef struct scan {
+    kv_flow *flow;
+    kv_replay replay;
+    void *context;
+    kv_fault *fault;
+    uint64_t sequence; /* the highest seen */
+} scan;
+
+static kv_status damage(kv_fault *fault, uint32_t id, uint32_t offset, const char *what) {
+    fault->status = KV_ECORRUPT;
+    fault->os_error = 0;
+    fault->position = (kv_position){.segment = id, .offset = offset};
+    snprintf(fault->what, sizeof fault->what, "flow/%08x.seg at %u: %s", id, offset, what);
+    return KV_ECORRUPT;
+}
+
+static kv_status trouble(kv_fault *fault, kv_status status, uint32_t id, const char *what) {
+    fault->status = status;
+    fault->os_error = errno;
+    fault->position = (kv_position){.segment = id, .offset = 0};
+    snprintf(fault->what, sizeof fault->what, "flow/%08x.seg: %s", id, what);
+    return status;
+}
+
+/* The mapping beyond the cut stays, and is not touched again: readers go where the index points. */
+kv_status segment_cut(kv_flow *flow, segment *one, uint32_t offset) {
+    kv_status status = flow->io->truncate(flow->io, one->file, offset);
+    if (status == KV_OK) status = flow->io->sync(flow->io, one->file);
+    return flow_fail(flow, status);
+}
+
+/* --- headers --- */
+
+static kv_status header_check(kv_flow *flow, const uint8_t *page, size_t size, uint32_t id, bool first, kv_fault *fault) {
+    if (size < KV_SEGMENT_HEADER_SIZE) return damage(fault, id, 0, "the file is shorter than a header");
+    if (memcmp(page, SEGMENT_MAGIC, 8) != 0) return damage(fault, id, 0, "the header does not start like a segment's");
+    if (kv_load64(page + HEADER_CHECKSUM) != kv_xxh64(page, HEADER_CHECKSUM, 0))
+        return damage(fault, id, 0, "the header's checksum is wrong");
+    uint32_t format = kv_load32(page + HEADER_FORMAT);
+    if (format != FLOW_FORMAT) {
+        trouble(fault, KV_EFORMAT, id, "");
+        snprintf(fault->what, sizeof fault->what, "the store has format %u; this version reads %d", format, FLOW_FORMAT);
+        return KV_EFORMAT;
+    }
+    if (kv_load32(page + HEADER_ID) != id) return damage(fault, id, 0, "the header is another segment's");
+    if (first) {
+        memcpy(flow->store_id, page + HEADER_STORE_ID, sizeof flow->store_id);
+        flow->salt = kv_load64(page + HEADER_SALT);
+    }
+    bool same = memcmp(flow->store_id, page + HEADER_STORE_ID, 16) == 0 && flow->salt == kv_load64(page + HEADER_SALT);
+    return same ? KV_OK : damage(fault, id, 0, "the segment belongs to another store");
+}
+
+static void header_decode(kv_flow *flow, const uint8_t *page, segment *one) {
+    one->ceiling = kv_load64(page + HEADER_CEILING);
+    if (one->ceiling > flow->ceiling) flow->ceiling = one->ceiling;
+
+    uint32_t watermark = kv_load32(page + HEADER_WATERMARK);
+    if (watermark_check(flow, one->id, watermark) == kv_load32(page + HEADER_WATERMARK + 4)) one->watermark = watermark;
+
+    const uint8_t *seal = page + HEADER_SEAL;
+    uint64_t check = kv_xxh64(seal, 16, kv_place(flow->salt, one->id, HEADER_SEAL));
+    if (kv_load32(seal) == 0 || check != kv_load64(seal + 16)) return;
+    atomic_store(&one->end, kv_load32(seal));
+    one->next = kv_load32(seal + 4);
+    one->last_sequence = kv_load64(seal + 8);
+    one->sealed = true;
+    atomic_store(&one->ended, true);
+}
+
+static kv_status segment_load(kv_flow *flow, uint32_t id, segment *one, kv_fault *fault) {
+    kv_io *io = flow->io;
+    char path[SEGMENT_PATH_SIZE];
+    uint8_t page[KV_SEGMENT_HEADER_SIZE];
+    uint64_t size = 0;
+    size_t got = 0;
+    segment_path(id, path);
+    bool first = atomic_load(&flow->map) == NULL;
+
+    kv_status status = io->open(io, path, flow->options.readonly ? KV_IO_READ : KV_IO_WRITE, &one->file);
+    if (status == KV_OK) status = io->size(io, one->file, &size);
+    if (status == KV_OK) status = io->read_at(io, one->file, page, sizeof page, 0, &got);
+    if (status == KV_ABSENT) return status;
+    if (status != KV_OK) return trouble(fault, status, id, "cannot be opened");
+    status = header_check(flow, page, got, id, first, fault);
+    if (status != KV_OK) return status;
+    if (size > UINT32_MAX) return damage(fault, id, 0, "the file is larger than a segment can be");
+    header_decode(flow, page, one);
+    if (one->sealed && size < atomic_load(&one->end))
+        return damage(fault, id, (uint32_t)size, "the file ends before its last record");
+    one->size = (uint32_t)size;
+    status = io->map(io, one->file, size, false, &one->bytes);
+    return status == KV_OK ? KV_OK : trouble(fault, status, id, "cannot be mapped");
+}
+
+/* KV_ABSENT: there is no such file. */
+static kv_status segment_open(kv_flow *flow, uint32_t id, kv_fault *fault, segment **out) {
+    segment *one = calloc(1, sizeof *one);
+    if (one == NULL) return KV_ENOMEM;
+    one->id = id;
+    kv_status status = segment_load(flow, id, one, fault);
+    if (status == KV_OK) status = segment_register(flow, one);
+    if (status != KV_OK) {
+        segment_release(flow, one);
+        return status;
+    }
+    if (one->sealed) { /* Nothing will be written there: one descriptor less. */
+        flow->io->close(flow->io, one->file);
+        one->file = NULL;
+    }
+    *out = one;
+    return KV_OK;
+}
+
+/* --- records --- */
+
+static kv_status deliver(scan *s, const kv_record *record, uint32_t id, uint32_t offset, uint32_t used) {
+    if (record->sequence > s->sequence) s->sequence = record->sequence;
+    if (s->replay == NULL) return KV_OK;
+    return s->replay(s->context, record, (kv_position){.segment = id, .offset = offset}, used);
+}
+
+/* Every record inside is valid and together they fill it. */
+static bool envelope_whole(const scan *s, const segment *one, uint32_t offset, uint32_t end) {
+    kv_record record;
+    uint32_t used;
+    while (offset < end) {
+        uint64_t place = kv_place(s->flow->salt, one->id, offset);
+        if (kv_record_decode(one->bytes + offset, end - offset, place, &record, &used) != KV_OK) return false;
+        if (record.kind == KV_KIND_ENVELOPE || record.kind == KV_KIND_SEAL) return false;
+        offset += used;
+    }
+    return offset == end;
+}
+
+static kv_status deliver_envelope(scan *s, const segment *one, uint32_t offset, uint32_t end) {
+    kv_record record;
+    uint32_t used;
+    kv_status status = KV_OK;
+    while (status == KV_OK && offset < end) {
+        uint64_t place = kv_place(s->flow->salt, one->id, offset);
+        status = kv_record_peek(one->bytes + offset, end - offset, place, &record, &used);
+        if (status == KV_OK) status = deliver(s, &record, one->id, offset, used);
+        offset += used;
+    }
+    return status;
+}
+
+/* Replays from *offset. KV_OK: a SEAL ended the segment, *offset is behind it. KV_EOF: no valid record at *offset.
+ * Anything else is the resolver's word. */
+static kv_status scan_segment(scan *s, segment *one, uint32_t limit, uint32_t *offset) {
+    for (;;) {
+        kv_record record;
+        uint32_t used;
+        uint64_t place = kv_place(s->flow->salt, one->id, *offset);
+        uint64_t left = *offset < limit ? limit - *offset : 0;
+        kv_status status = kv_record_decode(one->bytes + *offset, left, place, &record, &used);
+        if (status != KV_OK) return KV_EOF;
+        uint32_t next = *offset + used;
+        if (record.kind == KV_KIND_SEAL) {
+            if (record.value_size != 4) return KV_EOF;
+            one->next = kv_load32(record.value);
+            atomic_store(&one->ended, true);
+            atomic_store(&one->end, next);
+            *offset = next;
+            return KV_OK;
+        }
+        if (record.kind == KV_KIND_ENVELOPE) {
+            uint32_t end = next + record.value_size;
+            if (!envelope_whole(s, one, next, end)) return KV_EOF;
+            status = deliver_envelope(s, one, next, end);
+            next = end;
+        } else {
+            status = deliver(s, &record, one->id, *offset, used);
+        }
+        if (status != KV_OK) return status;
+        *offset = next;
+        if (!one->sealed) atomic_store(&one->end, next);
+    }
+}
+
+/* What an end of valid records at `offset` means. KV_EOF: the log ends there. */
+static kv_status judge_end(scan *s, const segment *one, uint32_t offset) {
+    if (one->sealed) return damage(s->fault, one->id, offset, "no valid record, in a sealed segment");
+    if (offset < one->watermark) return damage(s->fault, one->id, offset, "no valid record, below the durable watermark");
+    return KV_EOF;
+}
+
+static uint32_t segment_successor(const segment *one) { return one->next != 0 ? one->next : one->id + 1; }
+
+/* Replays the chain from `start` on. *end is where the log ends: behind a clean SEAL, or KV_EOF's place. */
+static kv_status scan_chain(scan *s, segment *one, uint32_t offset, kv_position *end) {
+    for (;;) {
+        uint32_t limit = one->sealed ? atomic_load(&one->end) : one->size;
+        /* A position noted behind the SEAL of a closed store: nothing is left to read here. */
+        kv_status status = one->sealed && offset == limit ? KV_OK : scan_segment(s, one, limit, &offset);
+        if (status == KV_EOF) status = judge_end(s, one, offset);
+        *end = (kv_position){.segment = one->id, .offset = offset};
+        if (status == KV_EOF) return KV_OK;
+        if (status != KV_OK) return status;
+        if (one->sealed && offset != atomic_load(&one->end))
+            return damage(s->fault, one->id, offset, "the segment ends before its header says");
+        segment *next = segment_find(s->flow, segment_successor(one));
+        if (next == NULL) {
+            /* A writer may have gone on since a reader listed the directory. */
+            if (one->next == 0 || s->flow->options.readonly) return KV_OK;
+            return damage(s->fault, one->next, 0, "the file is missing");
+        }
+        one = next;
+        offset = KV_SEGMENT_HEADER_SIZE;
+    }
+}
+
+/* --- opening --- */
+
+static bool parse_name(const char *name, uint32_t *id) {
+    char again[SEGMENT_PATH_SIZE];
+    unsigned value = 0;
+    if (sscanf(name, "%8x.seg", &value) != 1 || value == 0) return false;
+    segment_path(value, again);
+    *id = value;
+    return strcmp(again + strlen("flow/"), name) == 0;
+}
+
+static kv_status open_all(kv_flow *flow, kv_fault *fault, uint32_t **ids, size_t *count) {
+    char **names = NULL;
+    size_t name_count = 0;
+    *count = 0;
+    kv_status status = flow->io->list(flow->io, "flow", &names, &name_count);
+    if (status == KV_ABSENT) return KV_OK;
+    if (status != KV_OK) return trouble(fault, status, 0, "the directory cannot be listed");
+    *ids = calloc(name_count + 1, sizeof **ids);
+    if (*ids == NULL) status = KV_ENOMEM;
+    for (size_t i = 0; status == KV_OK && i < name_count; i++) {
+        segment *one;
+        uint32_t id;
+        if (!parse_name(names[i], &id)) continue;
+        status = segment_open(flow, id, fault, &one);
+        if (status == KV_OK) (*ids)[(*count)++] = id;
+        /* Between a reader's look at the directory and at the file a writer may give up an unused segment. */
+        if (status == KV_ABSENT && flow->options.readonly) status = KV_OK;
+    }
+    free(names);
+    return status;
+}
+
+/* The chain from the first segment on reaches everything, or ends where the log does: `end` comes later. Before any
+ * record is replayed only sealed segments can be followed, which is what matters: a missing one among them is a hole. */
+static kv_status check_links(kv_flow *flow, const uint32_t *ids, size_t count, kv_fault *fault) {
+    if (count != 0 && ids[0] != 1) return damage(fault, 1, 0, "the file is missing");
+    for (size_t i = 0; i < count; i++) {
+        const segment *one = segment_find(flow, ids[i]);
+        if (!one->sealed) break;
+        uint32_t expected = segment_successor(one);
+        bool last = i + 1 == count;
+        bool hole = last ? one->next != 0 && !flow->options.readonly : ids[i + 1] != expected;
+        if (hole) return damage(fault, expected, 0, "the file is missing");
+    }
+    return KV_OK;
+}
+
+/* In a segment whose header lost its seal: reading on behind the SEAL record would be reading past the end. */
+static bool follows_seal(const kv_flow *flow, const segment *one, uint32_t offset) {
+    kv_record record;
+    uint32_t used;
+    if (offset < KV_SEGMENT_HEADER_SIZE + KV_SEAL_SIZE) return false;
+    offset -= KV_SEAL_SIZE;
+    uint64_t place = kv_place(flow->salt, one->id, offset);
+    kv_status status = kv_record_decode(one->bytes + offset, one->size - offset, place, &record, &used);
+    return status == KV_OK && record.kind == KV_KIND_SEAL;
+}
+
+/* Segments before the start of a replay were durable when that position was noted, and say so themselves. */
+static segment *find_start(kv_flow *flow, const uint32_t *ids, size_t count, kv_position start) {
+    segment *one = segment_find(flow, start.segment);
+    if (one == NULL || start.offset < KV_SEGMENT_HEADER_SIZE || start.offset > one->size) return NULL;
+    if (one->sealed ? start.offset > atomic_load(&one->end) : follows_seal(flow, one, start.offset)) return NULL;
+    for (size_t i = 0; i < count && ids[i] < start.segment; i++)
+        if (!segment_find(flow, ids[i])->sealed) return NULL;
+    return one;
+}
+
+static kv_status check_behind_end(kv_flow *flow, const uint32_t *ids, size_t count, kv_position end, kv_fault *fault) {
+    for (size_t i = 0; i < count; i++) {
+        const segment *one = segment_find(flow, ids[i]);
+        if (ids[i] <= end.segment || (!one->sealed && one->watermark <= KV_SEGMENT_HEADER_SIZE)) continue;
+        return damage(fault, end.segment, end.offset, "the log ends here, but later records were durable");
+    }
+    return KV_OK;
+}
+
+/* --- making the end definite --- */
+
+static kv_status activate_next(kv_flow *flow) {
+    kv_status status = segment_register(flow, atomic_load(&flow->next));
+    if (status != KV_OK) return status;
+    flow->active = atomic_exchange(&flow->next, NULL);
+    kv_position start = {.segment = flow->active->id, .offset = KV_SEGMENT_HEADER_SIZE};
+    atomic_store(&flow->tail, kv_position_order(start));
+    atomic_store(&flow->durable, kv_position_order(start));
+    return KV_OK;
+}
+
+static kv_status unlink_behind(kv_flow *flow, const uint32_t *ids, size_t count, uint32_t last) {
+    bool any = false;
+    for (size_t i = 0; i < count; i++) {
+        if (ids[i] <= last) continue;
+        char path[SEGMENT_PATH_SIZE];
+        segment_path(ids[i], path);
+        kv_status status = flow->io->unlink(flow->io, path);
+        if (status != KV_OK) return flow_fail(flow, status);
+        segment *one = segment_find(flow, ids[i]);
+        segment_map *map = atomic_load(&flow->map);
+        atomic_store(&map->at[ids[i] - map->base], NULL);
+        segment_release(flow, one);
+        any = true;
+    }
+    return any ? flow_fail(flow, flow->io->sync_dir(flow->io, "flow")) : KV_OK;
+}
+
+static kv_status seal_recovered(kv_flow *flow, const uint32_t *ids, size_t count, kv_position end) {
+    for (size_t i = 0; i < count && ids[i] <= end.segment; i++) {
+        segment *one = segment_find(flow, ids[i]);
+        if (one->sealed) continue;
+        kv_status status = segment_write_seal(flow, one);
+        if (status == KV_OK) status = segment_write_watermark(flow, one, atomic_load(&one->end));
+        if (status == KV_OK) status = segment_cut(flow, one, atomic_load(&one->end));
+        if (status != KV_OK) return status;
+        flow->io->close(flow->io, one->file);
+        one->file = NULL;
+        one->sealed = true;
+    }
+    return KV_OK;
+}
+
+/* The four steps of the head of this file. */
+static kv_status cut_and_seal(kv_flow *flow, const uint32_t *ids, size_t count, kv_position end) {
+    kv_status status = KV_OK;
+    segment *last = segment_find(flow, end.segment);
+    for (size_t i = 0; status == KV_OK && i < count && ids[i] < end.segment; i++) {
+        segment *one = segment_find(flow, ids[i]);
+        if (one->sealed) continue;
+        one->last_sequence = flow->sequence;
+        status = flow_fail(flow, flow->io->sync(flow->io, one->file));
+    }
+    if (status == KV_OK) status = segment_cut(flow, last, end.offset);
+    if (status != KV_OK) return status;
+
+    uint64_t ceiling = flow->ceiling;
+    status = kv_flow_prepare(flow, 0);
+    if (status == KV_OK) status = unlink_behind(flow, ids, count, end.segment);
+    if (status == KV_OK) status = segment_write_seal_record(flow, last, end.offset, atomic_load(&flow->next)->id);
+    /* The record first, then the header that vouches for it. */
+    if (status == KV_OK) status = flow_fail(flow, flow->io->sync(flow->io, last->file));
+    if (status == KV_OK) status = seal_recovered(flow, ids, count, end);
+    if (status == KV_OK) status = activate_next(flow);
+    flow->sequence = ceiling;
+    return status;
+}
+
+static kv_status make_new(kv_flow *flow) {
+    kv_io *io = flow->io;
+    kv_status status = io->random(io, flow->store_id, sizeof flow->store_id);
+    if (status == KV_OK) status = io->random(io, (uint8_t *)&flow->salt, sizeof flow->salt);
+    if (status == KV_OK) status = io->mkdir(io, "flow");
+    if (status == KV_OK) status = io->sync_dir(io, "");
+    if (status == KV_OK) status = kv_flow_prepare(flow, 0);
+    if (status == KV_OK) status = activate_next(flow);
+    return flow_fail(flow, status);
+}
+
+/* A writer's open, after the replay. */
+static kv_status make_definite(kv_flow *flow, const uint32_t *ids, size_t count, kv_position end) {
+    segment *last = segment_find(flow, end.segment);
+    flow->was_clean = last->sealed && last->next == 0;
+    flow->next_id = ids[count - 1] + 1;
+    flow->unsealed = ids[0];
+    if (flow->was_clean) {
+        flow->sequence = last->last_sequence;
+        atomic_store(&flow->tail, kv_position_order(end));
+        atomic_store(&flow->durable, kv_position_order(end));
+        return KV_OK;
+    }
+    /* A clean close that did not get as far as the header: the SEAL is written anew, naming the next segment. */
+    if (atomic_load(&last->ended)) end.offset -= KV_SEAL_SIZE;
+    return cut_and_seal(flow, ids, count, end);
+}
+
+static kv_status flow_recover(kv_flow *flow, kv_position start, scan *s) {
+    uint32_t *ids = NULL;
+    size_t count = 0;
+    kv_position end = {0};
+    kv_status status = open_all(flow, s->fault, &ids, &count);
+    if (status == KV_OK) status = check_links(flow, ids, count, s->fault);
+    if (status != KV_OK) goto out;
+    /* A checkpoint is published only after the flow it stands on is durable: what it knows of must be here. */
+    if (start.segment > (count == 0 ? 0 : ids[count - 1])) {
+        status = damage(s->fault, start.segment, 0, "the file is missing");
+        goto out;
+    }
+    if (count == 0) {
+        status = flow->options.readonly ? KV_ENOTFOUND : make_new(flow);
+        goto out;
+    }
+    if (start.segment == 0) start = (kv_position){.segment = ids[0], .offset = KV_SEGMENT_HEADER_SIZE};
+    segment *first = find_start(flow, ids, count, start);
+    status = first == NULL ? KV_EUSAGE : scan_chain(s, first, start.offset, &end);
+    if (status != KV_OK) goto out;
+    flow->sequence = s->sequence;
+    flow->replayed = end;
+    atomic_store(&flow->tail, kv_position_order(end));
+    if (flow->options.readonly) goto out;
+    status = check_behind_end(flow, ids, count, end, s->fault);
+    if (status == KV_OK) status = make_definite(flow, ids, count, end);
+out:
+    free(ids);
+    return status;
+}
+
+kv_status kv_flow_open(kv_io *io, kv_epoch *epoch, const kv_flow_options *options, kv_position start, kv_replay replay,
+                       void *context, kv_fault *fault, kv_flow **out) {
+    KV_ASSERT(options->segment_size_min >= 4 * KV_PAGE_SIZE && options->segment_size_max <= KV_SEGMENT_SIZE_MAX);
+    kv_flow *flow = calloc(1, sizeof *flow);
+    if (flow == NULL) return KV_ENOMEM;
+    flow->io = io;
+    flow->epoch = epoch;
+    flow->options = *options;
+    flow->next_id = 1;
+    flow->unsealed = 1;
+    flow->next_size = options->segment_size_min;
+    pthread_mutex_init(&flow->prepare_lock, NULL);
+    pthread_mutex_init(&flow->sync_lock, NULL);
+    pthread_cond_init(&flow->sync_done, NULL);
+
+    scan s = {.flow = flow, .replay = replay, .context = context, .fault = fault};
+    *out = flow;
+    kv_status status = flow_recover(flow, start, &s);
+    if (status == KV_OK) return KV_OK;
+    *out = NULL;
+    if (fault->status == KV_OK) {
+        fault->status = status;
+        fault->os_error = errno;
+        snprintf(fault->what, sizeof fault->what, "the flow could not be opened");
+    }
+    kv_flow_free(flow);
+    return status;
+}
+
+/* --- read-only openers --- */
+
+/* The file may have been cut to its end since it was mapped, and what was cut cannot be touched. */
+static kv_status readable_limit(kv_flow *flow, const segment *one, uint32_t *limit) {
+    uint64_t size = 0;
+    kv_status status = flow->io->size(flow->io, one->file, &size);
+    *limit = size < one->size ? (uint32_t)size : one->size;
+    return status;
+}
+
+kv_status kv_flow_refresh(kv_flow *flow, kv_replay replay, void *context, kv_fault *fault) {
+    KV_ASSERT(flow->options.readonly);
+    scan s = {.flow = flow, .replay = replay, .context = context, .fault = fault, .sequence = flow->sequence};
+    segment *one = segment_find(flow, flow->replayed.segment);
+    uint32_t offset = flow->replayed.offset;
+    kv_status status = KV_OK;
+    while (status == KV_OK) {
+        uint32_t limit = 0;
+        bool open = !atomic_load(&one->ended);
+        if (open) status = readable_limit(flow, one, &limit);
+        if (open && status == KV_OK) status = scan_segment(&s, one, limit, &offset);
+        flow->replayed = (kv_position){.segment = one->id, .offset = offset};
+        if (status != KV_OK) break;
+        segment *next = segment_find(flow, segment_successor(one));
+        if (next == NULL) status = segment_open(flow, segment_successor(one), fault, &next);
+        if (status != KV_OK) break;
+        one = next;
+        offset = KV_SEGMENT_HEADER_SIZE;
+    }
+    flow->sequence = s.sequence;
+    atomic_store(&flow->tail, kv_position_order(flow->replayed));
+    return status == KV_EOF || status == KV_ABSENT ? KV_OK : status;
+}
