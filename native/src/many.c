@@ -1,0 +1,437 @@
+/* many.c -- many keys in one call: put_many, delete_many, get_many, and batches.
+ *
+ * Writes go into an envelope: a head, then whole records. Two passes under the writer lock: the first finds what is
+ * there and puts the records together, then the envelope becomes part of the log, and only then the second shows it in
+ * the index. So a reader never follows the index to a record that is not in the log yet, and what fails in the first
+ * pass leaves nothing behind.
+ *
+ * The keys of one envelope differ: which of two records of one key is the newer would otherwise hang on their order
+ * alone, and they would both claim to bring it into being. put_many ends an envelope before a key that comes again.
+ *
+ * Over millions of keys finding is waiting for memory; so keys are handled in blocks, and what the next step needs is
+ * prefetched for a whole block before the first of it is used. */
+#include <stdlib.h>
+
+#include "store_internal.h"
+
+enum { BLOCK = 32, ENVELOPE_SIZE_MAX = 1 << 20, ENVELOPE_COUNT_MAX = 8192 };
+
+typedef struct item {
+    const uint8_t *key;
+    const uint8_t *value;
+    uint64_t hash;
+    uint64_t expires_ms;
+    uint32_t key_size;
+    uint32_t value_size;
+    uint32_t offset; /* of its record, from the start of the envelope */
+    uint32_t size;   /* of its record; 0: there is nothing to write */
+    uint8_t kind;
+    uint8_t flags;
+    uint8_t big[KV_BIG_SIZE];
+} item;
+
+/* One envelope to be written. */
+typedef struct envelope {
+    write_op base; /* first: store_write() hands it to the step */
+    item *items;
+    size_t count;
+    bool one_version;
+    size_t written_count;
+} envelope;
+
+static kv_record item_record(const item *one) {
+    return (kv_record){.kind = one->kind,
+                       .flags = one->flags,
+                       .options = one->expires_ms != 0 ? KV_HAS_EXPIRY : 0,
+                       .expires_ms = one->expires_ms,
+                       .key = one->key,
+                       .key_size = one->key_size,
+                       .value = one->value,
+                       .value_size = one->value_size};
+}
+
+static void prefetch_record(kv_store *store, uint64_t location) {
+    uint64_t size;
+    if (location == 0) return;
+    const uint8_t *bytes = kv_flow_at(store->flow, kv_loc_segment(location), kv_loc_offset(location), &size);
+    if (bytes == NULL) return;
+    __builtin_prefetch(bytes);
+    __builtin_prefetch(bytes + 64);
+}
+
+static void prefetch_items(kv_store *store, item *items, size_t count) {
+    kv_probe probe;
+    for (size_t i = 0; i < count; i++) {
+        items[i].hash = store_hash(store, items[i].key, items[i].key_size);
+        kv_index_prefetch(store->index, items[i].hash);
+    }
+    for (size_t i = 0; i < count; i++) prefetch_record(store, kv_index_first(store->index, items[i].hash, &probe));
+}
+
+/* --- writing --- */
+
+/* What becomes of one item: nothing, if it deletes what is not there. */
+static kv_status item_plan(kv_caller *c, item *one) {
+    kv_store *store = c->store;
+    found old;
+    kv_status status = store_find(store, one->key, one->key_size, one->hash, &old, &c->answer.fault);
+    if (status != KV_OK && status != KV_ABSENT) return status;
+    bool there = old.location != 0 && !found_tombstone(&old);
+    one->size = 0;
+    if (one->kind == KV_KIND_DELETE && !found_alive(store, &old))
+        return there ? store_note_clock(store, (int64_t)old.record.expires_ms) : KV_OK;
+    if (one->kind == KV_KIND_PUT && !there) one->flags |= KV_FLAG_CREATED;
+    kv_record record = item_record(one);
+    one->size = (uint32_t)kv_record_size(&record);
+    return KV_OK;
+}
+
+static kv_status envelope_plan(kv_caller *c, envelope *e, uint64_t *size) {
+    *size = 0;
+    e->written_count = 0;
+    for (size_t from = 0; from < e->count; from += BLOCK) {
+        size_t until = from + BLOCK < e->count ? from + BLOCK : e->count;
+        prefetch_items(c->store, e->items + from, until - from);
+        for (size_t i = from; i < until; i++) {
+            kv_status status = item_plan(c, &e->items[i]);
+            if (status != KV_OK) return status;
+            *size += e->items[i].size;
+            if (e->items[i].size != 0) e->written_count++;
+        }
+    }
+    return KV_OK;
+}
+
+static kv_status envelope_encode(kv_caller *c, envelope *e, uint64_t size, kv_position *position) {
+    kv_store *store = c->store;
+    uint64_t salt = kv_flow_salt(store->flow), sequence = kv_flow_sequence(store->flow);
+    uint8_t *bytes;
+    kv_record head = {.kind = KV_KIND_ENVELOPE, .version = sequence + 1, .value_size = (uint32_t)size};
+    /* One record is all or nothing by itself. */
+    uint32_t at = e->written_count > 1 ? (uint32_t)kv_record_size(&head) : 0;
+    if (size + at > UINT32_MAX) return KV_EBATCHSIZE;
+    kv_status status = kv_flow_reserve(store->flow, size + at, e->written_count, &bytes, position);
+    if (status != KV_OK) return status;
+    if (at != 0) kv_record_encode(&head, kv_place(salt, position->segment, position->offset), bytes);
+    for (size_t i = 0; i < e->count; i++) {
+        item *one = &e->items[i];
+        if (one->size == 0) continue;
+        kv_record record = item_record(one);
+        if (!e->one_version || sequence == kv_flow_sequence(store->flow)) sequence++;
+        record.version = sequence;
+        one->offset = at;
+        kv_record_encode(&record, kv_place(salt, position->segment, position->offset + at), bytes + at);
+        at += one->size;
+    }
+    status = kv_flow_commit(store->flow, *position, at);
+    if (status == KV_OK) kv_flow_set_sequence(store->flow, sequence);
+    return status;
+}
+
+static kv_status envelope_show(kv_caller *c, envelope *e, kv_position position) {
+    kv_store *store = c->store;
+    kv_status status = KV_OK;
+    for (size_t i = 0; status == KV_OK && i < e->count; i++) {
+        const item *one = &e->items[i];
+        if (one->size == 0) continue;
+        found old;
+        kv_record record = item_record(one);
+        kv_position at = {.segment = position.segment, .offset = position.offset + one->offset};
+        status = store_find(store, one->key, one->key_size, one->hash, &old, &c->answer.fault);
+        if (status == KV_ABSENT) status = KV_OK;
+        if (status == KV_OK) status = store_index_put(store, one->hash, &old, &record, at, one->size);
+    }
+    /* In the log and not wholly in the index: only a reopen brings the two together again. */
+    if (status != KV_OK) kv_flow_set_poison(store->flow, status, 0);
+    return status;
+}
+
+static kv_status step_envelope(kv_caller *c, write_op *w) {
+    envelope *e = (envelope *)w;
+    kv_position position;
+    uint64_t size;
+    kv_status status = envelope_plan(c, e, &size);
+    w->result = 0;
+    if (status != KV_OK || e->written_count == 0) return status;
+    status = envelope_encode(c, e, size, &position);
+    if (status == KV_OK) status = envelope_show(c, e, position);
+    w->result = (kv_result)kv_flow_sequence(c->store->flow);
+    return status;
+}
+
+/* Whether a key with this hash has been seen; `seen` has room for twice what is put in. */
+static bool seen_before(uint64_t *seen, size_t capacity, uint64_t hash) {
+    if (hash == 0) hash = 1;
+    size_t at = (size_t)hash & (capacity - 1);
+    for (; seen[at] != 0; at = (at + 1) & (capacity - 1))
+        if (seen[at] == hash) return true;
+    seen[at] = hash;
+    return false;
+}
+
+/* --- put_many, delete_many --- */
+
+typedef struct many_cursor {
+    const kv_many *many;
+    size_t next;
+    const uint8_t *key;
+    const uint8_t *value;
+} many_cursor;
+
+static uint32_t next_value_size(const many_cursor *m) {
+    return m->many->values == NULL ? 0 : m->many->value_sizes[m->next];
+}
+
+static void cursor_step(many_cursor *m) {
+    m->key += m->many->key_sizes[m->next];
+    if (m->many->values != NULL) m->value += m->many->value_sizes[m->next];
+    m->next++;
+}
+
+/* Checked once, so that nothing behind has to look again. */
+static kv_status many_check(kv_caller *c, const kv_many *many) {
+    uint64_t keys = 0, values = 0;
+    for (size_t i = 0; i < many->count; i++) {
+        if (key_check(many->key_sizes[i]) != KV_OK) return (kv_status)caller_fail(c, KV_EKEYSIZE, "keys have 1 to 65535 bytes");
+        keys += many->key_sizes[i];
+        if (many->values == NULL) continue;
+        if (many->value_sizes[i] > KV_VALUE_SIZE_MAX)
+            return (kv_status)caller_fail(c, KV_EVALUESIZE, "values have up to 1 GiB");
+        values += many->value_sizes[i];
+    }
+    bool fits = keys == many->keys_size && values == many->values_size;
+    return fits ? KV_OK : (kv_status)caller_fail(c, KV_EUSAGE, "the sizes do not add up");
+}
+
+/* Takes items from the cursor until the envelope is full, a key comes again or a value wants a file of its own. */
+static void envelope_fill(kv_caller *c, many_cursor *m, int64_t ttl_ms, envelope *e, uint64_t *seen) {
+    kv_store *store = c->store;
+    uint64_t size = 0;
+    uint8_t kind = m->many->values == NULL ? KV_KIND_DELETE : KV_KIND_PUT;
+    memset(seen, 0, 2 * ENVELOPE_COUNT_MAX * sizeof *seen);
+    e->count = 0;
+    while (m->next < m->many->count && e->count < ENVELOPE_COUNT_MAX) {
+        item *one = &e->items[e->count];
+        *one = (item){.key = m->key, .value = m->value, .key_size = m->many->key_sizes[m->next], .kind = kind};
+        one->value_size = next_value_size(m);
+        if (one->value_size > store->options.inline_size_max) return;
+        one->expires_ms = (uint64_t)store_deadline(store, ttl_ms);
+        kv_record record = item_record(one);
+        size += kv_record_size(&record);
+        if (e->count > 0 && size > ENVELOPE_SIZE_MAX) return;
+        if (seen_before(seen, 2 * ENVELOPE_COUNT_MAX, store_hash(store, one->key, one->key_size))) return;
+        e->count++;
+        cursor_step(m);
+    }
+}
+
+static kv_result write_many(kv_caller *c, const kv_many *many, int64_t ttl_ms, int durable) {
+    kv_status status = many_check(c, many);
+    if (status != KV_OK) return status;
+    item *items = malloc(ENVELOPE_COUNT_MAX * sizeof *items);
+    uint64_t *seen = malloc(2 * ENVELOPE_COUNT_MAX * sizeof *seen);
+    many_cursor m = {.many = many, .key = many->keys, .value = many->values};
+    envelope e = {.items = items};
+    kv_result result = items == NULL || seen == NULL ? caller_fail(c, KV_ENOMEM, "no memory for an envelope") : 0;
+    kv_result written = 0;
+    while (result >= 0 && m.next < many->count) {
+        /* One wait for all: what is durable at the end covers what came before. */
+        bool last_may_wait = durable || c->store->options.sync == KV_SYNC_ALWAYS;
+        envelope_fill(c, &m, ttl_ms, &e, seen);
+        if (e.count > 0) {
+            result = store_write(c, step_envelope, &e.base, last_may_wait && m.next == many->count);
+            written += (kv_result)(result < 0 ? 0 : e.written_count);
+        } else {
+            result = kv_put(c, m.key, many->key_sizes[m.next], m.value, next_value_size(&m), ttl_ms, durable);
+            cursor_step(&m);
+            written += result > 0;
+        }
+    }
+    free(items);
+    free(seen);
+    return result < 0 ? result : written;
+}
+
+kv_result kv_put_many(kv_caller *c, const kv_many *many, int64_t ttl_ms, int durable) {
+    if (many->values == NULL && many->count != 0) return caller_fail(c, KV_EUSAGE, "put_many needs values");
+    return write_many(c, many, ttl_ms, durable);
+}
+
+kv_result kv_delete_many(kv_caller *c, const kv_many *many, int durable) {
+    if (many->values != NULL) return caller_fail(c, KV_EUSAGE, "delete_many takes keys only");
+    return write_many(c, many, 0, durable);
+}
+
+/* --- batches --- */
+
+static kv_status batch_item(kv_caller *c, const kv_operation *operation, item *one) {
+    if (key_check(operation->key_size) != KV_OK) return KV_EKEYSIZE;
+    if (operation->value_size > KV_VALUE_SIZE_MAX) return KV_EVALUESIZE;
+    *one = (item){.key = operation->key,
+                  .key_size = operation->key_size,
+                  .kind = operation->value == NULL ? KV_KIND_DELETE : KV_KIND_PUT,
+                  .value = operation->value,
+                  .value_size = (uint32_t)operation->value_size,
+                  .hash = store_hash(c->store, operation->key, operation->key_size),
+                  .expires_ms = (uint64_t)store_deadline(c->store, operation->ttl_ms)};
+    if (operation->value_size <= c->store->options.inline_size_max) return KV_OK;
+    kv_big big;
+    kv_status status = big_write(c, operation->value, operation->value_size, &big);
+    if (status != KV_OK) return status;
+    kv_big_encode(&big, one->big);
+    one->value = one->big;
+    one->value_size = KV_BIG_SIZE;
+    one->flags = KV_FLAG_BIG;
+    return KV_OK;
+}
+
+static void batch_give_up(kv_caller *c, const item *items, size_t count) {
+    for (size_t i = 0; i < count; i++) {
+        kv_big big;
+        kv_record record = item_record(&items[i]);
+        if (kv_big_decode(&record, &big) == KV_OK) big_give_up(c->store, &big);
+    }
+}
+
+static kv_result batch_write(kv_caller *c, const kv_operation *operations, size_t count, int durable, item *items,
+                             uint64_t *seen, size_t capacity) {
+    envelope e = {.items = items, .one_version = true};
+    for (size_t i = 0; i < count; i++) {
+        kv_status status = batch_item(c, &operations[i], &items[i]);
+        bool again = status == KV_OK && seen_before(seen, capacity, items[i].hash);
+        e.count = status == KV_OK ? i + 1 : i;
+        if (status == KV_OK && !again) continue;
+        batch_give_up(c, items, e.count);
+        return again ? caller_fail(c, KV_EUSAGE, "the keys of a batch differ")
+                     : caller_fail(c, status, "an operation of the batch cannot be written");
+    }
+    kv_result result = store_write(c, step_envelope, &e.base, durable);
+    if (result < 0 && e.base.result == 0) batch_give_up(c, items, count);
+    return result;
+}
+
+kv_result kv_batch(kv_caller *c, const kv_operation *operations, size_t count, int durable) {
+    size_t capacity = 16;
+    if (count > UINT32_MAX / 64) return caller_fail(c, KV_EBATCHSIZE, "a batch fits into one segment");
+    while (capacity < 2 * count) capacity *= 2;
+    item *items = calloc(count + 1, sizeof *items);
+    uint64_t *seen = calloc(capacity, sizeof *seen);
+    kv_result result = items == NULL || seen == NULL
+                           ? caller_fail(c, KV_ENOMEM, "no memory for the batch")
+                           : batch_write(c, operations, count, durable, items, seen, capacity);
+    free(items);
+    free(seen);
+    return result;
+}
+
+/* --- get_many --- */
+
+typedef struct gathering {
+    const kv_many *many;
+    int64_t *sizes;
+    uint64_t used; /* bytes gathered */
+    int64_t expired_ms;
+} gathering;
+
+/* Room for `more` bytes behind what is gathered; the small buffer as long as everything fits. */
+static kv_status gather_room(kv_caller *c, uint64_t used, uint64_t more, uint8_t **out) {
+    kv_answer *answer = &c->answer;
+    uint64_t size = used + more;
+    if (size <= KV_SMALL_SIZE || size <= answer->large_capacity) {
+        *out = size <= KV_SMALL_SIZE ? answer->small : answer->large;
+        if (used <= KV_SMALL_SIZE && *out == answer->large) memcpy(answer->large, answer->small, used);
+        *out += used;
+        return KV_OK;
+    }
+    uint64_t capacity = size * 2;
+    uint8_t *larger = malloc(capacity);
+    if (larger == NULL) return KV_ENOMEM;
+    memcpy(larger, used <= KV_SMALL_SIZE ? answer->small : answer->large, used);
+    free(answer->large);
+    answer->large = larger;
+    answer->large_capacity = capacity;
+    *out = larger + used;
+    return KV_OK;
+}
+
+static kv_status gather_once(kv_caller *c, const item *one, gathering *g, int64_t *size, uint64_t *location) {
+    found f;
+    uint8_t *to;
+    kv_big big = {0};
+    *size = -1;
+    kv_status status = store_find(c->store, one->key, one->key_size, one->hash, &f, &c->answer.fault);
+    *location = f.location;
+    if (status != KV_OK) return status == KV_ABSENT ? KV_OK : status;
+    if (!kv_record_intact(f.bytes, f.place, &f.record))
+        return fault_corrupt(&c->answer.fault, f.location, "the record's checksum is wrong");
+    if (found_tombstone(&f)) return KV_OK;
+    if (!found_alive(c->store, &f)) {
+        if ((int64_t)f.record.expires_ms > g->expired_ms) g->expired_ms = (int64_t)f.record.expires_ms;
+        return KV_OK;
+    }
+    bool is_big = (f.record.flags & KV_FLAG_BIG) != 0;
+    if (is_big && kv_big_decode(&f.record, &big) != KV_OK)
+        return fault_corrupt(&c->answer.fault, f.location, "no description of a value file");
+    *size = is_big ? (int64_t)big.size : f.record.value_size;
+    status = gather_room(c, g->used, (uint64_t)*size, &to);
+    if (status != KV_OK) return status;
+    status = is_big ? big_read(c, &big, to) : KV_OK;
+    if (status != KV_OK) return status;
+    if (!is_big) memcpy(to, f.record.value, f.record.value_size);
+    g->used += (uint64_t)*size;
+    return KV_OK;
+}
+
+/* As a single read: a value file that is gone means that the record has been replaced. */
+static kv_status gather_one(kv_caller *c, const item *one, gathering *g, int64_t *size) {
+    uint64_t location = 0, before;
+    kv_status status;
+    do {
+        before = location;
+        status = gather_once(c, one, g, size, &location);
+    } while (status == KV_MORE && location != before);
+    return status == KV_MORE ? fault_corrupt(&c->answer.fault, location, "the value's file is missing") : status;
+}
+
+static kv_status gather(kv_caller *c, gathering *g) {
+    item block[BLOCK];
+    const uint8_t *key = g->many->keys;
+    for (size_t from = 0; from < g->many->count; from += BLOCK) {
+        size_t count = g->many->count - from < BLOCK ? g->many->count - from : BLOCK;
+        for (size_t i = 0; i < count; i++) {
+            block[i].key = key;
+            block[i].key_size = g->many->key_sizes[from + i];
+            key += block[i].key_size;
+        }
+        prefetch_items(c->store, block, count);
+        for (size_t i = 0; i < count; i++) {
+            kv_status status = gather_one(c, &block[i], g, &g->sizes[from + i]);
+            if (status != KV_OK) return status;
+        }
+    }
+    return KV_OK;
+}
+
+static kv_status gather_guarded(kv_caller *c, gathering *g) {
+    kv_guard guard;
+    kv_status status;
+    if (KV_GUARD_CAUGHT(&guard)) status = KV_EMAPPING;
+    else status = gather(c, g);
+    kv_guard_leave(&guard);
+    return status;
+}
+
+kv_result kv_get_many(kv_caller *c, const kv_many *many, int64_t *sizes) {
+    kv_store *store = c->store;
+    gathering g = {.many = many, .sizes = sizes};
+    kv_status status = many_check(c, many);
+    if (status != KV_OK) return status;
+    c->answer.fault.status = KV_OK;
+    kv_epoch_enter(store->epoch, c->slot);
+    status = store_usable(store);
+    if (status == KV_OK) status = gather_guarded(c, &g);
+    kv_epoch_leave(c->slot);
+    if (status != KV_OK) return caller_fail(c, status, "the read failed");
+    if (g.expired_ms != 0) answer_expired(c, g.expired_ms);
+    return (kv_result)g.used;
+}
