@@ -1,0 +1,39 @@
+"""kvsvr: a log-structured key-value store. `open` gives a store inside this process; the rest are names it uses."""
+
+from kvsvr.config import Config
+from kvsvr.errors import (
+    ClosedError,
+    CorruptionError,
+    DiskError,
+    KvError,
+    LockedError,
+    SnapshotExpired,
+    Unavailable,
+    Unknown,
+    UsageError,
+    VersionConflict,
+    WrongType,
+)
+from kvsvr.store import Batch, Engine, open
+from kvsvr.types import BytesLike, Store, Versioned
+
+__all__ = [
+    "Batch",
+    "BytesLike",
+    "ClosedError",
+    "Config",
+    "CorruptionError",
+    "DiskError",
+    "Engine",
+    "KvError",
+    "LockedError",
+    "SnapshotExpired",
+    "Store",
+    "Unavailable",
+    "Unknown",
+    "UsageError",
+    "VersionConflict",
+    "Versioned",
+    "WrongType",
+    "open",
+]

@@ -1,0 +1,43 @@
+"""How a store is opened: one frozen value, checked once, so that nothing behind it has to ask again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, get_args
+
+from kvsvr.errors import UsageError
+
+SyncMode: TypeAlias = Literal["none", "batch", "always"]
+
+SYNC_MS_LIMIT = 60_000
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Settings of one opener. None of them is stored: the next opener may choose others."""
+
+    sync: SyncMode = "batch"
+    """"none": the OS writes when it likes; "batch": a group commit at least every `sync_ms_max`; "always": every
+    write waits for its group commit."""
+    sync_ms_max: int = 10
+    """With sync="batch": what a power failure can cost at most, in milliseconds."""
+    readonly: bool = False
+    checkpoint_size: int | None = 64 << 20
+    """Bytes written since the last checkpoint after which housekeeping makes the next one: what an opener has to
+    replay after a crash. None: only close() makes one."""
+    write_calls: bool = False
+    """Write with write() rather than through mappings. File systems that need it get it unasked."""
+
+    def __post_init__(self) -> None:
+        if self.sync not in get_args(SyncMode):
+            raise UsageError(f'sync is "none", "batch" or "always", not {self.sync!r}')
+        if not _is_count(self.sync_ms_max, SYNC_MS_LIMIT):
+            raise UsageError(f"sync_ms_max is 1 to {SYNC_MS_LIMIT} milliseconds, not {self.sync_ms_max!r}")
+        if self.checkpoint_size is not None and not _is_count(self.checkpoint_size, 1 << 62):
+            raise UsageError(
+                f"checkpoint_size is a positive number of bytes, or None for close() only, not {self.checkpoint_size!r}"
+            )
+
+
+def _is_count(value: object, limit: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= limit

@@ -1,0 +1,543 @@
+"""The engine: one open store, its keys and values. What each call promises is in its docstring.
+
+Threads: any number, all methods. Calls release the GIL; reads take no lock, writers one short one in C. A batch
+belongs to one thread.
+
+Life: an Engine is closed by close() or by `with`. One that is dropped, or still open when the interpreter ends, is
+closed by its finalizer. That holds everything but the Engine itself, so neither the housekeeping thread nor a
+batch keeps a forgotten store alive. A forked child gets ClosedError from everything and touches nothing on disk.
+
+Processes: one writer per directory. C's lock says so between processes, but belongs to the process, so a second
+writer in this one is refused by the list in `_Writers`, by device and inode, however the path was spelt.
+
+Speed: put and get are the two methods that are compared by the nanosecond. `bytes` go to C as they are; the C
+functions are globals, which cost less than attributes; and the pool of callers (see kvsvr.native) is used in place.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import threading
+import time
+import warnings
+import weakref
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from struct import iter_unpack
+from types import TracebackType
+from typing import Any, Final, TypeVar, overload
+
+from kvsvr.config import Config, SyncMode
+from kvsvr.errors import DiskError, LockedError, UsageError
+from kvsvr.native import ABSENT, SMALL_SIZE, Handle, Many, borrow, ffi, lib, operations, ttl_ms
+from kvsvr.store.batch import Batch, Operations
+from kvsvr.store.catalog import Catalog, sync_directory
+from kvsvr.store.housekeeping import Housekeeper
+from kvsvr.types import BytesLike, Versioned
+
+T = TypeVar("T")
+
+kv_put: Final = lib.kv_put
+kv_get: Final = lib.kv_get
+kv_look: Final = lib.kv_look
+kv_delete: Final = lib.kv_delete
+
+# What goes to C at a time, by count and by bytes: it bounds the copy made of it, and is what C puts into one envelope.
+WRITE_COUNT_MAX: Final = 8192
+WRITE_SIZE_MAX: Final = 1 << 20
+# Fewer for reads: nobody knows how large their answers are.
+READ_COUNT_MAX: Final = 512
+
+# How long C waits before Python may look at signals: what Ctrl-C feels like.
+WAIT_MS_MAX: Final = 100
+
+INT64_MIN: Final = -(1 << 63)
+INT64_MAX: Final = (1 << 63) - 1
+
+
+def open(
+    path: str | os.PathLike[str],
+    *,
+    sync: SyncMode = "batch",
+    readonly: bool = False,
+    sync_ms_max: int = 10,
+    checkpoint_size: int | None = 64 << 20,
+    write_calls: bool = False,
+) -> Engine:
+    """Opens the store in the directory `path`; makes it if there is none and its parent is there.
+
+    The settings are those of Config. With readonly=True nothing in the directory is changed, the store must exist,
+    and refresh() takes in what its writer has written since.
+    """
+    return Engine(
+        path,
+        Config(
+            sync=sync,
+            sync_ms_max=sync_ms_max,
+            readonly=readonly,
+            checkpoint_size=checkpoint_size,
+            write_calls=write_calls,
+        ),
+    )
+
+
+class Engine:
+    """One open store. `kvsvr.open` makes it."""
+
+    __slots__ = ("__weakref__", "_callers", "_catalog", "_config", "_handle", "_keeper", "_shut")
+
+    def __init__(self, path: str | os.PathLike[str], config: Config) -> None:
+        self._config = config
+        directory = _directory(path, create=not config.readonly)
+        place = None if config.readonly else _writers.enter(directory)
+        try:
+            self._catalog = Catalog(directory)
+            self._handle = Handle(directory, config, self._catalog.checkpoint())
+        except BaseException:
+            _writers.leave(place)
+            raise
+        self._callers = self._handle.callers
+        self._keeper = Housekeeper(self._handle, self._catalog, config)
+        self._shut = weakref.finalize(self, _shut, self._handle, self._keeper, place)
+        if not config.readonly:
+            self._keeper.start()
+
+    # --- one key ---
+
+    @overload
+    def get(self, key: BytesLike) -> bytes | None: ...
+    @overload
+    def get(self, key: BytesLike, default: T) -> bytes | T: ...
+    def get(self, key: BytesLike, default: T | None = None) -> bytes | T | None:
+        """The value, or `default` if the key is absent or has expired."""
+        name: Any = key if key.__class__ is bytes else borrow(key, "key")
+        try:
+            caller = self._callers.pop()
+        except IndexError:
+            caller = self._handle.new_caller()
+        size = kv_get(caller.pointer, name, len(name))
+        if 0 <= size <= SMALL_SIZE:
+            value: bytes = caller.small[:size]
+            self._callers.append(caller)
+            return value
+        if size == ABSENT:
+            self._callers.append(caller)
+            return default
+        if size < 0:
+            raise self._handle.failed(size, caller, name)
+        value = caller.content(size)
+        self._handle.release(caller)
+        return value
+
+    def put(self, key: BytesLike, value: BytesLike, *, ttl: float | None = None, durable: bool = False) -> int:
+        """Sets the value; the new version. The key's expiry is `ttl` seconds from now, or none.
+
+        `durable=True` returns when the write is on disk, whatever the store's `sync` says.
+        """
+        name: Any = key if key.__class__ is bytes else borrow(key, "key")
+        content: Any = value if value.__class__ is bytes else borrow(value, "value")
+        expiry = 0 if ttl is None else ttl_ms(ttl)
+        try:
+            caller = self._callers.pop()
+        except IndexError:
+            caller = self._handle.new_caller()
+        version: int = kv_put(caller.pointer, name, len(name), content, len(content), expiry, durable)
+        if version > 0:
+            self._callers.append(caller)
+            return version
+        raise self._handle.failed(version, caller, name)
+
+    def delete(self, key: BytesLike, *, version: int | None = None, durable: bool = False) -> bool:
+        """Whether the key was there. With `version`, only at that version: else VersionConflict."""
+        name: Any = key if key.__class__ is bytes else borrow(key, "key")
+        expected = -1 if version is None else _version(version, least=1)
+        try:
+            caller = self._callers.pop()
+        except IndexError:
+            caller = self._handle.new_caller()
+        result = kv_delete(caller.pointer, name, len(name), expected, durable)
+        if result > 0:
+            self._callers.append(caller)
+            return True
+        if result == ABSENT:
+            self._callers.append(caller)
+            return False
+        raise self._handle.failed(result, caller, name)
+
+    def get_versioned(self, key: BytesLike) -> Versioned | None:
+        """The value with its version and expiry, all of one moment; None if the key is absent."""
+        name = borrow(key, "key")
+        caller = self._handle.take()
+        size = kv_get(caller.pointer, name, len(name))
+        if size < 0 and size != ABSENT:
+            raise self._handle.failed(size, caller, name)
+        found = None
+        if size >= 0:
+            answer = caller.answer
+            found = Versioned(
+                caller.content(size), answer.version, answer.expires_ms / 1000 if answer.expires_ms else None
+            )
+        self._handle.release(caller)
+        return found
+
+    def cas(
+        self, key: BytesLike, value: BytesLike, version: int, *, ttl: float | None = None, durable: bool = False
+    ) -> int:
+        """Sets the value if the key is at `version`, 0 meaning absent; the new version. Else VersionConflict."""
+        name, content = borrow(key, "key"), borrow(value, "value")
+        expected, expiry = _version(version, least=0), _expiry(ttl)
+        caller = self._handle.take()
+        result = lib.kv_cas(caller.pointer, name, len(name), content, len(content), expected, expiry, durable)
+        if result <= 0:
+            raise self._handle.failed(result, caller, name)
+        self._callers.append(caller)
+        return int(result)
+
+    def incr(self, key: BytesLike, by: int = 1, *, ttl: float | None = None, durable: bool = False) -> int:
+        """Adds to a counter kept as decimal digits, an absent one counting as 0; the new number.
+
+        The key keeps its expiry unless `ttl` sets one. A value that is no 64-bit integer raises WrongType; a sum
+        beyond 64 bits UsageError. Either leaves the value as it is.
+        """
+        name, expiry = borrow(key, "key"), _expiry(ttl)
+        if not isinstance(by, int) or not INT64_MIN <= by <= INT64_MAX:
+            raise UsageError(f"incr adds a 64-bit integer, not {by!r}")
+        caller = self._handle.take()
+        result = lib.kv_incr(caller.pointer, name, len(name), by, expiry, durable)
+        if result <= 0:
+            raise self._handle.failed(result, caller, name)
+        number: int = caller.answer.number
+        self._callers.append(caller)
+        return number
+
+    def append(self, key: BytesLike, data: BytesLike, *, ttl: float | None = None, durable: bool = False) -> int:
+        """Puts bytes behind the value, an absent one counting as empty; the new length. Expiry as with incr."""
+        name, content, expiry = borrow(key, "key"), borrow(data, "value"), _expiry(ttl)
+        caller = self._handle.take()
+        result = lib.kv_append(caller.pointer, name, len(name), content, len(content), expiry, durable)
+        if result < 0:
+            raise self._handle.failed(result, caller, name)
+        self._handle.release(caller)
+        return int(result)
+
+    def expire(self, key: BytesLike, ttl: float, *, durable: bool = False) -> bool:
+        """Lets the key expire `ttl` seconds from now; False if it is absent."""
+        return self._expire(borrow(key, "key"), ttl_ms(ttl), durable)
+
+    def persist(self, key: BytesLike, *, durable: bool = False) -> bool:
+        """Takes the key's expiry away; False if it is absent or has none."""
+        return self._expire(borrow(key, "key"), 0, durable)
+
+    def ttl(self, key: BytesLike) -> float | None:
+        """Seconds until the key expires, by the store's clock; None if it has no expiry or is absent."""
+        name = borrow(key, "key")
+        caller = self._handle.take()
+        size = kv_look(caller.pointer, name, len(name))
+        if size < 0 and size != ABSENT:
+            raise self._handle.failed(size, caller, name)
+        expires_ms: int = caller.answer.expires_ms if size >= 0 else 0
+        self._callers.append(caller)
+        return max(0, expires_ms - self._handle.now_ms()) / 1000 if expires_ms else None
+
+    def _expire(self, name: Any, expiry: int, durable: bool) -> bool:
+        caller = self._handle.take()
+        result = lib.kv_expire(caller.pointer, name, len(name), expiry, durable)
+        if result < 0 and result != ABSENT:
+            raise self._handle.failed(result, caller, name)
+        self._callers.append(caller)
+        return bool(result > 0)
+
+    # --- many keys ---
+
+    def get_many(self, keys: Iterable[BytesLike]) -> list[bytes | None]:
+        """The values in the order of the keys, None for those that are absent. As single gets: not of one moment."""
+        values: list[bytes | None] = []
+        for chunk in _chunks(keys, READ_COUNT_MAX):
+            values += self._get_chunk(chunk)
+        return values
+
+    def put_many(
+        self, pairs: Iterable[tuple[BytesLike, BytesLike]], *, ttl: float | None = None, durable: bool = False
+    ) -> int:
+        """Sets many values; how many pairs were written. Not atomic: batch() is.
+
+        Written in groups of at most 1 MiB; an exception in the middle leaves those before it. The answer is a
+        count and no version, because on a replica set the pairs lie in several slots, which share no version.
+        """
+        expiry = _expiry(ttl)
+        count = 0
+        for keys, values in _pair_chunks(pairs):
+            count += self._many(lib.kv_put_many, Many(keys, values), expiry)
+        if durable:
+            self.sync()
+        return count
+
+    def delete_many(self, keys: Iterable[BytesLike], *, durable: bool = False) -> int:
+        """Deletes many keys; how many were there. Not atomic, as put_many."""
+        count = sum(self._many(lib.kv_delete_many, Many(chunk)) for chunk in _chunks(keys, WRITE_COUNT_MAX))
+        if durable:
+            self.sync()
+        return count
+
+    def _many(self, function: Any, many: Many, *arguments: int) -> int:
+        # Never durable by itself: one sync behind the last group is enough.
+        caller = self._handle.take()
+        result: int = function(caller.pointer, many.pointer, *arguments, 0)
+        if result < 0:
+            raise self._handle.failed(result, caller)
+        self._callers.append(caller)
+        return result
+
+    def _get_chunk(self, keys: list[BytesLike]) -> Iterable[bytes | None]:
+        many = Many(keys)
+        sizes = ffi.new("int64_t[]", many.count)
+        caller = self._handle.take()
+        total = lib.kv_get_many(caller.pointer, many.pointer, sizes)
+        if total < 0:
+            raise self._handle.failed(total, caller)
+        content = caller.content(total)
+        self._handle.release(caller)
+        return _split(content, ffi.unpack(sizes, many.count))
+
+    def batch(self, *, durable: bool = False) -> Batch:
+        """A `with` block whose puts and deletes are written together at its end: all or nothing, one version."""
+
+        def write(batch: Operations) -> int:
+            pointer, held = operations(batch)
+            caller = self._handle.take()
+            version: int = lib.kv_batch(caller.pointer, pointer, len(batch), durable)
+            del held  # C has copied what it needs.
+            if version < 0:
+                raise self._handle.failed(version, caller)
+            self._callers.append(caller)
+            return version
+
+        return Batch(write)
+
+    # --- the store as a whole ---
+
+    def wait(self, key: BytesLike, version: int, timeout: float | None = None) -> int:
+        """Waits until the key is newer than `version`; the version it has then.
+
+        At the timeout, in seconds (None: no bound), the version it has: not above `version`. 0 means never seen; a
+        deleted key keeps the version of its deletion for a while, so deletions wake, too.
+        """
+        name, known = borrow(key, "key"), _version(version, least=0)
+        if timeout is not None and not (isinstance(timeout, int | float) and timeout >= 0):
+            raise UsageError(f"timeout is a number of seconds, or None to wait without bound, not {timeout!r}")
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            left_ms = WAIT_MS_MAX if deadline is None else max(0, round((deadline - time.monotonic()) * 1000))
+            current = self._wait(name, known, min(left_ms, WAIT_MS_MAX))
+            if current > known or left_ms == 0:
+                return current
+
+    def _wait(self, name: Any, version: int, timeout_ms: int) -> int:
+        caller = self._handle.take()
+        result: int = lib.kv_wait(caller.pointer, name, len(name), version, timeout_ms)
+        if result < 0:
+            raise self._handle.failed(result, caller, name)
+        self._callers.append(caller)
+        return result
+
+    def sync(self) -> None:
+        """Returns when everything written so far is on disk."""
+        self._call(lib.kv_sync)
+
+    def refresh(self) -> int:
+        """For read-only openers: takes in what the writer has written since; how many records that was."""
+        if not self._config.readonly:
+            raise UsageError("refresh() is for stores opened with readonly=True: a writer is always up to date")
+        return self._call(lib.kv_refresh)
+
+    def _call(self, function: Any) -> int:
+        caller = self._handle.take()
+        result: int = function(caller.pointer)
+        if result < 0:
+            raise self._handle.failed(result, caller)
+        self._callers.append(caller)
+        return result
+
+    def stats(self) -> dict[str, Any]:
+        """Figures of the store (store.h has each one), its checkpoints, and `catalog`: why it is ignored, or None."""
+        return self._handle.measure() | self._keeper.stats() | {"catalog": self._catalog.note}
+
+    def close(self) -> None:
+        """Ends writing, makes a last checkpoint, syncs, and lets go. The second time: nothing."""
+        self._shut()
+
+    # --- as a dict, and as a context ---
+
+    def __getitem__(self, key: BytesLike) -> bytes:
+        value = self.get(key)
+        if value is None:
+            raise KeyError(key)
+        return value
+
+    def __setitem__(self, key: BytesLike, value: BytesLike) -> None:
+        self.put(key, value)
+
+    def __delitem__(self, key: BytesLike) -> None:
+        if not self.delete(key):
+            raise KeyError(key)
+
+    def __contains__(self, key: BytesLike) -> bool:
+        name = borrow(key, "key")
+        caller = self._handle.take()
+        size = kv_look(caller.pointer, name, len(name))
+        if size < 0 and size != ABSENT:
+            raise self._handle.failed(size, caller, name)
+        self._callers.append(caller)
+        return bool(size >= 0)
+
+    def __len__(self) -> int:
+        """Keys that are there, expired ones included until they are reclaimed."""
+        return self._handle.measure_one("key_count")
+
+    def __bool__(self) -> bool:
+        """True, also when empty: `if db` asks whether there is a store."""
+        return True
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_shut") and self._shut.alive and not self._handle.forked:
+            warnings.warn(f"{self!r} was not closed: use with or close()", ResourceWarning, source=self, stacklevel=2)
+
+    def __repr__(self) -> str:
+        state = "closed" if not self._shut.alive else "readonly" if self._config.readonly else self._config.sync
+        return f"<kvsvr.Engine {self._handle.path!r} {state}>"
+
+
+# --- opening and closing ---
+
+
+class _Writers:
+    """The directories this process has open for writing, by device and inode. C's lock only tells processes apart."""
+
+    def __init__(self) -> None:
+        # Re-entrant: the collector may run the finalizer of a dropped Engine while this thread is in here.
+        self._lock = threading.RLock()
+        self._places: set[tuple[int, int]] = set()
+        os.register_at_fork(after_in_child=self._forget)
+
+    def enter(self, directory: str) -> tuple[int, int]:
+        status = os.stat(directory)
+        place = status.st_dev, status.st_ino
+        with self._lock:
+            if place in self._places:
+                raise LockedError(directory, os.getpid(), here=True)
+            self._places.add(place)
+        return place
+
+    def leave(self, place: tuple[int, int] | None) -> None:
+        """None: a reader, who never entered."""
+        with self._lock:
+            if place is not None:
+                self._places.remove(place)
+
+    def _forget(self) -> None:
+        """In a forked child nothing is open, and the lock may have been held by a thread that is not here."""
+        self.__dict__.update(_lock=threading.RLock(), _places=set())
+
+
+_writers: Final = _Writers()
+
+
+def _directory(path: str | os.PathLike[str], *, create: bool) -> str:
+    """The absolute path of a directory that exists. Made here rather than by C, because it must have an inode before
+    `_Writers` can say whether C may touch it."""
+    directory = os.path.realpath(os.fsdecode(path))
+    parent = os.path.dirname(directory)
+    try:
+        if create and not os.path.lexists(directory):
+            os.mkdir(directory)
+            sync_directory(parent)
+        if not stat.S_ISDIR(os.stat(directory).st_mode):
+            raise UsageError(f"{directory} is a file; a store is a directory: give another path")
+    except FileNotFoundError:
+        if create:
+            raise UsageError(f"{parent} is not there: make it first; a store makes its own directory only") from None
+        raise UsageError(
+            f"there is no store at {directory}: check the path, or open it without readonly=True"
+        ) from None
+    except OSError as error:
+        raise DiskError(
+            f"{directory} cannot be opened: {error.strerror}", path=directory, errno=error.errno or 0
+        ) from error
+    return directory
+
+
+def _shut(handle: Handle, keeper: Housekeeper, place: tuple[int, int] | None) -> None:
+    """Closes what an Engine had open: called once, by close(), by the collector, or as the interpreter ends."""
+    if handle.forked:
+        return
+    try:
+        if place is not None:
+            keeper.stop()
+            handle.quiesce()
+            keeper.checkpoint()
+        handle.close()
+    finally:
+        _writers.leave(place)
+
+
+# --- arguments and answers ---
+
+
+def _expiry(ttl: float | None) -> int:
+    return 0 if ttl is None else ttl_ms(ttl)
+
+
+def _version(version: int, *, least: int) -> int:
+    if not isinstance(version, int) or isinstance(version, bool) or not least <= version <= INT64_MAX:
+        raise UsageError(f"a version is a whole number from {least} up, as put() returns it, not {version!r}")
+    return version
+
+
+def _chunks(keys: Iterable[BytesLike], count_max: int) -> Iterator[list[BytesLike]]:
+    source = iter(keys)
+    while chunk := list(islice(source, count_max)):
+        yield chunk
+
+
+def _pair_chunks(
+    pairs: Iterable[tuple[BytesLike, BytesLike]],
+) -> Iterator[tuple[list[BytesLike], list[BytesLike]]]:
+    """The pairs in groups that are closed by count or by size. Taken one at a time: a generator of large values has
+    one group in memory, whatever it yields next."""
+    keys: list[BytesLike] = []
+    values: list[BytesLike] = []
+    size = 0
+    for key, value in pairs:
+        keys.append(key)
+        values.append(value)
+        size += len(value)
+        if size >= WRITE_SIZE_MAX or len(keys) == WRITE_COUNT_MAX:
+            yield keys, values
+            keys, values, size = [], [], 0
+    if keys:
+        yield keys, values
+
+
+def _split(content: bytes, sizes: list[int]) -> Iterable[bytes | None]:
+    """Cuts the answer of kv_get_many into values. Equal sizes, the usual case, are cut by C."""
+    first = sizes[0]
+    if first > 0 and sizes.count(first) == len(sizes):
+        return [value for (value,) in iter_unpack(f"{first}s", content)]
+    values: list[bytes | None] = []
+    end = 0
+    for size in sizes:
+        if size < 0:
+            values.append(None)
+        else:
+            values.append(content[end : end + size])
+            end += size
+    return values
