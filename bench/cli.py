@@ -1,0 +1,180 @@
+"""The command line: what to run, where, and what happens when it cannot.
+
+Exit codes: 0 every cell ran, 1 a peer failed or answered wrongly, 2 usage, 130 interrupted (what was found is written).
+"""
+
+import argparse
+import gc
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from bench.adapters import ADAPTERS, Adapter, NotInstalled
+from bench.cells import CELLS, Cell
+from bench.data import Data
+from bench.limits import Limits, limit_names
+from bench.machine import file_system_of, machine_facts
+from bench.report import print_report, write_json
+from bench.runner import Outcome, Plan, run
+
+KEYS, KEYS_QUICK = 1_000_000, 100_000
+SYNCS, SYNCS_QUICK = 3_000, 1_000
+BYTES_PER_KEY = 4096  # Free space asked for: the largest store measured, with room for its log.
+
+
+class Usage(Exception):
+    """Something the caller can put right; the text says what."""
+
+
+def parser() -> argparse.ArgumentParser:
+    result = argparse.ArgumentParser(prog="python -m bench", description="kvsvr beside its peers.")
+    result.add_argument("--quick", action="store_true", help=f"{KEYS_QUICK:,} keys and {SYNCS_QUICK:,} syncs")
+    result.add_argument("--keys", type=int, metavar="N", help=f"keys in the store (default {KEYS:,})")
+    result.add_argument("--syncs", type=int, metavar="N", help=f"fsyncs per repetition (default {SYNCS:,})")
+    result.add_argument("--repeat", type=int, default=3, metavar="N", help="repetitions of every cell (default 3)")
+    result.add_argument("--retries", type=int, default=2, metavar="N", help="of a disturbed repetition (default 2)")
+    result.add_argument("--cells", metavar="A,B", help="of " + ", ".join(CELLS))
+    result.add_argument("--peers", metavar="A,B", help="of " + ", ".join(ADAPTERS))
+    result.add_argument("--dir", type=Path, default=Path(), help="where data go (default: the current directory)")
+    result.add_argument("--json", type=Path, metavar="FILE", help="default: bench-<date>-<time>.json")
+    return result
+
+
+def main(argv: Sequence[str]) -> int:
+    options = parser().parse_args(argv)
+    try:
+        return bench(options, list(argv))
+    except Usage as error:
+        print(f"python -m bench: {error}", file=sys.stderr)
+        return 2
+
+
+def bench(options: argparse.Namespace, argv: list[str]) -> int:
+    key_count = options.keys if options.keys is not None else KEYS_QUICK if options.quick else KEYS
+    sync_count = options.syncs if options.syncs is not None else SYNCS_QUICK if options.quick else SYNCS
+    for name, number, least in (
+        ("--keys", key_count, 100),
+        ("--syncs", sync_count, 8),
+        ("--repeat", options.repeat, 1),
+        ("--retries", options.retries, 0),
+    ):
+        if number < least:
+            raise Usage(f"{name} must be at least {least}, not {number}")
+    cells = [CELLS[name] for name in chosen("--cells", options.cells, CELLS)]
+    adapters, skipped = installed(chosen("--peers", options.peers, ADAPTERS))
+    started_at = datetime.now(UTC)
+    json_path: Path = options.json or Path(started_at.strftime("bench-%Y%m%d-%H%M%S.json"))
+    check_places(options.dir, json_path, cells, key_count)
+
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    machine = machine_facts(options.dir, [a.distribution for a in adapters.values() if a.distribution])
+    file_system = machine["file_system"]
+    console.print(f"{key_count:,} keys of 16 B, values of 100 B, {options.repeat} repetitions, one process")
+    console.print(f"{machine['cpu_model']}, {machine['core_count']} cores, Linux {machine['kernel']}")
+    console.print(f"data in {options.dir.resolve()}: {file_system['type']} on {file_system['device']}", markup=False)
+    for name, reason in skipped.items():
+        console.print(f"skipped {name}: {reason}", markup=False)
+
+    outcome, interrupted = Outcome(), False
+    with tempfile.TemporaryDirectory(prefix="bench-data-", dir=options.dir) as directory:
+        data = Data(key_count)
+        limits = Limits(Path(directory), data, sync_count)
+        gc.freeze()  # Millions of keys need not be walked by the collection before every cell.
+        peers = {name: ADAPTERS[name] for name in adapters}
+        plan = Plan(peers, cells, data, Path(directory), options.repeat, sync_count, options.retries)
+        try:
+            with bar(console, step_count(plan, adapters)) as progress:
+                task = progress.task_ids[0]
+
+                def show(text: str) -> None:
+                    progress.update(task, description=text)
+                    progress.refresh()
+                    progress.advance(task)
+
+                run(plan, outcome, measure_limits=limits.measure, progress=show)
+        except KeyboardInterrupt:
+            interrupted = True
+    found_limits = outcome.limits(limit_names())
+    print_report(console, cells, adapters, outcome.repetitions, found_limits)
+    write_json(
+        json_path,
+        run={
+            "started_at": started_at.isoformat(),
+            "arguments": argv,
+            "key_count": key_count,
+            "sync_count": sync_count,
+            "repeat": options.repeat,
+            "retry_max": options.retries,
+            "interrupted": interrupted,
+        },
+        machine=machine,
+        cells=cells,
+        adapters=adapters,
+        skipped={**skipped, **limits.skipped},
+        repetitions=outcome.repetitions,
+        limits=found_limits,
+    )
+    console.print(f"written to {json_path}", markup=False)
+    if interrupted:
+        return 130
+    return 1 if any(repetition.error for repetition in outcome.repetitions) else 0
+
+
+def chosen(option: str, text: str | None, known: Iterable[str]) -> list[str]:
+    """In the known order, whatever order they were given in."""
+    names = list(known)
+    if text is None:
+        return names
+    asked = [name.strip() for name in text.split(",") if name.strip()]
+    unknown = [name for name in asked if name not in names]
+    if unknown or not asked:
+        raise Usage(f"{option}: {', '.join(unknown) or 'nothing'} is none of {', '.join(names)}")
+    return [name for name in names if name in asked]
+
+
+def installed(names: Iterable[str]) -> tuple[dict[str, Adapter], dict[str, str]]:
+    """One adapter of each, to ask for facts, and why the others are missing."""
+    adapters: dict[str, Adapter] = {}
+    skipped: dict[str, str] = {}
+    for name in names:
+        try:
+            adapters[name] = ADAPTERS[name]()
+        except NotInstalled as reason:
+            skipped[name] = str(reason)
+    if not adapters:
+        raise Usage("none of the chosen peers is installed: " + ", ".join(skipped))
+    return adapters, skipped
+
+
+def check_places(directory: Path, json_path: Path, cells: Iterable[Cell], key_count: int) -> None:
+    """Before a quarter of an hour is spent, not after."""
+    if not directory.is_dir() or not os.access(directory, os.W_OK):
+        raise Usage(f"--dir: {directory} is not a directory that can be written")
+    file_system = file_system_of(directory)
+    if file_system.in_memory and any(cell.durable for cell in cells):
+        raise Usage(f"--dir: {directory} is {file_system.type}, where fsync costs nothing; choose a disk")
+    if not os.access(json_path.parent, os.W_OK):
+        raise Usage(f"--json: {json_path.parent} is not a directory that can be written")
+    free, needed = shutil.disk_usage(directory).free, key_count * BYTES_PER_KEY
+    if free < needed:
+        raise Usage(f"--dir: {needed >> 20:,} MiB are needed, {free >> 20:,} MiB are free")
+
+
+def step_count(plan: Plan, adapters: Mapping[str, Adapter]) -> int:
+    per_repetition = sum(a.is_durable or not cell.durable for a in adapters.values() for cell in plan.cells)
+    return plan.repeat * (per_repetition + 1) + 1
+
+
+def bar(console: Console, total: int) -> Progress:
+    """Never refreshed by itself: its thread would take turns with what is timed."""
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}", markup=False))
+    progress = Progress(*columns, console=console, auto_refresh=False)
+    progress.add_task("", total=total)
+    return progress
