@@ -186,6 +186,16 @@ static kv_status copy_tables(kv_checkpoint *k) {
     return KV_MORE;
 }
 
+/* A table that was never touched since open is read from its mapped file now. */
+static kv_status copy_tables_guarded(kv_checkpoint *k) {
+    kv_guard guard;
+    kv_status status;
+    if (KV_GUARD_CAUGHT(&guard)) status = KV_EMAPPING;
+    else status = copy_tables(k);
+    kv_guard_leave(&guard);
+    return status;
+}
+
 static int by_id(const void *left, const void *right) {
     uint64_t a = *(const uint64_t *)left, b = *(const uint64_t *)right;
     return (a > b) - (a < b);
@@ -283,7 +293,7 @@ kv_status kv_checkpoint_step(kv_checkpoint *k) {
     kv_store *store = k->store;
     if (k->description != NULL) return KV_EOF;
     pthread_mutex_lock(&store->write_lock);
-    kv_status status = copy_tables(k);
+    kv_status status = copy_tables_guarded(k);
     pthread_mutex_unlock(&store->write_lock);
     if (status != KV_MORE && status != KV_EOF) return status;
     kv_status flushed = buffer_flush(k);
