@@ -311,7 +311,7 @@ kv_status kv_checkpoint_describe(kv_checkpoint *k, const uint8_t **bytes, size_t
 /* --- index files that are not needed --- */
 
 static bool needed(const uint64_t *ids, uint64_t count, uint64_t id) {
-    return bsearch(&id, ids, count, sizeof *ids, by_id) != NULL;
+    return count != 0 && bsearch(&id, ids, count, sizeof *ids, by_id) != NULL;
 }
 
 /* Unlinks index files except those in `ids` (sorted). */
@@ -427,6 +427,8 @@ static kv_status map_file(kv_store *store, uint64_t id, kv_index_file *out) {
     if (status != KV_OK) return status;
     store->index_mappings[store->index_mapping_count] = bytes;
     store->index_mapping_sizes[store->index_mapping_count++] = size;
+    /* An opener that wrote no segment made it in the generation that is ours now, too. */
+    if ((uint32_t)id > store->index_file_next) store->index_file_next = (uint32_t)id;
     *out = (kv_index_file){.id = id, .bytes = bytes, .size = size};
     return KV_OK;
 }

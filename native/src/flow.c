@@ -216,6 +216,7 @@ kv_status kv_flow_prepare(kv_flow *flow, uint32_t size) {
     if (status == KV_OK && next != NULL && next->size < size) {
         status = next_discard(flow);
         next = NULL;
+        flow->next_id--; /* Behind a clean close no SEAL names the next segment: a gap would be a missing one. */
     }
     if (status == KV_OK && next == NULL) {
         uint32_t planned = flow->next_size;

@@ -382,7 +382,7 @@ static kv_status gather_once(kv_caller *c, const item *one, gathering *g, int64_
     return KV_OK;
 }
 
-/* As a single read: a value file that is gone means that the record has been replaced. */
+/* As a single read: a value file that is gone means that the record has been replaced. KV_MORE: it was not. */
 static kv_status gather_one(kv_caller *c, const item *one, gathering *g, int64_t *size) {
     uint64_t location = 0, before;
     kv_status status;
@@ -390,7 +390,7 @@ static kv_status gather_one(kv_caller *c, const item *one, gathering *g, int64_t
         before = location;
         status = gather_once(c, one, g, size, &location);
     } while (status == KV_MORE && location != before);
-    return status == KV_MORE ? fault_corrupt(&c->answer.fault, location, "the value's file is missing") : status;
+    return status;
 }
 
 static kv_status gather(kv_caller *c, gathering *g) {
@@ -421,16 +421,25 @@ static kv_status gather_guarded(kv_caller *c, gathering *g) {
     return status;
 }
 
+static kv_status gather_inside(kv_caller *c, gathering *g) {
+    kv_epoch_enter(c->store->epoch, c->slot);
+    kv_status status = store_usable(c->store);
+    if (status == KV_OK) status = gather_guarded(c, g);
+    kv_epoch_leave(c->slot);
+    return status;
+}
+
 kv_result kv_get_many(kv_caller *c, const kv_many *many, int64_t *sizes) {
-    kv_store *store = c->store;
     gathering g = {.many = many, .sizes = sizes};
     kv_status status = many_check(c, many);
     if (status != KV_OK) return status;
     c->answer.fault.status = KV_OK;
-    kv_epoch_enter(store->epoch, c->slot);
-    status = store_usable(store);
-    if (status == KV_OK) status = gather_guarded(c, &g);
-    kv_epoch_leave(c->slot);
+    status = gather_inside(c, &g);
+    for (int look = 0; status == KV_MORE && store_look_again(c, look); look++) {
+        g = (gathering){.many = many, .sizes = sizes};
+        status = gather_inside(c, &g);
+    }
+    if (status == KV_MORE) return caller_fail(c, KV_ECORRUPT, "the value's file is missing");
     if (status != KV_OK) return caller_fail(c, status, "the read failed");
     if (g.expired_ms != 0) answer_expired(c, g.expired_ms);
     return (kv_result)g.used;

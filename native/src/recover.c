@@ -481,12 +481,24 @@ static kv_status readable_limit(kv_flow *flow, const segment *one, uint32_t *lim
     return status;
 }
 
+/* A writer that closes gives up the segment it prepared and did not use, and the next one makes another under that
+ * name: as long as it is empty, ours may be the one that is gone. No record in it, so nobody points there. */
+static kv_status look_again(kv_flow *flow, segment **one, kv_fault *fault) {
+    segment *again;
+    kv_status status = segment_open(flow, (*one)->id, fault, &again);
+    if (status != KV_OK) return status == KV_ABSENT ? KV_OK : status;
+    segment_release(flow, *one);
+    *one = again;
+    return KV_OK;
+}
+
 kv_status kv_flow_refresh(kv_flow *flow, kv_replay replay, void *context, kv_fault *fault) {
     KV_ASSERT(flow->options.readonly);
     scan s = {.flow = flow, .replay = replay, .context = context, .fault = fault, .sequence = flow->sequence};
     segment *one = segment_find(flow, flow->replayed.segment);
     uint32_t offset = flow->replayed.offset;
-    kv_status status = KV_OK;
+    bool empty = !atomic_load(&one->ended) && offset == KV_SEGMENT_HEADER_SIZE;
+    kv_status status = empty ? look_again(flow, &one, fault) : KV_OK;
     while (status == KV_OK) {
         uint32_t limit = 0;
         bool open = !atomic_load(&one->ended);

@@ -622,14 +622,20 @@ static kv_status read_inside(kv_caller *c, const uint8_t *key, size_t key_size, 
     return status;
 }
 
+/* A value's file is gone, and the record that names it is still the newest one known here. A read-only opener may only
+ * not have heard yet of the one that took its place. Bounded, because the file of that one may go meanwhile as well. */
+bool store_look_again(kv_caller *c, int look) {
+    enum { LOOKS_MAX = 10 };
+    return c->store->options.readonly && look < LOOKS_MAX && kv_refresh(c) >= 0;
+}
+
 static kv_result store_read(kv_caller *c, const uint8_t *key, size_t key_size, read_step step) {
     kv_result result = 0;
     if (KV_UNLIKELY(key_check(key_size) != KV_OK)) return caller_fail(c, KV_EKEYSIZE, "keys have 1 to 65535 bytes");
     c->answer.fault.status = KV_OK;
     kv_status status = read_inside(c, key, key_size, step, &result);
     if (KV_LIKELY(status == KV_OK)) return result;
-    /* A read-only opener may only not have heard yet of the record that took the place of the one it found. */
-    if (status == KV_MORE && c->store->options.readonly && kv_refresh(c) >= 0)
+    for (int look = 0; status == KV_MORE && store_look_again(c, look); look++)
         status = read_inside(c, key, key_size, step, &result);
     if (status == KV_OK) return result;
     if (status == KV_ABSENT && c->answer.expires_ms != 0) return answer_expired(c, c->answer.expires_ms);

@@ -141,6 +141,7 @@ kv_status store_append(kv_store *store, kv_record *record, kv_position *position
 kv_status store_index_put(kv_store *store, uint64_t hash, const found *old, const kv_record *record,
                           kv_position position, uint32_t used);
 kv_result store_write(kv_caller *c, write_step step, write_op *w, int durable);
+bool store_look_again(kv_caller *c, int look);
 kv_status answer_room(kv_caller *c, uint64_t size, uint8_t **out);
 kv_result caller_fail(kv_caller *c, kv_status status, const char *what);
 kv_status key_check(size_t key_size);

@@ -1,0 +1,326 @@
+/* test_store.c -- the store on a real directory with its threads running: what holds while eight threads write, read,
+ * wait, checkpoint and close at the same time. Meant for the sanitizers above all; what single calls promise is tested
+ * from Python. */
+#include <ftw.h>
+#include <pthread.h>
+#include <unistd.h>
+
+#include "check.h"
+#include "kv/store.h"
+
+enum { THREADS = 8, KEYS = 64 };
+
+#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
+enum { ROUNDS = 1500 };
+#else
+enum { ROUNDS = 15000 };
+#endif
+
+static char directory[64];
+
+static void directory_make(void) {
+    snprintf(directory, sizeof directory, "kvtest-XXXXXX");
+    CHECK(mkdtemp(directory) != NULL);
+}
+
+static int remove_one(const char *path, const struct stat *info, int type, struct FTW *where) {
+    (void)info;
+    (void)type;
+    (void)where;
+    return remove(path);
+}
+
+static void directory_remove(void) { nftw(directory, remove_one, 16, FTW_DEPTH | FTW_PHYS); }
+
+static kv_store *open_store(kv_options options, const uint8_t *checkpoint, size_t size) {
+    kv_io *io;
+    kv_fault fault;
+    kv_store *store = NULL;
+    CHECK_EQ(kv_io_posix_new(directory, true, &io), KV_OK);
+    kv_status status = kv_store_open(io, &options, checkpoint, size, &fault, &store);
+    CHECK_EQ(status, KV_OK);
+    if (status != KV_OK) printf("%s\n", fault.what);
+    return store;
+}
+
+static void close_store(kv_store *store) {
+    kv_fault fault;
+    CHECK_EQ(kv_store_close(store, &fault), KV_OK);
+    kv_store_free(store);
+}
+
+typedef struct worker {
+    kv_store *store;
+    pthread_t thread;
+    int number;
+    int failures;
+    uint64_t written;
+} worker;
+
+static kv_result put_text(kv_caller *c, const char *key, const void *value, size_t size) {
+    return kv_put(c, (const uint8_t *)key, strlen(key), value, size, 0, 0);
+}
+
+static void run(kv_store *store, void *(*body)(void *), worker *workers) {
+    for (int i = 0; i < THREADS; i++) {
+        workers[i] = (worker){.store = store, .number = i};
+        CHECK_EQ(pthread_create(&workers[i].thread, NULL, body, &workers[i]), 0);
+    }
+    for (int i = 0; i < THREADS; i++) {
+        pthread_join(workers[i].thread, NULL);
+        CHECK_EQ(workers[i].failures, 0);
+    }
+}
+
+/* --- no lost update --- */
+
+static void *count_up(void *argument) {
+    worker *w = argument;
+    kv_caller *c;
+    if (kv_caller_new(w->store, &c) != KV_OK) return NULL;
+    for (int i = 0; i < ROUNDS; i++) w->failures += kv_incr(c, (const uint8_t *)"counter", 7, 1, 0, i % 500 == 0) <= 0;
+    kv_caller_free(c);
+    return NULL;
+}
+
+TEST(increments_of_all_threads_add_up) {
+    worker workers[THREADS];
+    directory_make();
+    kv_store *store = open_store((kv_options){.sync = KV_SYNC_BATCH, .background = 1}, NULL, 0);
+    run(store, count_up, workers);
+    kv_caller *c;
+    CHECK_EQ(kv_caller_new(store, &c), KV_OK);
+    kv_result size = kv_get(c, (const uint8_t *)"counter", 7);
+    char text[32] = {0};
+    if (size > 0) memcpy(text, kv_caller_answer(c)->small, (size_t)size);
+    CHECK_EQ(atol(text), (long)THREADS * ROUNDS);
+    close_store(store);
+    directory_remove();
+}
+
+/* --- no torn read, while the index grows, segments roll and checkpoints are made --- */
+
+static size_t make_value(uint64_t seed, int key, uint64_t *value) {
+    size_t words = 1 + (size_t)(seed * 7 + (uint64_t)key) % 40;
+    for (size_t i = 0; i < words; i++) value[i] = seed << 8 | (uint64_t)key;
+    return words * 8;
+}
+
+static int wrong_value(const uint8_t *bytes, kv_result size, int key) {
+    uint64_t first, word, expected[64];
+    if (size < 8 || size % 8 != 0) return 1;
+    memcpy(&first, bytes, 8);
+    if ((int)(first & 255) != key || make_value(first >> 8, key, expected) != (size_t)size) return 1;
+    for (kv_result at = 0; at < size; at += 8) {
+        memcpy(&word, bytes + at, 8);
+        if (word != first) return 1;
+    }
+    return 0;
+}
+
+static void *write_and_read(void *argument) {
+    worker *w = argument;
+    kv_caller *c;
+    uint64_t value[64], state = (uint64_t)w->number + 1;
+    char key[32], fresh[32];
+    if (kv_caller_new(w->store, &c) != KV_OK) return NULL;
+    for (int i = 0; i < ROUNDS; i++) {
+        state = state * 6364136223846793005ULL + 1442695040888963407ULL;
+        int which = (int)(state >> 40) % KEYS;
+        snprintf(key, sizeof key, "key%d", which);
+        if (state >> 62 == 0) {
+            w->failures += put_text(c, key, value, make_value((uint64_t)i, which, value)) <= 0;
+            snprintf(fresh, sizeof fresh, "fresh%d-%d", w->number, i);
+            w->failures += put_text(c, fresh, "x", 1) <= 0;
+        } else {
+            kv_result size = kv_get(c, (const uint8_t *)key, strlen(key));
+            if (size != -KV_ABSENT) w->failures += wrong_value(kv_caller_answer(c)->small, size, which);
+        }
+    }
+    kv_caller_free(c);
+    return NULL;
+}
+
+static uint8_t description[1 << 16];
+static size_t description_size;
+
+static void make_checkpoint(kv_store *store) {
+    kv_checkpoint *k;
+    const uint8_t *bytes;
+    size_t size;
+    kv_status status = kv_checkpoint_begin(store, &k);
+    if (status == KV_EOF) return;
+    CHECK_EQ(status, KV_OK);
+    while ((status = kv_checkpoint_step(k)) == KV_MORE) {}
+    CHECK_EQ(status, KV_EOF);
+    CHECK_EQ(kv_checkpoint_describe(k, &bytes, &size), KV_OK);
+    CHECK(size <= sizeof description);
+    memcpy(description, bytes, size);
+    description_size = size;
+    CHECK_EQ(kv_checkpoint_published(k), KV_OK);
+    kv_checkpoint_free(k);
+}
+
+static _Atomic int keep_going;
+
+static void *checkpoint_again(void *argument) {
+    while (keep_going) {
+        make_checkpoint(argument);
+        usleep(3000);
+    }
+    return NULL;
+}
+
+TEST(reads_are_whole_while_checkpoints_are_made) {
+    worker workers[THREADS];
+    pthread_t checkpoints;
+    kv_stats before, after;
+    directory_make();
+    kv_options options = {.sync = KV_SYNC_BATCH, .background = 1, .segment_size_min = 1 << 16, .segment_size_max = 1 << 18};
+    kv_store *store = open_store(options, NULL, 0);
+    keep_going = 1;
+    CHECK_EQ(pthread_create(&checkpoints, NULL, checkpoint_again, store), 0);
+    run(store, write_and_read, workers);
+    keep_going = 0;
+    pthread_join(checkpoints, NULL);
+    kv_store_quiesce(store);
+    make_checkpoint(store);
+    CHECK_EQ(kv_store_measure(store, &before), KV_OK);
+    close_store(store);
+
+    /* From the checkpoint and from the flow alone: the same counters. In this order: without one, its files go. */
+    for (int with = 1; with >= 0; with--) {
+        store = open_store(options, with ? description : NULL, with ? description_size : 0);
+        CHECK_EQ(kv_store_measure(store, &after), KV_OK);
+        CHECK_EQ(after.used_checkpoint, with);
+        CHECK_EQ(after.key_count, before.key_count);
+        CHECK_EQ(after.live_size, before.live_size);
+        close_store(store);
+    }
+    directory_remove();
+}
+
+/* --- group commit --- */
+
+static void *put_durably(void *argument) {
+    worker *w = argument;
+    kv_caller *c;
+    char key[32];
+    if (kv_caller_new(w->store, &c) != KV_OK) return NULL;
+    for (int i = 0; i < 200; i++) {
+        snprintf(key, sizeof key, "d%d-%d", w->number, i);
+        w->failures += kv_put(c, (const uint8_t *)key, strlen(key), (const uint8_t *)"v", 1, 0, 1) <= 0;
+    }
+    kv_caller_free(c);
+    return NULL;
+}
+
+TEST(durable_writes_of_several_threads_share_a_sync) {
+    worker workers[THREADS];
+    kv_stats stats;
+    directory_make();
+    kv_store *store = open_store((kv_options){.sync = KV_SYNC_NONE, .background = 1}, NULL, 0);
+    run(store, put_durably, workers);
+    CHECK_EQ(kv_store_measure(store, &stats), KV_OK);
+    CHECK_EQ(stats.unsynced_size, 0);
+    CHECK(stats.sync_count >= 1 && stats.sync_count <= THREADS * 200);
+    close_store(store);
+    directory_remove();
+}
+
+/* --- waiting --- */
+
+static void *wait_for_news(void *argument) {
+    worker *w = argument;
+    kv_caller *c;
+    uint64_t version = 0;
+    if (kv_caller_new(w->store, &c) != KV_OK) return NULL;
+    for (int i = 0; i < 20; i++) {
+        kv_result next = kv_wait(c, (const uint8_t *)"news", 4, version, 20000);
+        w->failures += next <= (kv_result)version;
+        version = (uint64_t)next;
+    }
+    kv_caller_free(c);
+    return NULL;
+}
+
+static void *tell_news(void *argument) {
+    kv_caller *c;
+    if (kv_caller_new(argument, &c) != KV_OK) return NULL;
+    while (keep_going) {
+        put_text(c, "news", "n", 1);
+        usleep(200);
+    }
+    kv_caller_free(c);
+    return NULL;
+}
+
+TEST(every_waiter_hears_of_every_kind_of_news) {
+    worker workers[THREADS];
+    pthread_t teller;
+    directory_make();
+    kv_store *store = open_store((kv_options){.sync = KV_SYNC_BATCH, .background = 1}, NULL, 0);
+    keep_going = 1;
+    CHECK_EQ(pthread_create(&teller, NULL, tell_news, store), 0);
+    run(store, wait_for_news, workers);
+    keep_going = 0;
+    pthread_join(teller, NULL);
+    close_store(store);
+    directory_remove();
+}
+
+/* --- close overlaps with everything --- */
+
+static void *anything(void *argument) {
+    worker *w = argument;
+    kv_caller *c;
+    kv_result result = 0;
+    if (kv_caller_new(w->store, &c) != KV_OK) return NULL;
+    char key[16];
+    snprintf(key, sizeof key, "k%d", w->number);
+    while (result != KV_ECLOSED) {
+        const uint8_t *k = (const uint8_t *)key;
+        size_t size = strlen(key);
+        switch (w->number % 5) {
+        case 0: result = kv_put(c, k, size, k, size, 0, 0); break;
+        case 1: result = kv_put(c, k, size, k, size, 0, 1); break;
+        case 2: result = kv_get(c, k, size); break;
+        case 3: result = kv_wait(c, k, size, 1u << 30, 50); break;
+        default: result = kv_sync(c); break;
+        }
+        w->failures += result < 0 && result != KV_ECLOSED && result != -KV_ABSENT;
+        w->written++;
+    }
+    kv_caller_free(c);
+    return NULL;
+}
+
+static void *close_soon(void *argument) {
+    kv_fault fault;
+    usleep(20000);
+    kv_store_close(argument, &fault);
+    return NULL;
+}
+
+TEST(close_waits_for_who_is_inside_and_refuses_who_comes_later) {
+    for (int round = 0; round < 10; round++) {
+        worker workers[THREADS];
+        pthread_t closer;
+        directory_make();
+        kv_store *store = open_store((kv_options){.sync = KV_SYNC_BATCH, .background = 1}, NULL, 0);
+        CHECK_EQ(pthread_create(&closer, NULL, close_soon, store), 0);
+        run(store, anything, workers);
+        pthread_join(closer, NULL);
+        kv_store_free(store);
+        directory_remove();
+    }
+}
+
+int main(void) {
+    RUN(increments_of_all_threads_add_up);
+    RUN(reads_are_whole_while_checkpoints_are_made);
+    RUN(durable_writes_of_several_threads_share_a_sync);
+    RUN(every_waiter_hears_of_every_kind_of_news);
+    RUN(close_waits_for_who_is_inside_and_refuses_who_comes_later);
+    return check_report();
+}
