@@ -98,12 +98,13 @@ class DiskError(KvError):
 class CorruptionError(KvError):
     """Bytes that were durable are not what was written. Nothing was changed on the disk.
 
-    `position` is (segment, offset) of the first bad record where that is known, else None.
+    `position` is (segment, offset) of the first bad record. None: it is the index that is damaged, which can be made
+    anew, and `what` says when.
     """
 
     def __init__(self, path: str, what: str, position: tuple[int, int] | None = None) -> None:
-        where = f" at segment {position[0]:08x}, offset {position[1]}" if position else ""
-        super().__init__(f"{path} is damaged{where}: {what}. Nothing was changed; restore it from a backup")
+        cure = ". Nothing was changed; restore it from a backup" if position else ""
+        super().__init__(f"{path} is damaged: {what}{cure}")
         self.path = path
         self.what = what
         self.position = position

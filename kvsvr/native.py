@@ -299,6 +299,8 @@ class Handle:
         status = lib.kv_checkpoint_begin(self._alive(), out)
         if status == lib.KV_EOF:
             return None
+        if status == lib.KV_ECORRUPT:
+            raise CorruptionError(self.path, "an index file is damaged; the index is rebuilt at the next open")
         if status != lib.KV_OK:
             raise failure(status, None, self.path)
         return Checkpoint(self, out[0])

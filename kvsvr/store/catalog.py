@@ -65,11 +65,18 @@ class Catalog:
 
     def put_checkpoint(self, description: bytes) -> None:
         """Keeps a description in place of the one before; durable when this returns. OSError: nothing changed."""
+        self._change(CHECKPOINT_KEY, description)
+
+    def forget_checkpoint(self) -> None:
+        """The checkpoint proved to be damaged: the next opener shall replay everything."""
+        self._change(CHECKPOINT_KEY, None)
+
+    def _change(self, key: bytes, value: bytes | None) -> None:
         pages = self._read() or b""
         try:
-            pages = _changed(pages, CHECKPOINT_KEY, description)
+            pages = _changed(pages, key, value)
         except lmdb.Error:
-            pages = _changed(b"", CHECKPOINT_KEY, description)  # Pages LMDB cannot use: begin a new file.
+            pages = _changed(b"", key, value)  # Pages LMDB cannot use: begin a new file.
         self._write(pages)
         self.note = None
 
@@ -131,11 +138,14 @@ def _complaint(content: bytes) -> str | None:
     return None
 
 
-def _changed(pages: bytes, key: bytes, value: bytes) -> bytes:
-    """The pages after one transaction that sets one key."""
+def _changed(pages: bytes, key: bytes, value: bytes | None) -> bytes:
+    """The pages after one transaction that sets one key, or takes it away."""
     with _environment(pages, readonly=False) as (environment, descriptor):
         with environment.begin(write=True) as transaction:
-            transaction.put(key, value)
+            if value is None:
+                transaction.delete(key)
+            else:
+                transaction.put(key, value)
         return os.pread(descriptor, SIZE_MAX, 0)
 
 

@@ -16,6 +16,7 @@ import threading
 from typing import Any, Final
 
 from kvsvr.config import Config
+from kvsvr.errors import CorruptionError
 from kvsvr.native import Handle
 from kvsvr.store.catalog import Catalog
 
@@ -66,6 +67,8 @@ class Housekeeper:
             self._failed_count += 1
             self._failure = f"{type(error).__name__}: {error}"
             log.warning("%s: no checkpoint, so the next open replays more: %s", self._handle.path, error)
+            if isinstance(error, CorruptionError):
+                self._forget()
             return False
         return True
 
@@ -81,6 +84,13 @@ class Housekeeper:
         while not self._stopping.wait(pause):
             fine = not self._is_due() or self.checkpoint(give_up=True)
             pause = INTERVAL_S if fine else min(PAUSE_S_MAX, max(1.0, pause * 2))
+
+    def _forget(self) -> None:
+        """The index on disk is damaged, the flow need not be: without the checkpoint the next open makes it anew."""
+        try:
+            self._catalog.forget_checkpoint()
+        except OSError as error:
+            log.warning("%s: the damaged checkpoint could not be taken away: %s", self._handle.path, error)
 
     def _is_due(self) -> bool:
         return self._threshold is not None and self._handle.measure_one("since_checkpoint_size") >= self._threshold

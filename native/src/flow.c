@@ -432,18 +432,21 @@ static kv_status close_writer(kv_flow *flow) {
     return status;
 }
 
-kv_status kv_flow_close(kv_flow *flow, kv_fault *fault) {
-    if (flow->closed) return KV_OK;
-    flow->closed = true;
-    if (flow->options.readonly || kv_flow_poison(flow, NULL) != KV_OK) return KV_OK;
-    kv_status status = close_writer(flow);
-    if (status != KV_OK && fault != NULL) {
-        fault->status = status;
-        fault->os_error = errno;
-        fault->position = kv_flow_tail(flow);
-        snprintf(fault->what, sizeof fault->what, "the flow could not be closed; the next open recovers it");
-    }
+static kv_status close_failed(const kv_flow *flow, kv_status status, kv_fault *fault) {
+    fault->status = status;
+    fault->os_error = errno;
+    if (status == KV_EPOISONED) kv_flow_poison(flow, &fault->os_error);
+    fault->position = kv_flow_tail(flow);
+    snprintf(fault->what, sizeof fault->what, "the flow could not be closed; the next open recovers what is durable");
     return status;
+}
+
+kv_status kv_flow_close(kv_flow *flow, kv_fault *fault) {
+    if (flow->closed || flow->options.readonly) return KV_OK;
+    flow->closed = true;
+    /* Not silently: the sync that failed may have been one that nobody waited for. */
+    kv_status status = kv_flow_poison(flow, NULL) != KV_OK ? KV_EPOISONED : close_writer(flow);
+    return status == KV_OK ? KV_OK : close_failed(flow, status, fault);
 }
 
 void kv_flow_free(kv_flow *flow) {

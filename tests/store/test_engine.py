@@ -995,6 +995,22 @@ def test_without_its_catalog_a_store_opens_to_the_same_state(path: Path, damage:
         assert len(db) == 3000
 
 
+def test_a_damaged_index_file_is_noticed_and_made_anew(path: Path) -> None:
+    """The flow is whole, so the store is: what the damage costs is a close and a full replay."""
+    with kvsvr.open(path) as db:
+        db.put_many((b"%d" % n, b"v") for n in range(20))
+    (file,) = (path / "index").iterdir()
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    with kvsvr.open(path) as db, pytest.raises(kvsvr.CorruptionError, match="rebuilt at the next open") as caught:
+        db.get_many([b"%d" % n for n in range(20)])
+    assert caught.value.position is None
+    with kvsvr.open(path) as db:
+        assert db.stats()["used_checkpoint"] == 0
+        assert db.get_many([b"%d" % n for n in range(20)]) == [b"v"] * 20
+
+
 def test_every_flipped_bit_and_cut_of_the_catalog_is_noticed(path: Path) -> None:
     """LMDB must never see pages that are not what it wrote: it would follow them into a crash."""
     path.mkdir()

@@ -83,7 +83,7 @@ kv_status kv_flow_open(kv_io *io, kv_epoch *epoch, const kv_flow_options *option
 /* Read-only openers: replays what has been appended since. */
 kv_status kv_flow_refresh(kv_flow *flow, kv_replay replay, void *context, kv_fault *fault);
 
-/* Ends appending: seal, cut the tail, sync, header. After a failure before: syncs and seals nothing. */
+/* Ends appending: seal, cut the tail, sync, header. After a failure before: KV_EPOISONED, nothing is synced or sealed. */
 kv_status kv_flow_close(kv_flow *flow, kv_fault *fault);
 void kv_flow_free(kv_flow *flow);
 

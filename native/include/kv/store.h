@@ -44,7 +44,8 @@ kv_status kv_store_open(kv_io *io, const kv_options *options, const uint8_t *che
                         kv_fault *fault, kv_store **out);
 /* Refuses new writes from now on (KV_ECLOSED); those under way end first. Reads go on. */
 void kv_store_quiesce(kv_store *store);
-/* Seals, syncs, cuts unused tails, joins threads, unmaps. KV_OK the second time. */
+/* Seals, syncs, cuts unused tails, joins threads, unmaps. Closed it is in any case, also if it answers with an error
+ * (KV_EPOISONED: a write or sync failed before); KV_OK the second time. */
 kv_status kv_store_close(kv_store *store, kv_fault *fault);
 void kv_store_free(kv_store *store); /* closes without sealing if nobody did; accepts NULL */
 
