@@ -34,6 +34,7 @@
  *      128    8 value file ids: count
  *      136    8 segments: count n, then n times 16 bytes: id (8), live bytes (8)
  *       ..    8 index files: count m, then m times their ids (8)
+ *       ..    8 sorted runs: count; 0 until there are any
  *       ..    8 checksum         XXH64 of everything before it, seed 0
  * Specification: docs/formats/index.md. */
 #include <errno.h>
@@ -236,7 +237,7 @@ static kv_status describe(kv_checkpoint *k) {
     kv_store *store = k->store;
     uint64_t segment_count = 0, at = 0;
     for (uint32_t i = 0; i < k->counters.segment_capacity; i++) segment_count += k->counters.segment_live[i] != 0;
-    size_t words = FIXED_WORDS + 1 + 2 * segment_count + 1 + k->file_id_count + 1;
+    size_t words = FIXED_WORDS + 1 + 2 * segment_count + 1 + k->file_id_count + 1 + 1;
     uint64_t *word = calloc(words, sizeof *word);
     if (word == NULL) return KV_ENOMEM;
     memcpy(word, CHECKPOINT_MAGIC, 8);
@@ -263,6 +264,7 @@ static kv_status describe(kv_checkpoint *k) {
     }
     word[++at] = k->file_id_count;
     for (uint64_t i = 0; i < k->file_id_count; i++) word[++at] = k->file_ids[i];
+    word[++at] = 0;
     k->description = (uint8_t *)word;
     k->description_size = words * sizeof *word;
     word[++at] = kv_xxh64(k->description, k->description_size - 8, 0);
@@ -398,17 +400,18 @@ static uint64_t word_at(const uint8_t *bytes, uint64_t index) { return kv_load64
 
 static bool parse(const uint8_t *bytes, size_t size, parsed *out) {
     uint64_t words = size / 8, at = FIXED_WORDS;
-    if (size % 8 != 0 || words < FIXED_WORDS + 3 || memcmp(bytes, CHECKPOINT_MAGIC, 8) != 0) return false;
+    if (size % 8 != 0 || words < FIXED_WORDS + 4 || memcmp(bytes, CHECKPOINT_MAGIC, 8) != 0) return false;
     if (word_at(bytes, 1) != CHECKPOINT_FORMAT || word_at(bytes, words - 1) != kv_xxh64(bytes, size - 8, 0)) return false;
     out->bytes = bytes;
     out->segment_count = word_at(bytes, at);
     if (out->segment_count > (words - at) / 2) return false;
     out->segments = bytes + (at + 1) * 8;
     at += 1 + 2 * out->segment_count;
-    if (at + 1 >= words) return false;
+    if (at + 2 >= words) return false;
     out->file_count = word_at(bytes, at);
     out->files = bytes + (at + 1) * 8;
-    return out->file_count == words - at - 2;
+    /* What lists runs was written by a version that knows more than this one. */
+    return out->file_count == words - at - 3 && word_at(bytes, words - 2) == 0;
 }
 
 static kv_status map_file(kv_store *store, uint64_t id, kv_index_file *out) {

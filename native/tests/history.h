@@ -611,7 +611,7 @@ static void gather_items(history *h, gathered *g, bool distinct) {
 
 static kv_many many_of(const gathered *g, bool deletes) {
     return (kv_many){.count = g->count, .keys = g->key_bytes, .keys_size = g->keys_size, .key_sizes = g->key_sizes,
-                     .values = deletes ? NULL : g->value_bytes, .values_size = g->values_size,
+                     .values = deletes ? NULL : g->value_bytes, .values_size = deletes ? 0 : g->values_size,
                      .value_sizes = g->value_sizes};
 }
 
