@@ -14,6 +14,15 @@
 
 enum { PATH_SIZE = 40, CHUNK = 1 << 20, SET_CAPACITY_MIN = 16 };
 
+bool file_name_id(const char *name, const char *suffix, uint64_t *id) {
+    char again[PATH_SIZE];
+    unsigned long long value = 0;
+    if (sscanf(name, "%16llx", &value) != 1) return false;
+    snprintf(again, sizeof again, "%016llx%s", value, suffix);
+    *id = value;
+    return strcmp(again, name) == 0;
+}
+
 static void big_path(uint64_t id, char path[PATH_SIZE]) { snprintf(path, PATH_SIZE, "values/%016llx.val", (unsigned long long)id); }
 
 /* --- the set of ids that records point to --- */
@@ -179,12 +188,11 @@ kv_status big_sweep(kv_store *store) {
     kv_status status = store->io->list(store->io, "values", &names, &count);
     if (status != KV_OK) return status == KV_ABSENT ? KV_OK : status;
     for (size_t i = 0; i < count; i++) {
-        unsigned long long id;
+        uint64_t id;
         char path[PATH_SIZE];
-        if (sscanf(names[i], "%16llx.val", &id) != 1) continue;
+        if (!file_name_id(names[i], ".val", &id) || big_set_has(&store->bigs, id)) continue;
         big_path(id, path);
-        bool ours = strcmp(path + strlen("values/"), names[i]) == 0;
-        if (ours && !big_set_has(&store->bigs, id)) store->io->unlink(store->io, path);
+        store->io->unlink(store->io, path);
     }
     free(names);
     store->retired_count = 0; /* What a replay retired is among what was just removed. */

@@ -323,12 +323,11 @@ static kv_status sweep(kv_store *store, const uint64_t *ids, uint64_t id_count) 
     kv_status status = store->io->list(store->io, "index", &names, &count);
     if (status != KV_OK) return status == KV_ABSENT ? KV_OK : status;
     for (size_t i = 0; i < count; i++) {
-        unsigned long long id;
+        uint64_t id;
         char path[PATH_SIZE];
-        if (sscanf(names[i], "%16llx.idx", &id) != 1) continue;
+        if (!file_name_id(names[i], ".idx", &id) || needed(ids, id_count, id)) continue;
         index_path(id, path);
-        if (strcmp(path + strlen("index/"), names[i]) != 0) continue;
-        if (!needed(ids, id_count, id)) store->io->unlink(store->io, path);
+        store->io->unlink(store->io, path);
     }
     free(names);
     return KV_OK;

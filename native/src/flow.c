@@ -104,7 +104,7 @@ kv_status segment_write_watermark(kv_flow *flow, segment *one, uint32_t offset) 
     return KV_OK;
 }
 
-kv_status segment_write_seal(kv_flow *flow, segment *one) {
+static kv_status segment_write_seal(kv_flow *flow, segment *one) {
     uint8_t bytes[HEADER_SEAL_BYTES];
     kv_store32(bytes, atomic_load(&one->end));
     kv_store32(bytes + 4, one->next);
@@ -372,12 +372,13 @@ kv_status kv_flow_sync(kv_flow *flow, kv_position upto) {
     return status;
 }
 
-/* Leader. Says durably, in its header, that a durable segment is complete, then gives its unused tail back. */
-static kv_status seal_durable(kv_flow *flow, segment *one) {
+/* Says in its header, durably, that a durable segment is complete, and gives its unused tail back. One sync for both: the
+ * SEAL record is durable already, so either may reach the disk without the other. */
+kv_status segment_finish(kv_flow *flow, segment *one) {
+    uint32_t end = atomic_load(&one->end);
     kv_status status = segment_write_seal(flow, one);
-    if (status == KV_OK) status = segment_write_watermark(flow, one, atomic_load(&one->end));
-    if (status == KV_OK) status = flow_fail(flow, flow->io->sync(flow->io, one->file));
-    if (status == KV_OK) status = segment_cut(flow, one, atomic_load(&one->end));
+    if (status == KV_OK) status = segment_write_watermark(flow, one, end);
+    if (status == KV_OK) status = segment_cut(flow, one, end);
     if (status != KV_OK) return status;
     flow->io->close(flow->io, one->file);
     one->file = NULL;
@@ -391,7 +392,7 @@ static kv_status settle_lead(kv_flow *flow) {
         segment *one = segment_find(flow, id);
         bool waits = one != NULL && !one->sealed;
         if (waits && (!atomic_load_explicit(&one->ended, memory_order_acquire) || (id == durable.segment && durable.offset < atomic_load(&one->end)))) break;
-        kv_status status = waits ? seal_durable(flow, one) : KV_OK;
+        kv_status status = waits ? segment_finish(flow, one) : KV_OK;
         if (status != KV_OK) return status;
         flow->unsealed = id + 1;
     }

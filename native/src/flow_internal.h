@@ -127,7 +127,7 @@ kv_status segment_register(kv_flow *flow, segment *one);
 void segment_release(kv_flow *flow, segment *one);
 kv_status segment_write_watermark(kv_flow *flow, segment *one, uint32_t offset);
 kv_status segment_write_seal_record(kv_flow *flow, segment *one, uint32_t offset, uint32_t next);
-kv_status segment_write_seal(kv_flow *flow, segment *one);
+kv_status segment_finish(kv_flow *flow, segment *one);
 uint32_t watermark_check(const kv_flow *flow, uint32_t id, uint32_t offset);
 kv_status flow_fail(kv_flow *flow, kv_status status);
 

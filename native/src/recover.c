@@ -343,19 +343,13 @@ static kv_status unlink_behind(kv_flow *flow, const uint32_t *ids, size_t count,
     return any ? flow_fail(flow, flow->io->sync_dir(flow->io, "flow")) : KV_OK;
 }
 
-static kv_status seal_recovered(kv_flow *flow, const uint32_t *ids, size_t count, kv_position end) {
-    for (size_t i = 0; i < count && ids[i] <= end.segment; i++) {
+static kv_status finish_recovered(kv_flow *flow, const uint32_t *ids, size_t count, kv_position end) {
+    kv_status status = KV_OK;
+    for (size_t i = 0; status == KV_OK && i < count && ids[i] <= end.segment; i++) {
         segment *one = segment_find(flow, ids[i]);
-        if (one->sealed) continue;
-        kv_status status = segment_write_seal(flow, one);
-        if (status == KV_OK) status = segment_write_watermark(flow, one, atomic_load(&one->end));
-        if (status == KV_OK) status = segment_cut(flow, one, atomic_load(&one->end));
-        if (status != KV_OK) return status;
-        flow->io->close(flow->io, one->file);
-        one->file = NULL;
-        one->sealed = true;
+        if (!one->sealed) status = segment_finish(flow, one);
     }
-    return KV_OK;
+    return status;
 }
 
 /* The four steps of the head of this file. */
@@ -368,6 +362,11 @@ static kv_status cut_and_seal(kv_flow *flow, const uint32_t *ids, size_t count, 
         one->last_sequence = flow->sequence;
         status = flow_fail(flow, flow->io->sync(flow->io, one->file));
     }
+    /* The SEAL of a close that did not get to the header lies below the watermark and goes: the watermark first. */
+    if (status == KV_OK && last->watermark > end.offset) {
+        status = segment_write_watermark(flow, last, end.offset);
+        if (status == KV_OK) status = flow_fail(flow, flow->io->sync(flow->io, last->file));
+    }
     if (status == KV_OK) status = segment_cut(flow, last, end.offset);
     if (status != KV_OK) return status;
 
@@ -377,7 +376,7 @@ static kv_status cut_and_seal(kv_flow *flow, const uint32_t *ids, size_t count, 
     if (status == KV_OK) status = segment_write_seal_record(flow, last, end.offset, atomic_load(&flow->next)->id);
     /* The record first, then the header that vouches for it. */
     if (status == KV_OK) status = flow_fail(flow, flow->io->sync(flow->io, last->file));
-    if (status == KV_OK) status = seal_recovered(flow, ids, count, end);
+    if (status == KV_OK) status = finish_recovered(flow, ids, count, end);
     if (status == KV_OK) status = activate_next(flow);
     flow->sequence = ceiling;
     return status;

@@ -163,6 +163,7 @@ void wake_threads(kv_store *store, unsigned wanted); /* after it */
 void wake_waiters(kv_store *store);
 
 /* bigs.c */
+bool file_name_id(const char *name, const char *suffix, uint64_t *id); /* "%016x" and the suffix, nothing else */
 kv_status big_set_add(big_set *set, uint64_t id);
 void big_set_remove(big_set *set, uint64_t id);
 bool big_set_has(const big_set *set, uint64_t id);
