@@ -13,7 +13,7 @@ SANITIZE_tsan := thread
 # cmake and ninja of .venv first: a machine may have old ones, or none.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: build test lint c-tests demo bench clean $(FLAVOURS:%=c-tests-%)
+.PHONY: build test lint c-tests demo bench bench-harness clean $(FLAVOURS:%=c-tests-%)
 
 build: $(VENV)/built
 
@@ -40,6 +40,11 @@ build/%/build.ninja: native/CMakeLists.txt | $(VENV)/tools
 
 bench: $(VENV)/tested
 	$(BIN)/python -m bench
+
+# The core's own cost in C, for `python -m bench boundary`.
+bench-harness: | $(VENV)/tools
+	cmake -S native -B build/bench -G Ninja -DKV_EXTENSION=OFF -DKV_BENCH=ON
+	cmake --build build/bench --target kv_harness
 
 $(VENV)/tools:
 	@command -v cc >/dev/null || { echo "no C compiler: apt-get install gcc" >&2; exit 1; }

@@ -11,10 +11,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
 
 from bench.adapters.base import Adapter
 from bench.data import Data, check_absent, check_values, value_of
+
+Share = TypeVar("Share")
 
 CHUNK_COUNT = 10_000
 CHECK_COUNT_MAX = 50_000
@@ -104,7 +106,7 @@ def run_delete(adapter: Adapter, work: Work) -> Timing:
     with adapter.writes() as writes:
         seconds = time_each(writes.delete, keys)
     with adapter.reads() as reads:
-        some = _spread(keys)
+        some = spread(keys)
         check_absent(some, [reads.get(key) for key in some])
     return Timing(len(keys), seconds)
 
@@ -156,14 +158,25 @@ def run_put_fsync(adapter: Adapter, work: Work) -> Timing:
 def run_put_fsync_8(adapter: Adapter, work: Work) -> Timing:
     thread_count = 8
     keys = work.data.some(work.sync_count, work.generation)
-    shares = [keys[i::thread_count] for i in range(thread_count)]
-    seconds = _time_threads(adapter, shares, work.generation)
+
+    def write_share(share: Sequence[bytes], ready: Callable[[], object]) -> float:
+        values = [value_of(key, work.generation) for key in share]
+        with adapter.writes() as writes:
+            put = writes.put
+            ready()
+            time_pairs(put, share, values)
+            return perf_counter()  # Before the peer tidies up behind its writes.
+
+    seconds = time_threads([keys[i::thread_count] for i in range(thread_count)], write_share)
     _check_written(adapter, keys, work.generation)
     return Timing(len(keys), seconds)
 
 
-def _time_threads(adapter: Adapter, shares: Sequence[Sequence[bytes]], generation: int) -> float:
-    """From the moment the last thread is ready until the last one is done."""
+def time_threads(shares: Sequence[Share], work: Callable[[Share, Callable[[], object]], float]) -> float:
+    """A thread per share, from the moment the last one is ready until the last one is done.
+
+    `work` prepares, calls the function it is given, works, and returns the time at which it had done so.
+    """
     started = 0.0
     ended: list[float] = []
     failures: list[BaseException] = []
@@ -174,19 +187,14 @@ def _time_threads(adapter: Adapter, shares: Sequence[Sequence[bytes]], generatio
 
     barrier = threading.Barrier(len(shares), action=start)
 
-    def write_share(keys: Sequence[bytes]) -> None:
+    def run_share(share: Share) -> None:
         try:
-            values = [value_of(key, generation) for key in keys]
-            with adapter.writes() as writes:
-                put = writes.put
-                barrier.wait()
-                time_pairs(put, keys, values)
-                ended.append(perf_counter())
+            ended.append(work(share, barrier.wait))
         except BaseException as failure:
             failures.append(failure)
             barrier.abort()  # The others would wait for this thread forever.
 
-    threads = [threading.Thread(target=write_share, args=(share,)) for share in shares]
+    threads = [threading.Thread(target=run_share, args=(share,)) for share in shares]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -209,13 +217,13 @@ def run_batch_fsync(adapter: Adapter, work: Work) -> Timing:
 # --- checks ---
 
 
-def _spread(keys: Sequence[bytes]) -> Sequence[bytes]:
+def spread(items: Sequence[bytes]) -> Sequence[bytes]:
     """At most CHECK_COUNT_MAX of them, first to last."""
-    return keys[:: max(1, -(-len(keys) // CHECK_COUNT_MAX))]
+    return items[:: max(1, -(-len(items) // CHECK_COUNT_MAX))]
 
 
 def _check_written(adapter: Adapter, keys: Sequence[bytes], generation: int) -> None:
-    some = _spread(keys)
+    some = spread(keys)
     with adapter.reads() as reads:
         check_values(some, [reads.get(key) for key in some], generation)
 

@@ -1,10 +1,12 @@
 """The command line: what to run, where, and what happens when it cannot.
 
-Exit codes: 0 every cell ran, 1 a peer failed or answered wrongly, 2 usage, 130 interrupted (what was found is written).
+Exit codes: 0 every cell ran, 1 a peer failed or answered wrongly, or kvsvr itself cannot be measured, 2 usage,
+130 interrupted (what was found is written).
 """
 
 import argparse
 import gc
+import json
 import os
 import shutil
 import sys
@@ -12,16 +14,17 @@ import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from bench.adapters import ADAPTERS, Adapter, NotInstalled
-from bench.cells import CELLS, Cell
-from bench.data import Data
+from bench.cells import CELLS
+from bench.data import Data, WrongAnswer
 from bench.limits import Limits, limit_names
 from bench.machine import file_system_of, machine_facts
-from bench.report import print_report, write_json
+from bench.report import SUBJECT, print_report, write_json
 from bench.runner import Outcome, Plan, run
 
 KEYS, KEYS_QUICK = 1_000_000, 100_000
@@ -33,52 +36,72 @@ class Usage(Exception):
     """Something the caller can put right; the text says what."""
 
 
+class Failed(Exception):
+    """Without this there is nothing to measure; the text says why."""
+
+
 def parser() -> argparse.ArgumentParser:
-    result = argparse.ArgumentParser(prog="python -m bench", description="kvsvr beside its peers.")
+    result = _parser("python -m bench", "kvsvr beside its peers. See also: python -m bench boundary --help", "bench")
+    result.add_argument("--retries", type=int, default=2, metavar="N", help="of a disturbed repetition (default 2)")
+    result.add_argument("--cells", metavar="A,B", help="of " + ", ".join(CELLS))
+    result.add_argument("--peers", metavar="A,B", help="of " + ", ".join(ADAPTERS))
+    return result
+
+
+def boundary_parser() -> argparse.ArgumentParser:
+    result = _parser("python -m bench boundary", "How much of an operation is C, cffi and Python.", "boundary")
+    result.add_argument("--keep", action="store_true", help="keep the keys and values, for kv_harness by hand")
+    return result
+
+
+def _parser(program: str, description: str, json_prefix: str) -> argparse.ArgumentParser:
+    result = argparse.ArgumentParser(prog=program, description=description)
     result.add_argument("--quick", action="store_true", help=f"{KEYS_QUICK:,} keys and {SYNCS_QUICK:,} syncs")
     result.add_argument("--keys", type=int, metavar="N", help=f"keys in the store (default {KEYS:,})")
     result.add_argument("--syncs", type=int, metavar="N", help=f"fsyncs per repetition (default {SYNCS:,})")
     result.add_argument("--repeat", type=int, default=3, metavar="N", help="repetitions of every cell (default 3)")
-    result.add_argument("--retries", type=int, default=2, metavar="N", help="of a disturbed repetition (default 2)")
-    result.add_argument("--cells", metavar="A,B", help="of " + ", ".join(CELLS))
-    result.add_argument("--peers", metavar="A,B", help="of " + ", ".join(ADAPTERS))
     result.add_argument("--dir", type=Path, default=Path(), help="where data go (default: the current directory)")
-    result.add_argument("--json", type=Path, metavar="FILE", help="default: bench-<date>-<time>.json")
+    result.add_argument("--json", type=Path, metavar="FILE", help=f"default: {json_prefix}-<date>-<time>.json")
     return result
 
 
 def main(argv: Sequence[str]) -> int:
-    options = parser().parse_args(argv)
     try:
-        return bench(options, list(argv))
-    except Usage as error:
+        if argv[:1] == ["boundary"]:
+            return boundary(boundary_parser().parse_args(argv[1:]), list(argv))
+        return bench(parser().parse_args(argv), list(argv))
+    except (Usage, Failed) as error:
         print(f"python -m bench: {error}", file=sys.stderr)
-        return 2
+        return 2 if isinstance(error, Usage) else 1
+
+
+def sizes(options: argparse.Namespace) -> tuple[int, int]:
+    """How many keys and syncs; looks at --repeat on the way."""
+    key_count = options.keys if options.keys is not None else KEYS_QUICK if options.quick else KEYS
+    sync_count = options.syncs if options.syncs is not None else SYNCS_QUICK if options.quick else SYNCS
+    at_least("--keys", key_count, 100)
+    at_least("--syncs", sync_count, 8)
+    at_least("--repeat", options.repeat, 1)
+    return key_count, sync_count
+
+
+def at_least(option: str, number: int, least: int) -> None:
+    if number < least:
+        raise Usage(f"{option} must be at least {least}, not {number}")
 
 
 def bench(options: argparse.Namespace, argv: list[str]) -> int:
-    key_count = options.keys if options.keys is not None else KEYS_QUICK if options.quick else KEYS
-    sync_count = options.syncs if options.syncs is not None else SYNCS_QUICK if options.quick else SYNCS
-    for name, number, least in (
-        ("--keys", key_count, 100),
-        ("--syncs", sync_count, 8),
-        ("--repeat", options.repeat, 1),
-        ("--retries", options.retries, 0),
-    ):
-        if number < least:
-            raise Usage(f"{name} must be at least {least}, not {number}")
+    key_count, sync_count = sizes(options)
+    at_least("--retries", options.retries, 0)
     cells = [CELLS[name] for name in chosen("--cells", options.cells, CELLS)]
     adapters, skipped = installed(chosen("--peers", options.peers, ADAPTERS))
     started_at = datetime.now(UTC)
     json_path: Path = options.json or Path(started_at.strftime("bench-%Y%m%d-%H%M%S.json"))
-    check_places(options.dir, json_path, cells, key_count)
+    check_places(options.dir, json_path, key_count, durable=any(cell.durable for cell in cells))
 
     console = Console(width=None if sys.stdout.isatty() else 200)
     machine = machine_facts(options.dir, [a.distribution for a in adapters.values() if a.distribution])
-    file_system = machine["file_system"]
-    console.print(f"{key_count:,} keys of 16 B, values of 100 B, {options.repeat} repetitions, one process")
-    console.print(f"{machine['cpu_model']}, {machine['core_count']} cores, Linux {machine['kernel']}")
-    console.print(f"data in {options.dir.resolve()}: {file_system['type']} on {file_system['device']}", markup=False)
+    print_machine(console, machine, options, key_count)
     for name, reason in skipped.items():
         console.print(f"skipped {name}: {reason}", markup=False)
 
@@ -127,6 +150,54 @@ def bench(options: argparse.Namespace, argv: list[str]) -> int:
     return 1 if any(repetition.error for repetition in outcome.repetitions) else 0
 
 
+def boundary(options: argparse.Namespace, argv: list[str]) -> int:
+    key_count, sync_count = sizes(options)
+    started_at = datetime.now(UTC)
+    json_path: Path = options.json or Path(started_at.strftime("boundary-%Y%m%d-%H%M%S.json"))
+    check_places(options.dir, json_path, key_count, durable=True)
+    try:
+        from bench import boundary as sides  # Not above: it imports kvsvr, which may be broken.
+    except Exception as error:
+        raise Failed(f"kvsvr cannot be imported: {type(error).__name__}: {error}") from error
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    machine = machine_facts(options.dir, ["kvsvr"])
+    print_machine(console, machine, options, key_count)
+    directory = Path(tempfile.mkdtemp(prefix="boundary-data-", dir=options.dir))
+    try:
+        harness = sides.build_harness()
+        sides.write_workload(directory, Data(key_count), sync_count)
+        outcome = sides.run(harness, directory, options.repeat, console.print)
+    except (sides.HarnessFailed, WrongAnswer) as error:
+        raise Failed(str(error)) from error
+    except KeyboardInterrupt:
+        return 130
+    finally:
+        if not options.keep:
+            shutil.rmtree(directory, ignore_errors=True)
+    console.print(sides.boundary_table(outcome))
+    if outcome.disturbed_count:
+        console.print(f"{outcome.disturbed_count} of {len(outcome.loads)} runs were disturbed by other load")
+    facts = {
+        "started_at": started_at.isoformat(),
+        "arguments": argv,
+        "key_count": key_count,
+        "sync_count": sync_count,
+        "repeat": options.repeat,
+    }
+    json_path.write_text(json.dumps(sides.document_of(outcome, facts, machine), indent=1) + "\n")
+    console.print(f"written to {json_path}", markup=False)
+    if options.keep:
+        console.print(f"by hand: {harness} {directory} 3", markup=False)
+    return 0
+
+
+def print_machine(console: Console, machine: Mapping[str, Any], options: argparse.Namespace, key_count: int) -> None:
+    file_system = machine["file_system"]
+    console.print(f"{key_count:,} keys of 16 B, values of 100 B, {options.repeat} repetitions, one process")
+    console.print(f"{machine['cpu_model']}, {machine['core_count']} cores, Linux {machine['kernel']}")
+    console.print(f"data in {options.dir.resolve()}: {file_system['type']} on {file_system['device']}", markup=False)
+
+
 def chosen(option: str, text: str | None, known: Iterable[str]) -> list[str]:
     """In the known order, whatever order they were given in."""
     names = list(known)
@@ -140,25 +211,28 @@ def chosen(option: str, text: str | None, known: Iterable[str]) -> list[str]:
 
 
 def installed(names: Iterable[str]) -> tuple[dict[str, Adapter], dict[str, str]]:
-    """One adapter of each, to ask for facts, and why the others are missing."""
+    """One adapter of each, to ask for facts, and why the others are missing. A run that was to measure kvsvr and could
+    not is no success, however many peers there are."""
     adapters: dict[str, Adapter] = {}
     skipped: dict[str, str] = {}
     for name in names:
         try:
             adapters[name] = ADAPTERS[name]()
         except NotInstalled as reason:
+            if name == SUBJECT:
+                raise Failed(f"{SUBJECT} cannot be imported: {reason}") from reason
             skipped[name] = str(reason)
     if not adapters:
         raise Usage("none of the chosen peers is installed: " + ", ".join(skipped))
     return adapters, skipped
 
 
-def check_places(directory: Path, json_path: Path, cells: Iterable[Cell], key_count: int) -> None:
+def check_places(directory: Path, json_path: Path, key_count: int, *, durable: bool) -> None:
     """Before a quarter of an hour is spent, not after."""
     if not directory.is_dir() or not os.access(directory, os.W_OK):
         raise Usage(f"--dir: {directory} is not a directory that can be written")
     file_system = file_system_of(directory)
-    if file_system.in_memory and any(cell.durable for cell in cells):
+    if file_system.in_memory and durable:
         raise Usage(f"--dir: {directory} is {file_system.type}, where fsync costs nothing; choose a disk")
     if not os.access(json_path.parent, os.W_OK):
         raise Usage(f"--json: {json_path.parent} is not a directory that can be written")

@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -33,6 +34,8 @@ def installed(name: str) -> Adapter:
     try:
         return ADAPTERS[name]()
     except NotInstalled as reason:
+        if name == "kvsvr":
+            raise
         pytest.skip(f"{name}: {reason}")
 
 
@@ -246,6 +249,27 @@ def test_the_json_has_facts_and_raw_repetitions(tmp_path: Path, capsys: pytest.C
     assert {limit["name"] for limit in document["limits"]} >= {"fdatasync", "memcpy", "empty put call"}
     assert "single put" in capsys.readouterr().out
     assert [entry.name for entry in tmp_path.iterdir()] == ["out.json"]
+
+
+@pytest.mark.parametrize("command", ["--peers kvsvr,dict", "boundary"])
+def test_a_kvsvr_that_cannot_be_imported_is_an_error(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is what the benchmark is for: a run of its peers alone would look like a success."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "kvsvr"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delitem(sys.modules, "bench.boundary", raising=False)
+    monkeypatch.delattr("bench.boundary", raising=False)
+    monkeypatch.setitem(sys.modules, "kvsvr", None)
+    assert main([*command.split(), "--keys", "100", "--dir", str(tmp_path)]) == 1
+    assert "kvsvr cannot be imported: " in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_peers_alone_need_no_kvsvr(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "kvsvr", None)
+    options = f"--peers dict --cells put --keys 100 --dir {tmp_path} --json {tmp_path / 'out.json'}"
+    assert main(options.split()) == 0
 
 
 @pytest.mark.parametrize(
