@@ -74,6 +74,8 @@ static kv_status make_directory(kv_store *store) {
     kv_status status = store->io->mkdir(store->io, "values");
     if (status == KV_OK) status = store->io->sync_dir(store->io, "");
     if (status == KV_OK) atomic_store(&store->big_dir_made, true);
+    /* As with any failed sync: a second one may say "fine" and not be. */
+    if (status == KV_EDISK) kv_flow_set_poison(store->flow, status, errno);
     return status;
 }
 
@@ -131,7 +133,9 @@ void big_give_up(kv_store *store, const kv_big *big) {
     char path[PATH_SIZE];
     big_path(big->file_id, path);
     pthread_mutex_lock(&store->write_lock);
-    if (store->io != NULL) store->io->unlink(store->io, path);
+    /* After a failed write nobody knows whether the record is in the log: then it needs its file. */
+    bool unknown = store->io == NULL || kv_flow_poison(store->flow, NULL) != KV_OK;
+    if (!unknown) store->io->unlink(store->io, path);
     pthread_mutex_unlock(&store->write_lock);
 }
 

@@ -479,8 +479,8 @@ static kv_status load_parsed(kv_store *store, const parsed *p) {
     return status;
 }
 
-/* Anything but KV_OK: the checkpoint is of no use; checkpoint_unload() before going on without. The store id is not
- * known yet: the caller compares it, and the salt, when the flow has been opened. */
+/* Anything but KV_OK: the checkpoint is of no use; checkpoint_unload() before going on without. The flow compares the
+ * store id before it does anything, the caller the salt when the flow has been opened. */
 kv_status checkpoint_load(kv_store *store, const uint8_t *bytes, size_t size, kv_position *start) {
     parsed p;
     if (!parse(bytes, size, &p)) return KV_ECORRUPT;
@@ -492,8 +492,10 @@ kv_status checkpoint_load(kv_store *store, const uint8_t *bytes, size_t size, kv
     return load_parsed(store, &p);
 }
 
+const uint8_t *checkpoint_store_id(const uint8_t *bytes) { return bytes + 16; }
+
 bool checkpoint_belongs(const kv_store *store, const uint8_t *bytes) {
-    return memcmp(bytes + 16, kv_flow_store_id(store->flow), 16) == 0 && word_at(bytes, 4) == kv_flow_salt(store->flow);
+    return memcmp(checkpoint_store_id(bytes), kv_flow_store_id(store->flow), 16) == 0 && word_at(bytes, 4) == kv_flow_salt(store->flow);
 }
 
 void checkpoint_unload(kv_store *store) {

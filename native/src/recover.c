@@ -114,7 +114,11 @@ static kv_status segment_load(kv_flow *flow, uint32_t id, segment *one, kv_fault
     if (one->sealed && size < atomic_load(&one->end))
         return damage(fault, id, (uint32_t)size, "the file ends before its last record");
     one->size = (uint32_t)size;
-    status = io->map(io, one->file, size, false, &one->bytes);
+    /* A writer that recovers cuts the file and then lets it grow by a SEAL: a reader that comes in between maps, and
+     * does not yet touch, what the file may have again. */
+    uint32_t planned = kv_load32(page + HEADER_SIZE);
+    if (flow->options.readonly && !one->sealed && planned > one->size) one->size = planned;
+    status = io->map(io, one->file, one->size, false, &one->bytes);
     return status == KV_OK ? KV_OK : trouble(fault, status, id, "cannot be mapped");
 }
 
@@ -213,12 +217,22 @@ static kv_status judge_end(scan *s, const segment *one, uint32_t offset) {
 
 static uint32_t segment_successor(const segment *one) { return one->next != 0 ? one->next : one->id + 1; }
 
+/* The file may have been cut to its end since it was mapped, and what was cut cannot be touched. */
+static kv_status readable_limit(kv_flow *flow, const segment *one, uint32_t *limit) {
+    uint64_t size = 0;
+    kv_status status = flow->io->size(flow->io, one->file, &size);
+    *limit = size < one->size ? (uint32_t)size : one->size;
+    return status;
+}
+
 /* Replays the chain from `start` on. *end is where the log ends: behind a clean SEAL, or KV_EOF's place. */
 static kv_status scan_chain(scan *s, segment *one, uint32_t offset, kv_position *end) {
     for (;;) {
-        uint32_t limit = one->sealed ? atomic_load(&one->end) : one->size;
+        uint32_t limit = atomic_load(&one->end);
+        kv_status status = one->sealed ? KV_OK : readable_limit(s->flow, one, &limit);
+        if (status != KV_OK) return status;
         /* A position noted behind the SEAL of a closed store: nothing is left to read here. */
-        kv_status status = one->sealed && offset == limit ? KV_OK : scan_segment(s, one, limit, &offset);
+        if (!one->sealed || offset != limit) status = scan_segment(s, one, limit, &offset);
         if (status == KV_EOF) status = judge_end(s, one, offset);
         *end = (kv_position){.segment = one->id, .offset = offset};
         if (status == KV_EOF) return KV_OK;
@@ -299,6 +313,9 @@ static bool follows_seal(const kv_flow *flow, const segment *one, uint32_t offse
 static segment *find_start(kv_flow *flow, const uint32_t *ids, size_t count, kv_position start) {
     segment *one = segment_find(flow, start.segment);
     if (one == NULL || start.offset < KV_SEGMENT_HEADER_SIZE || start.offset > one->size) return NULL;
+    /* Where the start itself does not, the position is of a later time than these files. */
+    bool durable = one->sealed || one->watermark >= start.offset || start.offset == KV_SEGMENT_HEADER_SIZE;
+    if (!durable) return NULL;
     if (one->sealed ? start.offset > atomic_load(&one->end) : follows_seal(flow, one, start.offset)) return NULL;
     for (size_t i = 0; i < count && ids[i] < start.segment; i++)
         if (!segment_find(flow, ids[i])->sealed) return NULL;
@@ -417,6 +434,12 @@ static kv_status flow_recover(kv_flow *flow, kv_position start, scan *s) {
     kv_status status = open_all(flow, s->fault, &ids, &count);
     if (status == KV_OK) status = check_links(flow, ids, count, s->fault);
     if (status != KV_OK) goto out;
+    /* Before anything is looked for at a position of another store's: an end found there would be cut. */
+    const uint8_t *expected = flow->options.store_id;
+    if (count != 0 && expected != NULL && memcmp(flow->store_id, expected, sizeof flow->store_id) != 0) {
+        status = KV_EUSAGE;
+        goto out;
+    }
     /* A checkpoint is published only after the flow it stands on is durable: what it knows of must be here. */
     if (start.segment > (count == 0 ? 0 : ids[count - 1])) {
         status = damage(s->fault, start.segment, 0, "the file is missing");
@@ -472,14 +495,6 @@ kv_status kv_flow_open(kv_io *io, kv_epoch *epoch, const kv_flow_options *option
 
 /* --- read-only openers --- */
 
-/* The file may have been cut to its end since it was mapped, and what was cut cannot be touched. */
-static kv_status readable_limit(kv_flow *flow, const segment *one, uint32_t *limit) {
-    uint64_t size = 0;
-    kv_status status = flow->io->size(flow->io, one->file, &size);
-    *limit = size < one->size ? (uint32_t)size : one->size;
-    return status;
-}
-
 /* A writer that closes gives up the segment it prepared and did not use, and the next one makes another under that
  * name: as long as it is empty, ours may be the one that is gone. No record in it, so nobody points there. */
 static kv_status look_again(kv_flow *flow, segment **one, kv_fault *fault) {
@@ -499,14 +514,17 @@ kv_status kv_flow_refresh(kv_flow *flow, kv_replay replay, void *context, kv_fau
     bool empty = !atomic_load(&one->ended) && offset == KV_SEGMENT_HEADER_SIZE;
     kv_status status = empty ? look_again(flow, &one, fault) : KV_OK;
     while (status == KV_OK) {
-        uint32_t limit = 0;
-        bool open = !atomic_load(&one->ended);
-        if (open) status = readable_limit(flow, one, &limit);
-        if (open && status == KV_OK) status = scan_segment(&s, one, limit, &offset);
+        /* Sealed does not mean read: a segment may have been filled and sealed since we last looked. */
+        uint32_t limit = atomic_load(&one->end);
+        bool done = atomic_load(&one->ended) && offset == limit;
+        if (!done && !one->sealed) status = readable_limit(flow, one, &limit);
+        if (!done && status == KV_OK) status = scan_segment(&s, one, limit, &offset);
+        if (status == KV_EOF) status = judge_end(&s, one, offset);
         flow->replayed = (kv_position){.segment = one->id, .offset = offset};
         if (status != KV_OK) break;
+        /* The one we may have from opening was only prepared then. */
         segment *next = segment_find(flow, segment_successor(one));
-        if (next == NULL) status = segment_open(flow, segment_successor(one), fault, &next);
+        status = next != NULL ? look_again(flow, &next, fault) : segment_open(flow, segment_successor(one), fault, &next);
         if (status != KV_OK) break;
         one = next;
         offset = KV_SEGMENT_HEADER_SIZE;

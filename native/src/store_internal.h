@@ -177,6 +177,7 @@ kv_status big_sweep(kv_store *store);    /* at open: unlinks what no record poin
 /* checkpoint.c */
 kv_status checkpoint_load(kv_store *store, const uint8_t *bytes, size_t size, kv_position *start);
 void checkpoint_unload(kv_store *store);
+const uint8_t *checkpoint_store_id(const uint8_t *bytes); /* of a description that was loaded */
 bool checkpoint_belongs(const kv_store *store, const uint8_t *bytes);
 /* At open: unlinks index files that the checkpoint in use, if any, does not refer to. */
 kv_status checkpoint_sweep(kv_store *store, const uint8_t *bytes, size_t size);

@@ -128,12 +128,13 @@ static void state_clear(kv_store *store) {
     atomic_store(&store->index_damaged, false);
 }
 
-static kv_status open_flow(kv_store *store, kv_position start, kv_fault *fault) {
+static kv_status open_flow(kv_store *store, kv_position start, const uint8_t *store_id, kv_fault *fault) {
     const kv_options *o = &store->options;
     kv_flow_options options = {.readonly = o->readonly != 0,
                                .write_calls = o->write_calls != 0,
                                .segment_size_min = o->segment_size_min,
                                .segment_size_max = o->segment_size_max,
+                               .store_id = store_id,
                                .write_watermark_always = !o->background};
     replaying r = {.store = store, .fault = fault};
     return kv_flow_open(store->io, store->epoch, &options, start, store_replay, &r, fault, &store->flow);
@@ -143,7 +144,7 @@ static kv_status open_flow(kv_store *store, kv_position start, kv_fault *fault) 
 static kv_status open_from(kv_store *store, const uint8_t *bytes, size_t size, kv_fault *fault) {
     kv_position start;
     if (checkpoint_load(store, bytes, size, &start) != KV_OK) return KV_EUSAGE;
-    kv_status status = open_flow(store, start, fault);
+    kv_status status = open_flow(store, start, checkpoint_store_id(bytes), fault);
     if (status == KV_OK && checkpoint_belongs(store, bytes)) {
         store->used_checkpoint = true;
         return KV_OK;
@@ -161,7 +162,7 @@ static kv_status open_state(kv_store *store, const uint8_t *checkpoint, size_t s
     state_clear(store);
     *fault = (kv_fault){0};
     status = kv_index_new(store->epoch, &store->index);
-    return status == KV_OK ? open_flow(store, (kv_position){0}, fault) : status;
+    return status == KV_OK ? open_flow(store, (kv_position){0}, NULL, fault) : status;
 }
 
 static kv_status open_guarded(kv_store *store, const uint8_t *checkpoint, size_t size, kv_fault *fault) {

@@ -49,6 +49,7 @@ typedef struct kv_flow_options {
     bool write_calls;          /* use write_at() instead of stores through the mapping */
     uint32_t segment_size_min; /* a power of two, 64 KiB to 64 MiB; the first segment of this opener */
     uint32_t segment_size_max;
+    const uint8_t *store_id;   /* 16 bytes: the store `start` was noted in; another one is KV_EUSAGE. NULL: any */
     bool write_watermark_always; /* after every sync, whatever the clock says: for recorded histories */
 } kv_flow_options;
 
