@@ -10,8 +10,8 @@
  * The event is that of the simulated disk at which a power cut happens. All states differ: a record brings a version, a
  * noted clock is part of the state.
  *
- * The store runs without threads of its own; what they would do (prepare a segment, settle headers, reap value files) is
- * an operation of the history, called where the seed says.
+ * The store runs without threads of its own; what they would do (prepare a segment, settle headers, reap value files)
+ * is an operation of the history, called where the seed says.
  *
  * Reading back happens with the clock of the disk at 1 ms, so a key counts as expired only by the time that the flow
  * itself remembers, and reading writes nothing. */
@@ -19,6 +19,10 @@
 #define KV_HISTORY_H
 
 #include <stdarg.h>
+
+/* No test uses all of what is shared here. */
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wunused-function"
 
 #include "../src/store_internal.h"
 #include "check.h"
@@ -62,6 +66,7 @@ typedef struct stamps {
 
 typedef struct catalog_entry {
     uint64_t event; /* committed before this one */
+    uint64_t spoiled; /* from this one on its files may be gone: an opener used another entry */
     uint8_t *bytes;
     size_t size;
 } catalog_entry;
@@ -320,7 +325,7 @@ static uint64_t last_state(const history *h) { return h->state_count - 1; }
 static void acknowledge(history *h, bool durable) {
     uint64_t event = kv_sim_event_count(h->sim);
     stamp_add(&h->returned, event, last_state(h));
-    if (durable || h->options.sync == KV_SYNC_ALWAYS) stamp_add(&h->durable, event, last_state(h));
+    if (durable) stamp_add(&h->durable, event, last_state(h));
     kv_sim_mark(h->sim, (int64_t)h->state_count);
     h->event_before = kv_sim_event_count(h->sim);
 }
@@ -332,6 +337,7 @@ static void catalog_add(history *h, const uint8_t *bytes, size_t size) {
     KV_ASSERT(entry->bytes != NULL);
     memcpy(entry->bytes, bytes, size);
     entry->size = size;
+    entry->spoiled = UINT64_MAX;
     entry->event = kv_sim_event_count(h->sim);
     kv_sim_mark(h->sim, -1);
 }
@@ -341,6 +347,13 @@ static int64_t catalog_at(const history *h, uint64_t event) {
     int64_t last = (int64_t)h->catalog_count - 1;
     while (last >= 0 && h->catalog[last].event > event) last--;
     return last;
+}
+
+/* An opener removes index files that the entry it was given does not name. */
+static void catalog_spoil(history *h, int64_t used) {
+    uint64_t now = kv_sim_event_count(h->sim);
+    for (int64_t i = 0; i < (int64_t)h->catalog_count; i++)
+        if (i != used && h->catalog[i].spoiled > now) h->catalog[i].spoiled = now;
 }
 
 static kv_status open_with(kv_sim *sim, const kv_options *options, const catalog_entry *entry, kv_store **store,
@@ -360,7 +373,9 @@ static kv_status open_with(kv_sim *sim, const kv_options *options, const catalog
 static void history_open(history *h, int64_t entry) {
     kv_fault fault;
     observed o;
-    kv_status status = open_with(h->sim, &h->options, entry < 0 ? NULL : &h->catalog[entry], &h->store, &h->caller, &fault);
+    catalog_spoil(h, entry);
+    const catalog_entry *used = entry < 0 ? NULL : &h->catalog[entry];
+    kv_status status = open_with(h->sim, &h->options, used, &h->store, &h->caller, &fault);
     if (status != KV_OK) {
         history_fail(h, "open: %s: %s", kv_status_name(status), fault.what);
         return;
@@ -370,7 +385,8 @@ static void history_open(history *h, int64_t entry) {
     if (!keys_fit(&o, newest(h))) history_fail(h, "reopened to another state (catalog %" PRId64 ")", entry);
     const char *differs = counters_differ(&o, newest(h));
     if (differs != NULL) history_fail(h, "reopened with another %s (catalog %" PRId64 ")", differs, entry);
-    if (o.stats.sequence < h->version_max[last_state(h)]) history_fail(h, "reopened behind a version that was returned");
+    if (o.stats.sequence < h->version_max[last_state(h)])
+        history_fail(h, "reopened behind a version that was returned");
     acknowledge(h, true);
 }
 
@@ -421,7 +437,8 @@ static size_t draw_value(history *h, uint8_t bytes[VALUE_SIZE_MAX], bool may_be_
     size_t size = (size_t)below(&h->random, 60);
     uint64_t kind = below(&h->random, 10);
     if (kind == 0) size = 200 + (size_t)below(&h->random, 300);
-    if (kind == 1 && may_be_big) size = INLINE_SIZE_MAX + 1 + (size_t)below(&h->random, VALUE_SIZE_MAX - INLINE_SIZE_MAX - 1);
+    if (kind == 1 && may_be_big)
+        size = INLINE_SIZE_MAX + 1 + (size_t)below(&h->random, VALUE_SIZE_MAX - INLINE_SIZE_MAX - 1);
     if (kind == 2) size = 0;
     for (size_t i = 0; i < size; i++) bytes[i] = (uint8_t)chance(&h->random);
     return size;
@@ -433,6 +450,12 @@ static int draw_durable(history *h) { return below(&h->random, 8) == 0; }
 
 static void expect(history *h, const char *what, kv_result result, bool fits) {
     if (!fits) history_fail(h, "%s answered %" PRId64 " (%s)", what, result, kv_caller_answer(h->caller)->fault.what);
+}
+
+/* Whether a call that ended like this has waited for the disk. A refused one has not, though it may have had the time
+ * written down. */
+static bool waited(const history *h, int durable, kv_result result) {
+    return result != KV_ECONFLICT && (durable || h->options.sync == KV_SYNC_ALWAYS);
 }
 
 static uint64_t sequence_now(history *h) {
@@ -453,7 +476,7 @@ static void do_put(history *h, int key, const uint8_t *value, size_t size, int64
     expect(h, "put", version, newer(h, version));
     t.keys[key] = value_keep(h, value, size, (uint64_t)version, twin_deadline(h, &t, ttl_ms));
     push(h, &t, (uint64_t)version);
-    acknowledge(h, durable != 0);
+    acknowledge(h, waited(h, durable, version));
 }
 
 static void do_any_put(history *h) {
@@ -481,7 +504,7 @@ static void do_delete(history *h) {
         t.keys[key] = (twin_key){.what = DELETED, .version = (uint64_t)version};
         push(h, &t, (uint64_t)version);
     }
-    acknowledge(h, durable && version > 0);
+    acknowledge(h, waited(h, durable, version));
 }
 
 static void do_cas(history *h) {
@@ -503,7 +526,7 @@ static void do_cas(history *h) {
         t.keys[key] = value_keep(h, value, size, (uint64_t)version, twin_deadline(h, &t, ttl_ms));
         push(h, &t, (uint64_t)version);
     }
-    acknowledge(h, durable && version > 0);
+    acknowledge(h, waited(h, durable, version));
 }
 
 static void do_incr(history *h) {
@@ -524,7 +547,7 @@ static void do_incr(history *h) {
     int size = snprintf(digits, sizeof digits, "%" PRId64, number);
     t.keys[key] = value_keep(h, (const uint8_t *)digits, (size_t)size, (uint64_t)version, expires_ms);
     push(h, &t, (uint64_t)version);
-    acknowledge(h, durable != 0);
+    acknowledge(h, waited(h, durable, version));
 }
 
 static void do_append(history *h) {
@@ -546,7 +569,7 @@ static void do_append(history *h) {
     expect(h, "append", length, length == (kv_result)(old_size + size) && newer(h, (kv_result)version));
     t.keys[key] = value_keep(h, joined, old_size + size, version, alive ? t.keys[key].expires_ms : 0);
     push(h, &t, version);
-    acknowledge(h, durable != 0);
+    acknowledge(h, waited(h, durable, length));
 }
 
 static void do_expire(history *h) {
@@ -565,7 +588,7 @@ static void do_expire(history *h) {
         t.keys[key].expires_ms = twin_deadline(h, &t, ttl_ms);
         push(h, &t, (uint64_t)version);
     }
-    acknowledge(h, durable && version > 0);
+    acknowledge(h, waited(h, durable, version));
 }
 
 static void do_get(history *h) {
@@ -579,9 +602,10 @@ static void do_get(history *h) {
         expect(h, "get of nothing", size, size == kv_ending(KV_ABSENT));
     } else {
         bool same = size == (kv_result)t.keys[key].size;
-        expect(h, "get", size, same && memcmp(answer_bytes(h->caller, size), h->pool + t.keys[key].at, (size_t)size) == 0);
+        const uint8_t *value = h->pool + t.keys[key].at;
+        expect(h, "get", size, same && memcmp(answer_bytes(h->caller, size), value, (size_t)size) == 0);
     }
-    acknowledge(h, false);
+    acknowledge(h, waited(h, 0, size));
 }
 
 /* Keys and values one behind the other, as the calls for many want them. */
@@ -633,7 +657,7 @@ static void do_put_many(history *h) {
         push(h, &t, version);
         value += g.value_sizes[i];
     }
-    acknowledge(h, durable != 0);
+    acknowledge(h, waited(h, durable, written));
 }
 
 static void do_delete_many(history *h) {
@@ -654,7 +678,7 @@ static void do_delete_many(history *h) {
     kv_many many = many_of(&g, true);
     kv_result written = kv_delete_many(h->caller, &many, durable);
     expect(h, "delete_many", written, written == expected);
-    acknowledge(h, durable != 0);
+    acknowledge(h, waited(h, durable, written));
 }
 
 static void do_batch(history *h) {
@@ -667,7 +691,8 @@ static void do_batch(history *h) {
     for (size_t i = 0; i < g.count; i++) {
         bool deletes = below(&h->random, 4) == 0;
         operations[i] = (kv_operation){.key = key, .key_size = g.key_sizes[i], .value = deletes ? NULL : value,
-                                       .value_size = deletes ? 0 : g.value_sizes[i], .ttl_ms = deletes ? 0 : draw_ttl(h)};
+                                       .value_size = deletes ? 0 : g.value_sizes[i],
+                                       .ttl_ms = deletes ? 0 : draw_ttl(h)};
         if (deletes) twin_look(h, &look, g.keys[i]);
         key += g.key_sizes[i];
         value += g.value_sizes[i];
@@ -685,7 +710,7 @@ static void do_batch(history *h) {
     }
     expect(h, "batch", version, changes == 0 ? version == 0 : newer(h, version));
     if (changes != 0) push(h, &after, (uint64_t)version);
-    acknowledge(h, durable != 0);
+    acknowledge(h, waited(h, durable, version));
 }
 
 static void do_sync(history *h) {
@@ -708,6 +733,7 @@ static void do_prepare(history *h) {
 }
 
 static void do_settle(history *h) {
+    big_reap(h->store); /* before anything is synced: what is retired and not durable has to stay */
     kv_status status = kv_flow_settle(h->store->flow);
     if (status != KV_OK) history_fail(h, "settle: %s", kv_status_name(status));
     kv_sim_mark(h->sim, -4);
@@ -740,8 +766,8 @@ static void do_checkpoint(history *h) {
     kv_sim_mark(h->sim, -5);
 }
 
-static void do_reopen(history *h) {
-    uint64_t how = below(&h->random, 4);
+/* 0, 1: closed; 2: killed; 3: killed in a write. */
+static void reopen(history *h, uint64_t how) {
     if (how < 2) history_close(h);
     else if (how == 2) history_kill(h);
     else history_kill_in_write(h);
@@ -751,15 +777,49 @@ static void do_reopen(history *h) {
     history_open(h, entry);
 }
 
+static void do_reopen(history *h) { reopen(h, below(&h->random, 4)); }
+
+/* Fills what is left of the segment, in few calls. */
+static void do_roll(history *h) {
+    enum { COUNT = KEY_COUNT - COUNTER_COUNT };
+    uint8_t keys[COUNT * KEY_TEXT_SIZE], values[COUNT * INLINE_SIZE_MAX];
+    uint32_t key_sizes[COUNT], value_sizes[COUNT];
+    kv_many many = {.count = COUNT, .keys = keys, .key_sizes = key_sizes, .values = values,
+                    .values_size = sizeof values, .value_sizes = value_sizes};
+    for (int i = 0; i < COUNT; i++) {
+        value_sizes[i] = INLINE_SIZE_MAX;
+        key_sizes[i] = (uint32_t)key_text(COUNTER_COUNT + i, (char *)keys + many.keys_size);
+        many.keys_size += key_sizes[i];
+    }
+    memset(values, 1 + (int)below(&h->random, 255), sizeof values);
+    uint32_t segment = kv_flow_tail(h->store->flow).segment;
+    while (!h->failed && kv_flow_tail(h->store->flow).segment == segment) {
+        uint64_t version = sequence_now(h);
+        twin t = *newest(h);
+        kv_result written = kv_put_many(h->caller, &many, 0, 0);
+        expect(h, "put_many", written, written == COUNT);
+        for (int i = 0; i < COUNT; i++) {
+            t.keys[COUNTER_COUNT + i] = value_keep(h, values, INLINE_SIZE_MAX, ++version, 0);
+            push(h, &t, version);
+        }
+        acknowledge(h, waited(h, 0, written));
+    }
+    /* Recovery over more than one segment that nobody synced. */
+    if (!h->failed && below(&h->random, 3) == 0) reopen(h, 2 + below(&h->random, 2));
+}
+
 static void history_step(history *h) {
     typedef void (*operation)(history *);
     static const operation usual[] = {do_any_put, do_any_put, do_any_put, do_any_put, do_delete, do_delete, do_cas,
                                       do_incr, do_append, do_append, do_expire, do_get, do_put_many, do_put_many,
                                       do_delete_many, do_batch, do_batch, do_batch, do_clock, do_sync};
-    static const operation rare[] = {do_checkpoint, do_checkpoint, do_reopen, do_reopen, do_prepare, do_settle};
+    static const operation rare[] = {do_checkpoint, do_checkpoint, do_reopen, do_reopen, do_prepare, do_settle, do_roll,
+                                     do_roll};
     h->event_before = kv_sim_event_count(h->sim);
     if (below(&h->random, 7) == 0) rare[below(&h->random, sizeof rare / sizeof rare[0])](h);
     else usual[below(&h->random, sizeof usual / sizeof usual[0])](h);
 }
+
+#pragma GCC diagnostic pop
 
 #endif

@@ -1,0 +1,568 @@
+"""The engine against a naive twin: a dict of values with versions and expiries, which has never heard of a disk.
+
+Hypothesis plays rules in any order. Restarts, kills, lost catalogs, readers beside the writer and jumps of the clock
+are rules like any other, and none of them may be seen in what the engine answers.
+
+Time: the store's clock is shifted in steps of 1,000 s, and a time to live is 500 s off such a step. So the seconds
+that a run itself takes never decide whether something has expired. The twin takes from the store how late it knows it
+is (stats: clock_ms), because that depends on which expiries were judged, and demands that it never goes back.
+
+Long runs: KVSVR_HYPOTHESIS_EXAMPLES=2000 python -m pytest tests/store/test_state_machine.py -s
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+import random
+import re
+import shutil
+import tempfile
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
+
+import kvsvr
+from kvsvr.store.engine import _writers
+
+EXAMPLE_COUNT = int(os.environ.get("KVSVR_HYPOTHESIS_EXAMPLES", "80"))
+STEP_COUNT = 40
+
+INLINE_SIZE_MAX = 1 << 20
+VALUE_SIZE_LIMIT = 4 << 20  # Of this test: appends to appended values would grow without end.
+INT64_MIN, INT64_MAX = -(1 << 63), (1 << 63) - 1
+TICK_S = 1000
+DRIFT_S = TICK_S / 4
+
+
+class Long(bytes):
+    """Bytes that a failure prints in one line. That they are not quite `bytes` is a case of its own for the engine."""
+
+    def __repr__(self) -> str:
+        return f"Long({bytes(self[:1])!r} * {len(self)})"
+
+
+KEYS = [b"a", b"b", b"counter", b"\0", b"large", Long(b"k" * 65_535)]
+
+keys = st.sampled_from(KEYS)
+bytes_of_any_size = st.one_of(
+    st.binary(max_size=40),
+    st.integers(-99, 99).map(lambda n: b"%d" % n),
+    st.sampled_from([b"%d" % INT64_MAX, b"%d" % INT64_MIN, b"-0", b"01", b""]),
+    st.builds(
+        lambda size, byte: Long(bytes([byte]) * size),
+        st.sampled_from([65_535, 65_536, 65_537, INLINE_SIZE_MAX - 1, INLINE_SIZE_MAX, INLINE_SIZE_MAX + 1, 3 << 20]),
+        st.integers(0, 255),
+    ),
+)
+small_or_any = st.one_of(st.binary(max_size=40), bytes_of_any_size)
+ttls = st.one_of(st.none(), st.integers(0, 4).map(lambda ticks: ticks * TICK_S + TICK_S / 2))
+openings = st.fixed_dictionaries(
+    {
+        "sync": st.sampled_from(["none", "batch", "always"]),
+        "checkpoint_size": st.sampled_from([1, 100_000, None]),
+        "write_calls": st.booleans(),
+    }
+)
+catalogs = st.sampled_from(["newest", "older", "absent", "garbage", "short"])
+
+
+# --- the twin ---
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a key holds: a value, or None once it was deleted."""
+
+    value: bytes | None
+    version: int
+    expires: float | None = None
+
+
+@dataclass
+class Twin:
+    """Keys, their newest records, and what time it is. Times are seconds since the test began."""
+
+    records: dict[bytes, Record] = field(default_factory=dict)
+    newest: int = 0
+    wall: float = 0.0
+    seen: float = -math.inf
+
+    @property
+    def now(self) -> float:
+        return max(self.wall, self.seen)
+
+    def view(self, key: bytes, now: float) -> Record | None:
+        record = self.records.get(key)
+        if record is None or record.value is None or (record.expires is not None and record.expires <= now):
+            return None
+        return record
+
+    def look(self, key: bytes) -> Record | None:
+        """What the engine is about to say; once it has said "expired", it may never say anything else."""
+        found = self.view(key, self.now)
+        record = self.records.get(key)
+        if found is None and record is not None and record.value is not None:
+            self.records[key] = replace(record, expires=-math.inf)
+        return found
+
+    def deadline(self, ttl: float | None) -> float | None:
+        return None if ttl is None else self.now + ttl
+
+    def write(self, key: bytes, value: bytes | None, version: int, expires: float | None = None) -> None:
+        assert version > self.newest, "versions grow and never repeat"
+        self.newest = version
+        self.records[key] = Record(value, version, expires)
+
+    @property
+    def key_count(self) -> int:
+        """As len() has it: expired ones count until they are reclaimed."""
+        return sum(record.value is not None for record in self.records.values())
+
+
+def as_int64(value: bytes) -> int | None:
+    if not re.fullmatch(rb"0|-?[1-9][0-9]{0,18}", value):
+        return None
+    return int(value) if INT64_MIN <= int(value) <= INT64_MAX else None
+
+
+# --- what a kill leaves ---
+
+
+def abandon(db: kvsvr.Engine) -> None:
+    """Drops a store as kill -9 does: no seal, no sync, no cut; threads end, the lock goes."""
+    held = db._shut.detach()
+    assert held is not None
+    handle, keeper, place = held[2]
+    keeper.stop()
+    _writers.leave(place)
+    handle.__del__()
+
+
+def snapshot_of(path: Path) -> list[tuple[str, int, int]]:
+    found = []
+    for folder, _, names in os.walk(path):
+        for name in names:
+            facts = os.stat(os.path.join(folder, name))
+            found.append((os.path.join(folder, name), facts.st_size, facts.st_mtime_ns))
+    return sorted(found)
+
+
+def copy_of_one_moment(source: Path, target: Path) -> None:
+    """The directory as a kill at one moment would leave it, although the store's own threads go on meanwhile.
+
+    LOCK stays out: the lock belongs to the process, and closing any descriptor of the file would drop it.
+    """
+    while True:
+        try:
+            before = snapshot_of(source)
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns("LOCK"))
+            if snapshot_of(source) == before:
+                return
+        except (FileNotFoundError, shutil.Error):
+            pass  # A segment under its temporary name, a retired value: it went while we looked.
+        shutil.rmtree(target, ignore_errors=True)
+        time.sleep(0.01)
+
+
+@dataclass
+class Reader:
+    db: kvsvr.Engine
+    twin: Twin
+    """As it was when the reader last looked."""
+
+
+# --- the machine ---
+
+
+class Machine(RuleBasedStateMachine):
+    """Rules are the engine's methods and what happens to a store; each compares with the twin."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.root = Path(tempfile.mkdtemp(prefix="kvsvr-"))
+        self.path = self.root / "0"
+        self.copy_count = 0
+        self.twin = Twin()
+        self.shift = 0
+        self.start = time.time()
+        self.readers: list[Reader] = []
+        self.old_catalog: bytes | None = None
+
+    @initialize(opening=openings)
+    def begin(self, opening: dict[str, Any]) -> None:
+        self.db = kvsvr.open(self.path, **opening)
+
+    def teardown(self) -> None:
+        for reader in self.readers:
+            reader.db.close()
+        if hasattr(self, "db"):
+            self.db.close()
+        shutil.rmtree(self.root)
+
+    # --- time ---
+
+    def seen_by(self, db: kvsvr.Engine) -> float:
+        clock_ms: int = db.stats()["clock_ms"]
+        return clock_ms / 1000 - self.start if clock_ms else -math.inf
+
+    def note_time(self) -> None:
+        seen = self.seen_by(self.db)
+        assert seen >= self.twin.seen, "what the store knows of the time goes back"
+        self.twin.seen = seen
+
+    @rule(ticks=st.sampled_from([-3, -1, 1, 1, 2, 5]))
+    def the_clock_jumps(self, ticks: int) -> None:
+        self.shift += ticks * TICK_S
+        self.twin.wall = self.shift
+        for db in [self.db, *(reader.db for reader in self.readers)]:
+            db._handle.shift_clock(self.shift)
+
+    # --- reading ---
+
+    def check_version(self, key: bytes) -> None:
+        record = self.twin.records.get(key)
+        assert self.db.wait(key, 0, 0) == (record.version if record else 0)
+
+    def check_record(self, key: bytes) -> None:
+        expected, found = self.twin.look(key), self.db.get_versioned(key)
+        self.note_time()
+        self.check_version(key)
+        if expected is None:
+            assert found is None
+            return
+        assert found is not None
+        assert found.value == expected.value
+        assert found.version == expected.version
+        if expected.expires is None:
+            assert found.expires_at is None
+        else:
+            assert found.expires_at is not None
+            assert abs(found.expires_at - self.start - expected.expires) < DRIFT_S
+
+    def check_all(self) -> None:
+        for key in KEYS:
+            self.check_record(key)
+        assert len(self.db) == self.twin.key_count
+
+    @rule(key=keys)
+    def get(self, key: bytes) -> None:
+        expected = self.twin.look(key)
+        value = expected.value if expected else None
+        assert self.db.get(key) == value
+        assert self.db.get(key, b"default") == (b"default" if expected is None else value)
+        assert (key in self.db) == (expected is not None)
+        if expected is None:
+            with pytest.raises(KeyError):
+                self.db[key]
+        else:
+            assert self.db[key] == value
+        self.note_time()
+
+    @rule(key=keys)
+    def ttl(self, key: bytes) -> None:
+        expected, left = self.twin.look(key), self.db.ttl(key)
+        self.note_time()
+        if expected is None or expected.expires is None:
+            assert left is None
+        else:
+            assert left is not None
+            assert abs(left - (expected.expires - self.twin.now)) < DRIFT_S
+
+    @rule(wanted=st.lists(keys, max_size=8))
+    def get_many(self, wanted: list[bytes]) -> None:
+        expected = [self.twin.look(key) for key in wanted]
+        assert self.db.get_many(wanted) == [record.value if record else None for record in expected]
+        self.note_time()
+
+    @rule()
+    def everything_is_the_same(self) -> None:
+        self.check_all()
+
+    # --- writing ---
+
+    @rule(key=keys, value=small_or_any, ttl=ttls, durable=st.booleans(), as_item=st.booleans())
+    def put(self, key: bytes, value: bytes, ttl: float | None, durable: bool, as_item: bool) -> None:
+        if as_item and ttl is None:
+            self.db[key] = value
+            self.twin.write(key, value, self.db.wait(key, 0, 0))
+            return
+        expires = self.twin.deadline(ttl)
+        self.twin.write(key, value, self.db.put(key, value, ttl=ttl, durable=durable), expires)
+
+    @rule(key=keys, as_item=st.booleans())
+    def delete(self, key: bytes, as_item: bool) -> None:
+        expected = self.twin.look(key)
+        if not as_item:
+            assert self.db.delete(key) == (expected is not None)
+        elif expected is not None:
+            del self.db[key]
+        else:
+            with pytest.raises(KeyError):
+                del self.db[key]
+        self.note_time()
+        if expected is not None:
+            self.twin.write(key, None, self.db.wait(key, 0, 0))
+
+    @rule(key=keys, right=st.booleans())
+    def delete_at_a_version(self, key: bytes, right: bool) -> None:
+        expected = self.twin.look(key)
+        current = expected.version if expected else 0
+        if right and current:
+            assert self.db.delete(key, version=current)
+            self.twin.write(key, None, self.db.wait(key, 0, 0))
+        else:
+            with pytest.raises(kvsvr.VersionConflict) as caught:
+                self.db.delete(key, version=current + 1)
+            assert caught.value.current == current
+        self.note_time()
+
+    @rule(key=keys, value=small_or_any, ttl=ttls, right=st.booleans())
+    def cas(self, key: bytes, value: bytes, ttl: float | None, right: bool) -> None:
+        expected = self.twin.look(key)
+        current = expected.version if expected else 0
+        if right:
+            version = self.db.cas(key, value, current, ttl=ttl)
+            self.note_time()
+            self.twin.write(key, value, version, self.twin.deadline(ttl))
+        else:
+            with pytest.raises(kvsvr.VersionConflict) as caught:
+                self.db.cas(key, value, current + 1, ttl=ttl)
+            assert caught.value.current == current
+            self.note_time()
+
+    def kept_or(self, expected: Record | None, ttl: float | None) -> float | None:
+        """incr and append keep the expiry unless they are given one."""
+        return self.twin.deadline(ttl) if ttl is not None else expected.expires if expected else None
+
+    @rule(key=st.sampled_from([b"counter", b"counter", *KEYS]), by=st.sampled_from([1, -1, 7, 0, INT64_MAX, INT64_MIN]))
+    def incr(self, key: bytes, by: int) -> None:
+        self.add(key, by, None)
+
+    @rule(key=st.sampled_from([b"counter", *KEYS]), ttl=ttls)
+    def incr_with_ttl(self, key: bytes, ttl: float | None) -> None:
+        self.add(key, 1, ttl)
+
+    def add(self, key: bytes, by: int, ttl: float | None) -> None:
+        expected = self.twin.look(key)
+        number = as_int64(expected.value) if expected and expected.value is not None else 0
+        if number is None:
+            with pytest.raises(kvsvr.WrongType):
+                self.db.incr(key, by, ttl=ttl)
+        elif not INT64_MIN <= number + by <= INT64_MAX:
+            with pytest.raises(kvsvr.UsageError):
+                self.db.incr(key, by, ttl=ttl)
+        else:
+            assert self.db.incr(key, by, ttl=ttl) == number + by
+            self.note_time()
+            self.twin.write(key, b"%d" % (number + by), self.db.wait(key, 0, 0), self.kept_or(expected, ttl))
+        self.note_time()
+
+    @rule(key=keys, data=small_or_any, ttl=ttls)
+    def append(self, key: bytes, data: bytes, ttl: float | None) -> None:
+        expected = self.twin.look(key)
+        value = (expected.value or b"" if expected else b"") + data
+        if len(value) > VALUE_SIZE_LIMIT:
+            return
+        assert self.db.append(key, data, ttl=ttl) == len(value)
+        self.note_time()
+        self.twin.write(key, value, self.db.wait(key, 0, 0), self.kept_or(expected, ttl))
+
+    @rule(key=keys, ttl=ttls.filter(bool))
+    def expire(self, key: bytes, ttl: float) -> None:
+        expected = self.twin.look(key)
+        assert self.db.expire(key, ttl) == (expected is not None)
+        self.note_time()
+        if expected is not None:
+            self.twin.write(key, expected.value, self.db.wait(key, 0, 0), self.twin.deadline(ttl))
+
+    @rule(key=keys)
+    def persist(self, key: bytes) -> None:
+        expected = self.twin.look(key)
+        does = expected is not None and expected.expires is not None
+        assert self.db.persist(key) == does
+        self.note_time()
+        if expected is not None and does:
+            self.twin.write(key, expected.value, self.db.wait(key, 0, 0))
+
+    @rule(pairs=st.lists(st.tuples(keys, small_or_any), max_size=8), ttl=ttls)
+    def put_many(self, pairs: list[tuple[bytes, bytes]], ttl: float | None) -> None:
+        expires = self.twin.deadline(ttl)
+        assert self.db.put_many(pairs, ttl=ttl) == len(pairs)
+        last = dict(pairs)
+        versions = {key: self.db.wait(key, 0, 0) for key in last}
+        # In the order in which the last pair of each key came.
+        order = sorted(last, key=lambda key: max(n for n, pair in enumerate(pairs) if pair[0] == key))
+        for key in order:
+            self.twin.write(key, last[key], versions[key], expires)
+
+    @rule(wanted=st.lists(keys, max_size=8))
+    def delete_many(self, wanted: list[bytes]) -> None:
+        there = [key for key in dict.fromkeys(wanted) if self.twin.look(key) is not None]
+        assert self.db.delete_many(wanted) == len(there)
+        self.note_time()
+        for key in there:
+            self.twin.write(key, None, self.db.wait(key, 0, 0))
+
+    @rule(steps=st.lists(st.tuples(keys, st.one_of(st.none(), small_or_any), ttls), max_size=8), durable=st.booleans())
+    def batch(self, steps: list[tuple[bytes, bytes | None, float | None]], durable: bool) -> None:
+        last = {key: (value, ttl) for key, value, ttl in steps}
+        now = self.twin.now
+        gone = [key for key, (value, _) in last.items() if value is None and self.twin.look(key) is None]
+        with self.db.batch(durable=durable) as batch:
+            for key, value, ttl in steps:
+                if value is None:
+                    batch.delete(key)
+                else:
+                    batch.put(key, value, ttl)
+        self.note_time()
+        done = {key: step for key, step in last.items() if key not in gone}
+        assert batch.version is not None
+        assert (batch.version > self.twin.newest) if done else (batch.version == 0)
+        for key, (value, ttl) in done.items():
+            expires = None if ttl is None or value is None else now + ttl
+            self.twin.records[key] = Record(value, batch.version, expires)
+        self.twin.newest = max(self.twin.newest, batch.version)
+
+    @rule(key=keys)
+    def a_batch_given_up(self, key: bytes) -> None:
+        with pytest.raises(LookupError), self.db.batch() as batch:
+            batch.put(key, b"never")
+            raise LookupError
+        self.check_record(key)
+
+    @rule(pairs=st.integers(1, 3))
+    def much_is_written(self, pairs: int) -> None:
+        """So that segments end, and the index grows, within few steps."""
+        self.db.put_many((b"bulk%d" % n, b"b" * 1000) for n in range(pairs * 1000))
+        for n in range(pairs * 1000):
+            self.twin.records[b"bulk%d" % n] = Record(b"b" * 1000, self.db.wait(b"bulk%d" % n, 0, 0))
+        self.twin.newest = self.db.wait(b"bulk%d" % (pairs * 1000 - 1), 0, 0)
+
+    @rule()
+    def sync(self) -> None:
+        self.db.sync()
+        assert self.db.stats()["unsynced_size"] == 0
+
+    # --- what happens to a store ---
+
+    def reopen(self, opening: dict[str, Any], catalog: str) -> dict[str, Any]:
+        """What the store says of itself before anybody has asked it for a key."""
+        file = self.path / "catalog.mdb"
+        newest = file.read_bytes() if file.exists() else None
+        match catalog:
+            case "absent":
+                file.unlink(missing_ok=True)
+            case "garbage":
+                file.write_bytes(random.Random(0).randbytes(9000))
+            case "short" if newest is not None:
+                file.write_bytes(newest[: len(newest) // 2])
+            case "older" if self.old_catalog is not None:
+                file.write_bytes(self.old_catalog)
+        self.old_catalog = newest or self.old_catalog
+        self.db = kvsvr.open(self.path, **opening)
+        self.db._handle.shift_clock(self.shift)
+        stats = self.db.stats()
+        assert stats["sequence"] >= self.twin.newest
+        self.note_time()
+        self.check_all()
+        for n in (0, 999, 1000, 2999):
+            self.check_record(b"bulk%d" % n)
+        return stats
+
+    @rule(opening=openings, catalog=catalogs)
+    def close_and_open(self, opening: dict[str, Any], catalog: str) -> None:
+        sequence = self.db.stats()["sequence"]
+        self.db.close()
+        stats = self.reopen(opening, catalog)
+        assert stats["was_clean"] == 1
+        assert stats["sequence"] == sequence
+
+    @rule(opening=openings, catalog=catalogs)
+    def kill_and_open(self, opening: dict[str, Any], catalog: str) -> None:
+        abandon(self.db)
+        self.reopen(opening, catalog)
+
+    @rule(opening=openings, catalog=catalogs)
+    def a_copy_of_the_open_directory_is_opened(self, opening: dict[str, Any], catalog: str) -> None:
+        """And goes on in place of the first one, whose readers are left behind."""
+        self.copy_count += 1
+        target = self.root / str(self.copy_count)
+        copy_of_one_moment(self.path, target)
+        for reader in self.readers:
+            reader.db.close()
+        self.readers.clear()
+        self.db.close()
+        shutil.rmtree(self.path)
+        self.path = target
+        self.reopen(opening, catalog)
+
+    # --- readers ---
+
+    @precondition(lambda self: len(self.readers) < 2)
+    @rule()
+    def a_reader_comes(self) -> None:
+        db = kvsvr.open(self.path, readonly=True)
+        db._handle.shift_clock(self.shift)
+        self.readers.append(Reader(db, copy.deepcopy(self.twin)))
+        self.check_reader(self.readers[-1])
+
+    @precondition(lambda self: self.readers)
+    @rule()
+    def readers_read(self) -> None:
+        for reader in self.readers:
+            self.check_reader(reader)
+
+    @precondition(lambda self: self.readers)
+    @rule()
+    def readers_refresh(self) -> None:
+        for reader in self.readers:
+            reader.db.refresh()
+            reader.twin = copy.deepcopy(self.twin)
+            self.check_reader(reader)
+            assert reader.db.refresh() == 0
+            assert len(reader.db) == self.twin.key_count
+
+    @precondition(lambda self: self.readers)
+    @rule()
+    def a_reader_goes(self) -> None:
+        self.readers.pop().db.close()
+
+    def check_reader(self, reader: Reader) -> None:
+        """It shows what it last took in; a value whose file has gone since then lets it look again by itself."""
+        now = max(self.twin.wall, self.seen_by(reader.db))
+        many = reader.db.get_many(KEYS)
+        for key, value in zip(KEYS, many, strict=True):
+            expected = [twin.view(key, now) for twin in (reader.twin, self.twin)]
+            allowed = [record.value if record else None for record in expected]
+            if all(len(record.value or b"") <= INLINE_SIZE_MAX for record in reader.twin.records.values()):
+                del allowed[1]
+            assert value in allowed
+            assert reader.db.get(key) in allowed
+        with pytest.raises(kvsvr.UsageError):
+            reader.db.put(b"a", b"never")
+
+
+@pytest.mark.timeout(max(300, EXAMPLE_COUNT * 10))
+def test_the_engine_answers_as_a_dict_with_versions_would() -> None:
+    """Through restarts, kills, lost catalogs and jumps of the clock; versions grow and never repeat; readers beside
+    it see what it has written as soon as they refresh."""
+    before = time.monotonic()
+    run_state_machine_as_test(
+        Machine,
+        settings=settings(
+            max_examples=EXAMPLE_COUNT,
+            stateful_step_count=STEP_COUNT,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+            print_blob=True,
+        ),
+    )
+    print(f"\nstate machine: {EXAMPLE_COUNT} runs of up to {STEP_COUNT} steps in {time.monotonic() - before:.1f} s")
