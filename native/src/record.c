@@ -145,7 +145,9 @@ kv_status kv_record_peek(const uint8_t *bytes, uint64_t size, uint64_t place, kv
     out->version = kv_load64(bytes + AT_VERSION);
     out->sequence = out->version;
     out->expires_ms = 0;
-    if (out->kind == 0 || (out->flags & ~KV_FLAGS_KNOWN) || (out->options & ~KV_OPTIONS_KNOWN)) return KV_ECORRUPT;
+    if (out->kind == 0) return KV_ECORRUPT;
+    /* The head is whole, so somebody wrote these bits and meant something by them. */
+    if ((out->flags & ~KV_FLAGS_KNOWN) || (out->options & ~KV_OPTIONS_KNOWN)) return KV_EFORMAT;
 
     uint64_t covered = covered_size(out->kind, out->options, out->key_size, out->value_size);
     uint64_t inside = out->kind == KV_KIND_ENVELOPE ? out->value_size : 0;

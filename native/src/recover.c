@@ -175,6 +175,14 @@ static kv_status deliver_envelope(scan *s, const segment *one, uint32_t offset, 
     return status;
 }
 
+/* Never a torn tail, which could be cut: a newer version's records must not be lost to an older one. */
+static kv_status unknown_record(scan *s, const segment *one, uint32_t offset) {
+    s->fault->status = KV_EFORMAT;
+    s->fault->position = (kv_position){.segment = one->id, .offset = offset};
+    snprintf(s->fault->what, sizeof s->fault->what, "flow/%08x.seg at %u: a record of a newer version", one->id, offset);
+    return KV_EFORMAT;
+}
+
 /* Replays from *offset. KV_OK: a SEAL ended the segment, *offset is behind it. KV_EOF: no valid record at *offset.
  * Anything else is the resolver's word. */
 static kv_status scan_segment(scan *s, segment *one, uint32_t limit, uint32_t *offset) {
@@ -184,6 +192,7 @@ static kv_status scan_segment(scan *s, segment *one, uint32_t limit, uint32_t *o
         uint64_t place = kv_place(s->flow->salt, one->id, *offset);
         uint64_t left = *offset < limit ? limit - *offset : 0;
         kv_status status = kv_record_decode(one->bytes + *offset, left, place, &record, &used);
+        if (status == KV_EFORMAT) return unknown_record(s, one, *offset);
         if (status != KV_OK) return KV_EOF;
         uint32_t next = *offset + used;
         if (record.kind == KV_KIND_SEAL) {

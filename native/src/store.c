@@ -245,24 +245,25 @@ kv_result store_write(kv_caller *c, write_step step, write_op *w, int durable) {
 
     pthread_mutex_lock(&store->write_lock);
     kv_status status = store_writable(store);
+    bool moved = false;
     if (KV_LIKELY(status == KV_OK)) {
         kv_position before = kv_flow_tail(store->flow);
         status = under_guard(c, step, w);
         w->upto = kv_flow_tail(store->flow);
-        if (status == KV_ENOMEM && kv_position_order(w->upto) != kv_position_order(before)) {
-            /* In the flow and not in the index: only a reopen brings the two together again. */
-            kv_flow_set_poison(store->flow, KV_ENOMEM, ENOMEM);
-        }
+        moved = kv_position_order(w->upto) != kv_position_order(before);
+        /* In the flow and not in the index: only a reopen brings the two together again. */
+        if (status == KV_ENOMEM && moved) kv_flow_set_poison(store->flow, KV_ENOMEM, ENOMEM);
         kv_epoch_reclaim(store->epoch);
     }
     kv_result result = KV_LIKELY(status == KV_OK) ? w->result : caller_fail(c, status, "the write was refused");
-    unsigned wanted = KV_LIKELY(status == KV_OK) ? wake_wanted(store) : 0;
+    unsigned wanted = moved ? wake_wanted(store) : 0;
     pthread_mutex_unlock(&store->write_lock);
 
     if (KV_UNLIKELY(wanted != 0)) wake_threads(store, wanted);
-    if (KV_LIKELY(status == KV_OK)) {
-        if (durable) status = kv_flow_sync(store->flow, w->upto);
-        if (KV_UNLIKELY(status != KV_OK)) result = caller_fail(c, status, "the write did not become durable");
+    /* Also if it was refused: the time that the refusal rests on may just have been noted. */
+    if (durable && (moved || status == KV_OK)) {
+        kv_status synced = kv_flow_sync(store->flow, w->upto);
+        if (status == KV_OK && synced != KV_OK) result = caller_fail(c, synced, "the write did not become durable");
     }
     if (durable) kv_epoch_leave(c->slot);
     return result;

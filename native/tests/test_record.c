@@ -130,6 +130,17 @@ TEST(any_bytes_are_decoded_or_refused) {
     }
 }
 
+/* Which an older version must not take for a torn tail, and cut. */
+TEST(flags_of_a_newer_version_are_told_from_damage) {
+    uint8_t bytes[64];
+    kv_record in = {.kind = KV_KIND_PUT, .flags = 128, .version = 1, .key = key_bytes, .key_size = 3}, out;
+    uint32_t used;
+    kv_record_encode(&in, 5, bytes);
+    CHECK_EQ(kv_record_decode(bytes, sizeof bytes, 5, &out, &used), KV_EFORMAT);
+    bytes[15] = 64;
+    CHECK_EQ(kv_record_decode(bytes, sizeof bytes, 5, &out, &used), KV_ECORRUPT);
+}
+
 TEST(an_envelope_is_checked_by_its_head_alone) {
     uint8_t bytes[KV_RECORD_HEAD_SIZE + 8] = {0};
     kv_record in = {.kind = KV_KIND_ENVELOPE, .version = 9, .value_size = 8}, out;
@@ -182,6 +193,7 @@ int main(void) {
     RUN(a_misplaced_record_is_refused);
     RUN(zeros_were_never_written);
     RUN(any_bytes_are_decoded_or_refused);
+    RUN(flags_of_a_newer_version_are_told_from_damage);
     RUN(an_envelope_is_checked_by_its_head_alone);
     RUN(the_worked_example_holds);
     RUN(a_big_description_comes_back);

@@ -122,9 +122,10 @@ uint64_t kv_record_size(const kv_record *record);
  * given and nothing behind it. */
 void kv_record_encode(const kv_record *record, uint64_t place, uint8_t *bytes);
 
-/* The outcome is one of three:
+/* The outcome is one of four:
  *   KV_OK       a valid record; *out is filled and *used is its size (of an envelope: of its head)
  *   KV_EOF      the bytes at this place were never written: the head is zeros, or less than a head is left
+ *   KV_EFORMAT  a whole head with flags or options that this version does not know: written by a newer one
  *   KV_ECORRUPT something else
  * `size` is what may be read from `bytes`. */
 kv_status kv_record_decode(const uint8_t *bytes, uint64_t size, uint64_t place, kv_record *out, uint32_t *used);
