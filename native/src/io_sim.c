@@ -1,274 +1,26 @@
-/* io_sim.c -- a disk in memory that can crash, tear, drop and fail. io_sim.h has the model; here is how it is kept.
+/* io_sim.c -- a disk in memory that can crash, tear, drop and fail: the disk itself, as processes see it. io_sim.h has
+ * the model, sim_internal.h how it is kept, sim_journal.c what can be asked about the past.
  *
- *   page     4 KiB that never change, counted by reference, shared by files, journals and images; NULL: all zeros
- *   node     what a file or directory is at one moment: pages and size, or sorted names. There is one for the
- *            cached state, one in the base (where recording began), one in the cursor (below), one in each image.
- *   change   one step from node to node; the log of them and the base give every state in between
- *   cursor   the durable nodes of one event and the open changes there. Going to a later event folds what was
- *            synced in between into the nodes; tests ask event by event, so this is short. Going back starts again.
- *
- * An image is the cursor's durable nodes (pages shared), to which the open changes that the policy keeps are applied
- * in the order in which they were made.
+ * Every change of the cached tree goes through change_make(), which journals it; every call that changes something
+ * is an event, between event_begin() and event_end().
  *
  * Mapped files have their bytes in a block of their own besides ("live"), the truth as long as it exists; `pages`
  * is then what was last seen of it. A write goes to both.
  *
- * This is a test's tool: no memory is a broken invariant. Threads: the mutex of the disk guards all but the count
- * and the digest of a page, which disks share and which are atomic. */
-#include "kv/io_sim.h"
+ * Threads: the mutex of the disk guards everything; stores through mappings happen when they like, and are loaded
+ * atomically. */
+#include "sim_internal.h"
 
 #include <errno.h>
-#include <pthread.h>
-#include <stdatomic.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <unistd.h>
 
-#include "kv/xxh64.h"
-
-enum { ROOT = 0, PATH_SIZE_MAX = 127, SECTOR_COUNT = KV_PAGE_SIZE / KV_SIM_SECTOR_SIZE };
+enum { PATH_SIZE_MAX = 127 };
 
 static const uint64_t FILE_SIZE_MAX = (uint64_t)1 << 40;
 static const int64_t CLOCK_START_MS = 1700000000000;
-static const uint8_t ZEROS[KV_PAGE_SIZE];
 
-static void *need(void *memory) {
-    KV_ASSERT(memory != NULL);
-    return memory;
-}
-
-/* Room for one more, doubling. */
-static void *grown(void *items, uint64_t count, uint64_t *capacity, size_t item_size) {
-    if (count < *capacity) return items;
-    *capacity = *capacity == 0 ? 16 : 2 * *capacity;
-    return need(realloc(items, *capacity * item_size));
-}
-
-/* --- pages --- */
-
-typedef struct page {
-    _Atomic uint32_t reference_count;
-    _Atomic uint64_t digest; /* 0: not computed yet */
-    uint8_t bytes[KV_PAGE_SIZE];
-} page;
-
-static bool is_zero(const uint8_t *bytes) { return memcmp(bytes, ZEROS, KV_PAGE_SIZE) == 0; }
-
-static page *page_new(const uint8_t *bytes) {
-    if (is_zero(bytes)) return NULL;
-    page *made = need(malloc(sizeof *made));
-    atomic_init(&made->reference_count, 1);
-    atomic_init(&made->digest, 0);
-    memcpy(made->bytes, bytes, KV_PAGE_SIZE);
-    return made;
-}
-
-static page *page_share(page *shared) {
-    if (shared != NULL) atomic_fetch_add_explicit(&shared->reference_count, 1, memory_order_relaxed);
-    return shared;
-}
-
-static void page_release(page *released) {
-    if (released == NULL) return;
-    if (atomic_fetch_sub_explicit(&released->reference_count, 1, memory_order_acq_rel) == 1) free(released);
-}
-
-static const uint8_t *page_bytes(const page *read) { return read == NULL ? ZEROS : read->bytes; }
-
-static uint64_t page_digest(page *digested) {
-    uint64_t digest = atomic_load_explicit(&digested->digest, memory_order_relaxed);
-    if (digest != 0) return digest;
-    digest = kv_xxh64(digested->bytes, KV_PAGE_SIZE, 0) | 1;
-    atomic_store_explicit(&digested->digest, digest, memory_order_relaxed);
-    return digest;
-}
-
-/* --- nodes --- */
-
-typedef struct entry {
-    char name[KV_SIM_NAME_SIZE_MAX + 1];
-    uint32_t inode;
-} entry;
-
-typedef struct node {
-    bool is_directory;
-    uint64_t size;
-    page **pages; /* cached and finished nodes have none that is not NULL behind the size */
-    uint64_t page_count;
-    entry *entries; /* sorted by name */
-    uint64_t entry_count;
-    uint64_t entry_capacity;
-} node;
-
-static void node_set_page(node *n, uint64_t index, page *owned) {
-    if (index >= n->page_count) {
-        if (owned == NULL) return;
-        n->pages = need(realloc(n->pages, (index + 1) * sizeof *n->pages));
-        memset(n->pages + n->page_count, 0, (index + 1 - n->page_count) * sizeof *n->pages);
-        n->page_count = index + 1;
-    }
-    page_release(n->pages[index]);
-    n->pages[index] = owned;
-}
-
-static page *node_page(const node *n, uint64_t index) { return index < n->page_count ? n->pages[index] : NULL; }
-
-/* What lies behind the new size is gone for good: growing again shows zeros. */
-static void node_set_size(node *n, uint64_t size) {
-    n->size = size;
-    uint64_t kept_count = kv_align(size, KV_PAGE_SIZE) / KV_PAGE_SIZE;
-    while (n->page_count > kept_count) page_release(n->pages[--n->page_count]);
-
-    uint64_t tail = size % KV_PAGE_SIZE;
-    page *last = tail == 0 ? NULL : node_page(n, size / KV_PAGE_SIZE);
-    if (last == NULL || memcmp(last->bytes + tail, ZEROS, KV_PAGE_SIZE - tail) == 0) return;
-    uint8_t bytes[KV_PAGE_SIZE] = {0};
-    memcpy(bytes, last->bytes, tail);
-    node_set_page(n, size / KV_PAGE_SIZE, page_new(bytes));
-}
-
-/* Where the name is, or where it belongs. */
-static bool node_find(const node *n, const char *name, uint64_t *index) {
-    uint64_t low = 0, high = n->entry_count;
-    while (low < high) {
-        uint64_t middle = (low + high) / 2;
-        int order = strcmp(n->entries[middle].name, name);
-        if (order == 0) {
-            *index = middle;
-            return true;
-        }
-        if (order < 0) low = middle + 1;
-        else high = middle;
-    }
-    *index = low;
-    return false;
-}
-
-static void node_remove_entry(node *n, uint64_t index) {
-    n->entry_count--;
-    memmove(n->entries + index, n->entries + index + 1, (n->entry_count - index) * sizeof *n->entries);
-}
-
-static void node_bind(node *n, const char *name, uint32_t inode) {
-    uint64_t index;
-    if (!node_find(n, name, &index)) {
-        n->entries = grown(n->entries, n->entry_count, &n->entry_capacity, sizeof *n->entries);
-        memmove(n->entries + index + 1, n->entries + index, (n->entry_count - index) * sizeof *n->entries);
-        n->entry_count++;
-        memset(&n->entries[index], 0, sizeof n->entries[index]);
-        strcpy(n->entries[index].name, name); /* lookup has measured it */
-    }
-    n->entries[index].inode = inode;
-}
-
-static void node_copy_entries(node *to, const node *from) {
-    to->is_directory = from->is_directory;
-    if (from->entry_count == 0) return;
-    to->entries = need(malloc(from->entry_count * sizeof *to->entries));
-    memcpy(to->entries, from->entries, from->entry_count * sizeof *to->entries);
-    to->entry_count = to->entry_capacity = from->entry_count;
-}
-
-static void node_copy_content(node *to, const node *from) {
-    to->size = from->size;
-    if (from->page_count == 0) return;
-    to->pages = need(malloc(from->page_count * sizeof *to->pages));
-    to->page_count = from->page_count;
-    for (uint64_t i = 0; i < from->page_count; i++) to->pages[i] = page_share(from->pages[i]);
-}
-
-static void node_clear(node *n) {
-    for (uint64_t i = 0; i < n->page_count; i++) page_release(n->pages[i]);
-    free(n->pages);
-    free(n->entries);
-    memset(n, 0, sizeof *n);
-}
-
-/* A tree is an array of nodes by inode number; ROOT is its root, some may be in no directory. */
-typedef struct tree {
-    node *nodes;
-    uint32_t count;
-} tree;
-
-static tree tree_new(uint32_t count) {
-    tree made = {need(calloc(count, sizeof(node))), count};
-    made.nodes[ROOT].is_directory = true;
-    return made;
-}
-
-static void tree_clear(tree *t) {
-    for (uint32_t i = 0; i < t->count; i++) node_clear(&t->nodes[i]);
-    free(t->nodes);
-    memset(t, 0, sizeof *t);
-}
-
-static void tree_extend(tree *t, uint32_t count) {
-    if (count <= t->count) return;
-    t->nodes = need(realloc(t->nodes, count * sizeof *t->nodes));
-    memset(t->nodes + t->count, 0, (count - t->count) * sizeof *t->nodes);
-    t->count = count;
-}
-
-static bool tree_find_name(const tree *t, uint32_t inode, uint32_t *directory, uint64_t *index) {
-    for (uint32_t d = 0; d < t->count; d++) {
-        for (uint64_t i = 0; i < t->nodes[d].entry_count; i++) {
-            if (t->nodes[d].entries[i].inode != inode) continue;
-            *directory = d;
-            *index = i;
-            return true;
-        }
-    }
-    return false;
-}
-
-/* One name a file: this is what makes a rename one change, and keeps a lost rename from leaving two names. */
-static void tree_bind(tree *t, uint32_t directory, const char *name, uint32_t inode) {
-    uint32_t old_directory;
-    uint64_t index;
-    if (tree_find_name(t, inode, &old_directory, &index)) node_remove_entry(&t->nodes[old_directory], index);
-    t->nodes[directory].is_directory = true;
-    node_bind(&t->nodes[directory], name, inode);
-}
-
-static void tree_unbind(tree *t, uint32_t directory, const char *name, uint32_t inode) {
-    uint64_t index;
-    node *n = &t->nodes[directory];
-    if (node_find(n, name, &index) && n->entries[index].inode == inode) node_remove_entry(n, index);
-}
-
-/* --- changes, events, the disk --- */
-
-enum change_kind { CHANGE_PAGE, CHANGE_SIZE, CHANGE_BIND, CHANGE_UNBIND };
-
-typedef struct change {
-    enum change_kind kind;
-    uint32_t inode;
-    uint32_t directory; /* names */
-    bool is_directory;  /* names: what the inode is */
-    uint64_t page_index;
-    uint64_t size;
-    page *version;
-    char name[KV_SIM_NAME_SIZE_MAX + 1];
-} change;
-
-typedef struct event {
-    int32_t kind;
-    int64_t tag;
-    uint32_t inode;        /* of a sync or sync_dir */
-    uint64_t change_first; /* its own changes; those between the events before and it were stores */
-    uint64_t change_end;
-    char *path;
-} event;
-
-typedef struct cursor {
-    bool valid;
-    uint64_t event;
-    uint64_t change_end; /* changes below are folded or open */
-    tree durable;
-    uint64_t *open; /* indices of changes, ascending */
-    uint64_t open_count;
-    uint64_t open_capacity;
-} cursor;
+/* --- what a process has --- */
 
 typedef struct inode {
     uint8_t *live; /* NULL: not mapped */
@@ -301,67 +53,6 @@ struct sim_io {
     kv_file *files;
 };
 
-typedef struct failing {
-    uint64_t countdown; /* 0: not armed */
-    int errno_value;
-    int32_t flags;
-} failing;
-
-struct kv_sim {
-    pthread_mutex_t mutex;
-    tree cached;
-    inode *inodes; /* beside cached.nodes */
-    uint64_t inode_capacity;
-    mapping *mappings;
-    uint32_t io_count;
-    const sim_io *locked_by;
-    uint64_t used;
-    uint64_t limit;
-    int64_t now_ms;
-    bool maps_well;
-    uint64_t random_state;
-    failing failing[KV_SIM_KIND_COUNT];
-    uint64_t call_counts[KV_SIM_KIND_COUNT];
-
-    bool recording;
-    tree base;
-    change *changes;
-    uint64_t change_count, change_capacity;
-    event *events;
-    uint64_t event_count, event_capacity;
-    cursor cursor;
-};
-
-static uint64_t draw(uint64_t seed, uint64_t about, uint64_t which) {
-    uint64_t words[2] = {about, which};
-    return kv_xxh64((const uint8_t *)words, sizeof words, seed);
-}
-
-static bool is_name(const change *c) { return c->kind == CHANGE_BIND || c->kind == CHANGE_UNBIND; }
-
-static void apply(tree *t, const change *c) {
-    switch (c->kind) {
-    case CHANGE_PAGE: node_set_page(&t->nodes[c->inode], c->page_index, page_share(c->version)); break;
-    case CHANGE_SIZE: node_set_size(&t->nodes[c->inode], c->size); break;
-    case CHANGE_BIND:
-        t->nodes[c->inode].is_directory = c->is_directory;
-        tree_bind(t, c->directory, c->name, c->inode);
-        break;
-    case CHANGE_UNBIND: tree_unbind(t, c->directory, c->name, c->inode); break;
-    }
-}
-
-/* Every change of the cached state comes through here. Takes over the reference of a page. */
-static void make_change(kv_sim *sim, change *c) {
-    apply(&sim->cached, c);
-    if (!sim->recording) {
-        page_release(c->version);
-        return;
-    }
-    sim->changes = grown(sim->changes, sim->change_count, &sim->change_capacity, sizeof *sim->changes);
-    sim->changes[sim->change_count++] = *c;
-}
-
 /* --- files: pages and live bytes --- */
 
 /* Loads of 8 bytes, as stores from other threads arrive: none of those is ever seen torn. Not memcpy, which
@@ -377,7 +68,7 @@ static void see_page(kv_sim *sim, uint32_t number, uint64_t index, uint8_t *byte
     uint64_t left = n->size - index * KV_PAGE_SIZE;
     if (left < KV_PAGE_SIZE) memset(bytes + left, 0, KV_PAGE_SIZE - left);
     if (memcmp(page_bytes(node_page(n, index)), bytes, KV_PAGE_SIZE) == 0) return;
-    make_change(sim, &(change){.kind = CHANGE_PAGE, .inode = number, .page_index = index, .version = page_new(bytes)});
+    change_make(sim, &(change){.kind = CHANGE_PAGE, .inode = number, .page_index = index, .version = page_new(bytes)});
 }
 
 /* Takes in what was stored through mappings of this file. */
@@ -392,7 +83,7 @@ static void see_file(kv_sim *sim, uint32_t number) {
     }
 }
 
-static void see_all(kv_sim *sim) {
+void sim_see_all(kv_sim *sim) {
     for (const mapping *m = sim->mappings; m != NULL; m = m->next) see_file(sim, m->inode);
 }
 
@@ -447,7 +138,7 @@ static void resize_file(kv_sim *sim, uint32_t number, uint64_t size) {
     uint64_t start = size < old ? size : old;
     if (start < file->live_size) memset(file->live + start, 0, file->live_size - start);
     sim->used = sim->used - old + size;
-    make_change(sim, &(change){.kind = CHANGE_SIZE, .inode = number, .size = size});
+    change_make(sim, &(change){.kind = CHANGE_SIZE, .inode = number, .size = size});
 }
 
 /* Grows the file as far as the limit lets it: the size it has then, at most `end`. */
@@ -567,7 +258,7 @@ static void change_name(kv_sim *sim, enum change_kind kind, const place *at, uin
     change c = {.kind = kind, .inode = number, .directory = at->directory};
     c.is_directory = sim->cached.nodes[number].is_directory;
     memcpy(c.name, at->name, sizeof c.name);
-    make_change(sim, &c);
+    change_make(sim, &c);
     sim->inodes[number].named = kind == CHANGE_BIND;
 }
 
@@ -593,32 +284,20 @@ static kv_status admit(kv_sim *sim, enum kv_sim_kind kind) {
     return os_failure(f->errno_value);
 }
 
-static void begin_event(kv_sim *sim, enum kv_sim_kind kind, int64_t tag, uint32_t number, const char *path) {
-    if (!sim->recording) return;
-    see_all(sim);
-    sim->events = grown(sim->events, sim->event_count, &sim->event_capacity, sizeof *sim->events);
-    sim->events[sim->event_count++] = (event){.kind = (int32_t)kind, .tag = tag, .inode = number,
-        .change_first = sim->change_count, .change_end = sim->change_count, .path = need(strdup(path))};
-}
-
-static void end_event(kv_sim *sim) {
-    if (sim->recording) sim->events[sim->event_count - 1].change_end = sim->change_count;
-}
-
 /* --- the table: files --- */
 
 static kv_status create_file(kv_sim *sim, const char *path, place *at) {
     kv_status status = look_up(sim, path, at);
     if (status != KV_OK) return status;
     if (at->inode != NULL_INODE && sim->cached.nodes[at->inode].is_directory) return os_failure(EISDIR);
-    begin_event(sim, KV_SIM_CREATE, 0, ROOT, path);
+    event_begin(sim, KV_SIM_CREATE, 0, ROOT, path);
     if (at->inode == NULL_INODE) {
         at->inode = inode_new(sim, false);
         change_name(sim, CHANGE_BIND, at, at->inode);
     } else {
         resize_file(sim, at->inode, 0);
     }
-    end_event(sim);
+    event_end(sim);
     return KV_OK;
 }
 
@@ -681,9 +360,9 @@ static kv_status sim_write_at(kv_io *io, kv_file *file, const uint8_t *bytes, si
     if (status != KV_OK && !half) return leave(sim, status);
     if (!file->writable) return leave(sim, os_failure(EBADF));
 
-    begin_event(sim, KV_SIM_WRITE, 0, file->inode, file->path);
+    event_begin(sim, KV_SIM_WRITE, 0, file->inode, file->path);
     kv_status written = write_file(sim, file->inode, offset, bytes, half ? size / 2 : size);
-    end_event(sim);
+    event_end(sim);
     if (!half) return leave(sim, written);
     errno = kept;
     return leave(sim, status);
@@ -698,9 +377,9 @@ static kv_status sim_allocate(kv_io *io, kv_file *file, uint64_t size) {
     uint64_t space = sim->limit > sim->used ? sim->limit - sim->used : 0;
     if (size > old && size - old > space) return leave(sim, no_space()); /* all or nothing, unlike a write */
 
-    begin_event(sim, KV_SIM_ALLOCATE, 0, file->inode, file->path);
+    event_begin(sim, KV_SIM_ALLOCATE, 0, file->inode, file->path);
     if (size > old) resize_file(sim, file->inode, size);
-    end_event(sim);
+    event_end(sim);
     return leave(sim, KV_OK);
 }
 
@@ -710,9 +389,9 @@ static kv_status sim_truncate(kv_io *io, kv_file *file, uint64_t size) {
     kv_status status = admit(sim, KV_SIM_TRUNCATE);
     if (status != KV_OK) return leave(sim, status);
     if (!file->writable) return leave(sim, os_failure(EBADF));
-    begin_event(sim, KV_SIM_TRUNCATE, 0, file->inode, file->path);
+    event_begin(sim, KV_SIM_TRUNCATE, 0, file->inode, file->path);
     resize_file(sim, file->inode, size);
-    end_event(sim);
+    event_end(sim);
     return leave(sim, KV_OK);
 }
 
@@ -720,7 +399,7 @@ static kv_status sim_truncate(kv_io *io, kv_file *file, uint64_t size) {
 static kv_status sim_sync(kv_io *io, kv_file *file) {
     kv_sim *sim = enter(io);
     kv_status status = admit(sim, KV_SIM_SYNC);
-    if (status == KV_OK) begin_event(sim, KV_SIM_SYNC, 0, file->inode, file->path);
+    if (status == KV_OK) event_begin(sim, KV_SIM_SYNC, 0, file->inode, file->path);
     return leave(sim, status);
 }
 
@@ -786,13 +465,13 @@ static kv_status rename_name(kv_sim *sim, const char *from, const char *to) {
 
     char both[2 * PATH_SIZE_MAX + 8];
     snprintf(both, sizeof both, "%s -> %s", from, to);
-    begin_event(sim, KV_SIM_RENAME, 0, ROOT, both);
+    event_begin(sim, KV_SIM_RENAME, 0, ROOT, both);
     change_name(sim, CHANGE_BIND, &target, source.inode);
     if (target.inode != NULL_INODE) {
         sim->inodes[target.inode].named = false;
         drop_if_unused(sim, target.inode);
     }
-    end_event(sim);
+    event_end(sim);
     return KV_OK;
 }
 
@@ -809,10 +488,10 @@ static kv_status sim_unlink(kv_io *io, const char *path) {
     kv_status status = admit(sim, KV_SIM_UNLINK);
     if (status == KV_OK) status = look_up_file(sim, path, &at);
     if (status != KV_OK) return leave(sim, status);
-    begin_event(sim, KV_SIM_UNLINK, 0, ROOT, path);
+    event_begin(sim, KV_SIM_UNLINK, 0, ROOT, path);
     change_name(sim, CHANGE_UNBIND, &at, at.inode);
     drop_if_unused(sim, at.inode);
-    end_event(sim);
+    event_end(sim);
     return leave(sim, KV_OK);
 }
 
@@ -822,9 +501,9 @@ static kv_status sim_mkdir(kv_io *io, const char *path) {
     kv_status status = admit(sim, KV_SIM_MKDIR);
     if (status == KV_OK) status = look_up(sim, path, &at);
     if (status != KV_OK || at.inode != NULL_INODE) return leave(sim, status);
-    begin_event(sim, KV_SIM_MKDIR, 0, ROOT, path);
+    event_begin(sim, KV_SIM_MKDIR, 0, ROOT, path);
     change_name(sim, CHANGE_BIND, &at, inode_new(sim, true));
-    end_event(sim);
+    event_end(sim);
     return leave(sim, KV_OK);
 }
 
@@ -833,7 +512,7 @@ static kv_status sim_sync_dir(kv_io *io, const char *path) {
     place at;
     kv_status status = admit(sim, KV_SIM_SYNC_DIR);
     if (status == KV_OK) status = look_up_directory(sim, path, &at);
-    if (status == KV_OK) begin_event(sim, KV_SIM_SYNC_DIR, 0, at.inode, path);
+    if (status == KV_OK) event_begin(sim, KV_SIM_SYNC_DIR, 0, at.inode, path);
     return leave(sim, status);
 }
 
@@ -946,7 +625,7 @@ kv_io *kv_sim_io(kv_sim *sim) {
 /* --- the disk --- */
 
 /* Takes the tree over. */
-static kv_sim *sim_of_tree(tree content) {
+kv_sim *sim_of_tree(tree content) {
     kv_sim *sim = need(calloc(1, sizeof *sim));
     pthread_mutex_init(&sim->mutex, NULL);
     sim->cached = content;
@@ -964,39 +643,11 @@ static kv_sim *sim_of_tree(tree content) {
     return sim;
 }
 
-static void inherit(kv_sim *child, const kv_sim *parent) {
+void sim_inherit(kv_sim *child, const kv_sim *parent) {
     child->limit = parent->limit;
     child->now_ms = parent->now_ms;
     child->maps_well = parent->maps_well;
     child->random_state = parent->random_state;
-}
-
-/* What can be reached from the root: entries of the directories, and, if asked for, the content of files. */
-static void copy_reachable(tree *to, const tree *from, uint32_t number, bool with_content) {
-    const node *source = &from->nodes[number];
-    node_copy_entries(&to->nodes[number], source);
-    if (with_content) node_copy_content(&to->nodes[number], source);
-    for (uint64_t i = 0; i < source->entry_count; i++) copy_reachable(to, from, source->entries[i].inode, with_content);
-}
-
-static tree tree_copy(const tree *from) {
-    tree copy = tree_new(from->count);
-    copy_reachable(&copy, from, ROOT, true);
-    return copy;
-}
-
-static void forget_journal(kv_sim *sim) {
-    for (uint64_t i = 0; i < sim->change_count; i++) page_release(sim->changes[i].version);
-    for (uint64_t i = 0; i < sim->event_count; i++) free(sim->events[i].path);
-    free(sim->changes);
-    free(sim->events);
-    free(sim->cursor.open);
-    tree_clear(&sim->cursor.durable);
-    tree_clear(&sim->base);
-    memset(&sim->cursor, 0, sizeof sim->cursor);
-    sim->changes = NULL;
-    sim->events = NULL;
-    sim->change_count = sim->change_capacity = sim->event_count = sim->event_capacity = 0;
 }
 
 kv_sim *kv_sim_new(void) {
@@ -1007,9 +658,9 @@ kv_sim *kv_sim_new(void) {
 
 kv_sim *kv_sim_clone(kv_sim *sim) {
     pthread_mutex_lock(&sim->mutex);
-    see_all(sim);
+    sim_see_all(sim);
     kv_sim *clone = sim_of_tree(tree_copy(&sim->cached));
-    inherit(clone, sim);
+    sim_inherit(clone, sim);
     pthread_mutex_unlock(&sim->mutex);
     return clone;
 }
@@ -1017,22 +668,11 @@ kv_sim *kv_sim_clone(kv_sim *sim) {
 void kv_sim_free(kv_sim *sim) {
     if (sim == NULL) return;
     KV_ASSERT(sim->io_count == 0);
-    forget_journal(sim);
+    journal_forget(sim);
     tree_clear(&sim->cached);
     free(sim->inodes);
     pthread_mutex_destroy(&sim->mutex);
     free(sim);
-}
-
-void kv_sim_set_recording(kv_sim *sim, int32_t recording) {
-    pthread_mutex_lock(&sim->mutex);
-    see_all(sim);
-    if (recording != 0 && !sim->recording) {
-        forget_journal(sim);
-        sim->base = tree_copy(&sim->cached); /* Files without a name can never get one again: no base for them. */
-    }
-    sim->recording = recording != 0;
-    pthread_mutex_unlock(&sim->mutex);
 }
 
 void kv_sim_set_clock(kv_sim *sim, int64_t now_ms) {
@@ -1045,302 +685,6 @@ void kv_sim_set_maps_well(kv_sim *sim, int32_t maps_well) {
     pthread_mutex_lock(&sim->mutex);
     sim->maps_well = maps_well != 0;
     pthread_mutex_unlock(&sim->mutex);
-}
-
-/* --- the journal --- */
-
-const char *kv_sim_kind_name(int32_t kind) {
-    static const char *const names[KV_SIM_KIND_COUNT] = {
-        "write", "allocate", "truncate", "sync", "create", "rename", "unlink", "mkdir", "sync_dir",
-        "mark", "open", "size", "read", "map", "list", "lock", "random",
-    };
-    return kind >= 0 && kind < KV_SIM_KIND_COUNT ? names[kind] : "unknown";
-}
-
-void kv_sim_mark(kv_sim *sim, int64_t tag) {
-    pthread_mutex_lock(&sim->mutex);
-    begin_event(sim, KV_SIM_MARK, tag, ROOT, "");
-    pthread_mutex_unlock(&sim->mutex);
-}
-
-uint64_t kv_sim_event_count(kv_sim *sim) {
-    pthread_mutex_lock(&sim->mutex);
-    uint64_t count = sim->event_count;
-    pthread_mutex_unlock(&sim->mutex);
-    return count;
-}
-
-kv_status kv_sim_event(kv_sim *sim, uint64_t index, int32_t *kind, int64_t *tag, const char **path) {
-    pthread_mutex_lock(&sim->mutex);
-    kv_status status = index < sim->event_count ? KV_OK : KV_EUSAGE;
-    if (status == KV_OK) {
-        *kind = sim->events[index].kind;
-        *tag = sim->events[index].tag;
-        *path = sim->events[index].path;
-    }
-    pthread_mutex_unlock(&sim->mutex);
-    return status;
-}
-
-static void cursor_rewind(kv_sim *sim) {
-    cursor *c = &sim->cursor;
-    tree_clear(&c->durable);
-    c->durable = tree_copy(&sim->base);
-    c->valid = true;
-    c->event = 0;
-    c->change_end = 0;
-    c->open_count = 0;
-}
-
-static void cursor_open_until(kv_sim *sim, uint64_t change_end) {
-    cursor *c = &sim->cursor;
-    for (; c->change_end < change_end; c->change_end++) {
-        c->open = grown(c->open, c->open_count, &c->open_capacity, sizeof *c->open);
-        c->open[c->open_count++] = c->change_end;
-        const change *opened = &sim->changes[c->change_end];
-        tree_extend(&c->durable, (opened->inode > opened->directory ? opened->inode : opened->directory) + 1);
-    }
-}
-
-static bool makes_durable(const event *e, const change *c) {
-    if (e->kind == KV_SIM_SYNC) return !is_name(c) && c->inode == e->inode;
-    if (e->kind == KV_SIM_SYNC_DIR) return is_name(c) && c->directory == e->inode;
-    return false;
-}
-
-/* The event has returned: what it made durable is open no more. */
-static void cursor_fold(kv_sim *sim, const event *e) {
-    cursor *c = &sim->cursor;
-    if (e->kind != KV_SIM_SYNC && e->kind != KV_SIM_SYNC_DIR) return;
-    uint64_t kept = 0;
-    for (uint64_t i = 0; i < c->open_count; i++) {
-        const change *candidate = &sim->changes[c->open[i]];
-        if (makes_durable(e, candidate)) apply(&c->durable, candidate);
-        else c->open[kept++] = c->open[i];
-    }
-    c->open_count = kept;
-}
-
-static kv_status cursor_go(kv_sim *sim, uint64_t target) {
-    if (target > sim->event_count || sim->base.nodes == NULL) return KV_EUSAGE;
-    cursor *c = &sim->cursor;
-    if (!c->valid || target < c->event) cursor_rewind(sim);
-    /* Standing still may still mean more changes: stores since, if the event is the present moment. */
-    for (; c->event < target; c->event++) {
-        cursor_open_until(sim, sim->events[c->event].change_end);
-        cursor_fold(sim, &sim->events[c->event]);
-    }
-    if (target == sim->event_count && sim->recording) see_all(sim);
-    cursor_open_until(sim, target < sim->event_count ? sim->events[target].change_end : sim->change_count);
-    return KV_OK;
-}
-
-kv_result kv_sim_unsynced(kv_sim *sim, uint64_t at) {
-    pthread_mutex_lock(&sim->mutex);
-    kv_status status = cursor_go(sim, at);
-    kv_result result = status == KV_OK ? (kv_result)sim->cursor.open_count : kv_ending(status);
-    pthread_mutex_unlock(&sim->mutex);
-    return result;
-}
-
-static void describe_change(const kv_sim *sim, const change *c, char *text, size_t size) {
-    uint32_t directory;
-    uint64_t index;
-    const char *name = c->name;
-    if (!is_name(c)) {
-        bool found = tree_find_name(&sim->cached, c->inode, &directory, &index);
-        name = found ? sim->cached.nodes[directory].entries[index].name : "(unlinked)";
-    }
-    switch (c->kind) {
-    case CHANGE_PAGE: snprintf(text, size, "%s: page %llu", name, (unsigned long long)c->page_index); break;
-    case CHANGE_SIZE: snprintf(text, size, "%s: size %llu", name, (unsigned long long)c->size); break;
-    case CHANGE_BIND: snprintf(text, size, "%s: name given", name); break;
-    case CHANGE_UNBIND: snprintf(text, size, "%s: name removed", name); break;
-    }
-}
-
-kv_status kv_sim_describe(kv_sim *sim, uint64_t at, uint64_t choice, char *text, size_t size) {
-    pthread_mutex_lock(&sim->mutex);
-    kv_status status = cursor_go(sim, at);
-    if (status == KV_OK && choice >= sim->cursor.open_count) status = KV_EUSAGE;
-    if (status == KV_OK) describe_change(sim, &sim->changes[sim->cursor.open[choice]], text, size);
-    pthread_mutex_unlock(&sim->mutex);
-    return status;
-}
-
-/* --- power cuts --- */
-
-enum fate { LOST, KEPT, TORN };
-
-/* What a policy needs to know to decide about one open change after the other. */
-typedef struct cut {
-    int32_t policy;
-    uint64_t choice;
-    uint64_t seed;
-    const change *chosen;      /* ONE_*: the chosen change */
-    uint64_t name_change_count; /* open ones, RANDOM */
-} cut;
-
-/* What draws are about, so that they are independent of each other. */
-enum {
-    ABOUT_BIAS, ABOUT_REST, ABOUT_PAGE, ABOUT_SIZE, ABOUT_VERSION, ABOUT_NAMES, ABOUT_PREFIX, ABOUT_NAME, ABOUT_SECTORS
-};
-
-/* Whether `later` would overwrite what became of `chosen`. */
-static bool hides(const change *later, const change *chosen) {
-    if (is_name(later) || later->kind != chosen->kind || later->inode != chosen->inode) return false;
-    return later->kind == CHANGE_SIZE || later->page_index == chosen->page_index;
-}
-
-static enum fate fate_around_chosen(const cut *k, const change *c, uint64_t ordinal) {
-    bool rest_kept = draw(k->seed, ABOUT_REST, 0) % 2 == 0;
-    switch (k->policy) {
-    case KV_CUT_ONE_KEPT: return ordinal == k->choice ? KEPT : LOST;
-    case KV_CUT_ONE_LOST: return ordinal == k->choice || (ordinal > k->choice && hides(c, k->chosen)) ? LOST : KEPT;
-    default: /* KV_CUT_ONE_TORN */
-        if (ordinal == k->choice) return c->kind == CHANGE_PAGE ? TORN : rest_kept ? LOST : KEPT;
-        if (ordinal > k->choice && hides(c, k->chosen)) return LOST;
-        return rest_kept ? KEPT : LOST;
-    }
-}
-
-/* All versions of a page share its lot: the newest, none, any mixture of older ones, or sectors of them. A third of
- * the seeds keeps nearly everything and a third nearly nothing: single holes are what independent coins would miss. */
-static enum fate random_content_fate(const cut *k, const change *c, uint64_t ordinal) {
-    static const uint8_t shares[3][3] = {{4, 8, 12}, {11, 12, 14}, {1, 12, 14}}; /* of 16: kept, lost, mixed, torn */
-    const uint8_t *share = shares[draw(k->seed, ABOUT_BIAS, 0) % 3];
-    uint64_t subject = (uint64_t)c->inode << 32 | c->page_index;
-    uint64_t lot = draw(k->seed, c->kind == CHANGE_PAGE ? ABOUT_PAGE : ABOUT_SIZE, subject) % 16;
-    bool coin = draw(k->seed, ABOUT_VERSION, ordinal) % 2 == 0;
-    if (lot < share[0]) return KEPT;
-    if (lot < share[1]) return LOST;
-    if (lot < share[2] || c->kind == CHANGE_SIZE) return coin ? KEPT : LOST;
-    return coin ? TORN : KEPT;
-}
-
-static enum fate random_name_fate(const cut *k, const change *c, uint64_t name_ordinal) {
-    if (draw(k->seed, ABOUT_NAMES, 0) % 4 == 0) return draw(k->seed, ABOUT_NAME, name_ordinal) % 2 == 0 ? KEPT : LOST;
-    uint64_t prefix = draw(k->seed, ABOUT_PREFIX, c->directory) % (k->name_change_count + 1);
-    return name_ordinal < prefix ? KEPT : LOST;
-}
-
-static enum fate fate_of(const cut *k, const change *c, uint64_t ordinal, uint64_t name_ordinal) {
-    switch (k->policy) {
-    case KV_CUT_ALL_KEPT: return KEPT;
-    case KV_CUT_ALL_LOST: return LOST;
-    case KV_CUT_RANDOM: return is_name(c) ? random_name_fate(k, c, name_ordinal) : random_content_fate(k, c, ordinal);
-    default: return fate_around_chosen(k, c, ordinal);
-    }
-}
-
-static void apply_torn(tree *t, const change *c, uint64_t seed, uint64_t ordinal) {
-    node *n = &t->nodes[c->inode];
-    unsigned all = (1u << SECTOR_COUNT) - 1;
-    unsigned sectors = 1 + (unsigned)(draw(seed, ABOUT_SECTORS, ordinal) % (all - 1)); /* neither none nor all */
-    uint8_t bytes[KV_PAGE_SIZE];
-    memcpy(bytes, page_bytes(node_page(n, c->page_index)), KV_PAGE_SIZE);
-    for (unsigned i = 0; i < SECTOR_COUNT; i++) {
-        size_t at = (size_t)i * KV_SIM_SECTOR_SIZE;
-        if ((sectors >> i & 1) != 0) memcpy(bytes + at, page_bytes(c->version) + at, KV_SIM_SECTOR_SIZE);
-    }
-    node_set_page(n, c->page_index, page_new(bytes));
-}
-
-/* Names first, so that content is only copied for files that are still there. */
-static void apply_names(tree *t, const kv_sim *sim, const cut *k) {
-    uint64_t name_ordinal = 0;
-    for (uint64_t i = 0; i < sim->cursor.open_count; i++) {
-        const change *c = &sim->changes[sim->cursor.open[i]];
-        if (!is_name(c)) continue;
-        if (fate_of(k, c, i, name_ordinal++) == KEPT) apply(t, c);
-    }
-}
-
-static void copy_named_content(tree *t, const tree *durable, uint32_t number, bool *named) {
-    named[number] = true;
-    node *n = &t->nodes[number];
-    if (!n->is_directory) node_copy_content(n, &durable->nodes[number]);
-    for (uint64_t i = 0; i < n->entry_count; i++) copy_named_content(t, durable, n->entries[i].inode, named);
-}
-
-static void apply_content(tree *t, const kv_sim *sim, const cut *k, const bool *named) {
-    for (uint64_t i = 0; i < sim->cursor.open_count; i++) {
-        const change *c = &sim->changes[sim->cursor.open[i]];
-        if (is_name(c) || !named[c->inode]) continue;
-        enum fate fate = fate_of(k, c, i, 0);
-        if (fate == KEPT) apply(t, c);
-        if (fate == TORN) apply_torn(t, c, k->seed, i);
-    }
-}
-
-static void finish_tree(tree *t, const bool *named) {
-    for (uint32_t i = 0; i < t->count; i++) {
-        if (!named[i]) node_clear(&t->nodes[i]);
-        else if (!t->nodes[i].is_directory) node_set_size(&t->nodes[i], t->nodes[i].size); /* cuts pages behind it */
-    }
-}
-
-static kv_sim *make_image(const kv_sim *sim, const cut *k) {
-    const tree *durable = &sim->cursor.durable;
-    tree t = tree_new(durable->count);
-    bool *named = need(calloc(durable->count, sizeof *named));
-    for (uint32_t i = 0; i < durable->count; i++) node_copy_entries(&t.nodes[i], &durable->nodes[i]);
-    apply_names(&t, sim, k);
-    copy_named_content(&t, durable, ROOT, named);
-    apply_content(&t, sim, k, named);
-    finish_tree(&t, named);
-    free(named);
-    kv_sim *image = sim_of_tree(t);
-    inherit(image, sim);
-    return image;
-}
-
-static kv_status prepare_cut(kv_sim *sim, uint64_t at, cut *k) {
-    if (k->policy < KV_CUT_ALL_KEPT || k->policy > KV_CUT_RANDOM) return KV_EUSAGE;
-    kv_status status = cursor_go(sim, at);
-    if (status != KV_OK) return status;
-    const cursor *c = &sim->cursor;
-    if (k->policy >= KV_CUT_ONE_KEPT && k->policy <= KV_CUT_ONE_TORN) {
-        if (k->choice >= c->open_count) return KV_EUSAGE;
-        k->chosen = &sim->changes[c->open[k->choice]];
-    }
-    for (uint64_t i = 0; i < c->open_count; i++) k->name_change_count += is_name(&sim->changes[c->open[i]]);
-    return KV_OK;
-}
-
-kv_status kv_sim_image(kv_sim *sim, uint64_t at, int32_t policy, uint64_t choice, uint64_t seed, kv_sim **out) {
-    cut k = {.policy = policy, .choice = choice, .seed = seed};
-    pthread_mutex_lock(&sim->mutex);
-    kv_status status = prepare_cut(sim, at, &k);
-    if (status == KV_OK) *out = make_image(sim, &k);
-    pthread_mutex_unlock(&sim->mutex);
-    return status;
-}
-
-/* Inode numbers do not enter: the same disk reached on two ways has one digest. */
-static uint64_t digest_node(const tree *t, uint32_t number, uint64_t seed) {
-    const node *n = &t->nodes[number];
-    uint64_t digest = draw(seed, n->is_directory, n->size);
-    for (uint64_t i = 0; i < n->page_count; i++) {
-        if (n->pages[i] != NULL) digest = draw(digest, i, page_digest(n->pages[i]));
-    }
-    for (uint64_t i = 0; i < n->entry_count; i++) {
-        const entry *e = &n->entries[i];
-        digest = digest_node(t, e->inode, kv_xxh64((const uint8_t *)e->name, strlen(e->name), digest));
-    }
-    return draw(digest, n->entry_count, 0);
-}
-
-uint64_t kv_sim_hash(kv_sim *sim) {
-    pthread_mutex_lock(&sim->mutex);
-    see_all(sim);
-    if (sim->recording) {
-        kv_status status = cursor_go(sim, sim->event_count);
-        KV_ASSERT(status == KV_OK);
-    }
-    uint64_t digest = digest_node(sim->recording ? &sim->cursor.durable : &sim->cached, ROOT, 0);
-    pthread_mutex_unlock(&sim->mutex);
-    return digest;
 }
 
 /* --- failing calls --- */

@@ -446,30 +446,3 @@ kv_status kv_store_measure(kv_store *store, kv_stats *out) {
     pthread_mutex_unlock(&store->write_lock);
     return status;
 }
-
-static kv_status segments_locked(kv_store *store, kv_segment_stats **out, size_t *count) {
-    kv_segment_info *segments;
-    kv_status status = store_usable(store);
-    if (status == KV_OK) status = kv_flow_segments(store->flow, &segments, count);
-    if (status != KV_OK) return status;
-    kv_segment_stats *stats = calloc(*count + 1, sizeof *stats);
-    for (size_t i = 0; stats != NULL && i < *count; i++) {
-        uint32_t id = segments[i].id;
-        bool counted = id < store->counters.segment_capacity;
-        stats[i] = (kv_segment_stats){.id = id,
-                                      .sealed = segments[i].sealed,
-                                      .used_size = segments[i].end - KV_SEGMENT_HEADER_SIZE,
-                                      .live_size = counted ? store->counters.segment_live[id] : 0};
-    }
-    free(segments);
-    *out = stats;
-    return stats == NULL ? KV_ENOMEM : KV_OK;
-}
-
-kv_status kv_store_measure_segments(kv_store *store, kv_segment_stats **out, size_t *count) {
-    if (*store->alive == 0) return KV_EFORKED;
-    pthread_mutex_lock(&store->write_lock);
-    kv_status status = segments_locked(store, out, count);
-    pthread_mutex_unlock(&store->write_lock);
-    return status;
-}

@@ -140,14 +140,6 @@ typedef struct kv_stats {
 } kv_stats;
 kv_status kv_store_measure(kv_store *store, kv_stats *out);
 
-typedef struct kv_segment_stats {
-    uint32_t id;
-    uint32_t sealed; /* bool */
-    uint64_t used_size; /* bytes of records in it */
-    uint64_t live_size; /* bytes of those the index points to */
-} kv_segment_stats;
-kv_status kv_store_measure_segments(kv_store *store, kv_segment_stats **out, size_t *count); /* for free() */
-
 /* --- checkpoints: an image of the index and the counters as of one position, so that opening replays a tail only.
  * One at a time, by one thread. begin, step until KV_EOF, describe, (store that durably), published. --- */
 typedef struct kv_checkpoint kv_checkpoint;
