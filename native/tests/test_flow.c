@@ -1,5 +1,5 @@
-/* test_flow.c -- what the flow promises, on the simulated disk: nothing synced is lost, nothing cut comes back, no number
- * is used twice, and damage is told from a torn tail. */
+/* test_flow.c -- what the flow promises, on the simulated disk: nothing synced is lost, nothing cut comes back, no
+ * number is used twice, damage is told from a torn tail, and a reader finds whatever a writer beside it appends. */
 #include <errno.h>
 
 #include "check.h"
@@ -57,7 +57,12 @@ static void rig_close(rig *r) {
 static uint64_t put(rig *r, uint32_t size) {
     static uint8_t value[SEGMENT_MAX];
     uint64_t version = kv_flow_sequence(r->flow) + 1;
-    kv_record record = {.kind = KV_KIND_PUT, .version = version, .key = (const uint8_t *)"k", .key_size = 1, .value = value, .value_size = size};
+    kv_record record = {.kind = KV_KIND_PUT,
+                        .version = version,
+                        .key = (const uint8_t *)"k",
+                        .key_size = 1,
+                        .value = value,
+                        .value_size = size};
     uint64_t whole = kv_record_size(&record);
     uint8_t *bytes;
     kv_position position;
@@ -69,6 +74,7 @@ static uint64_t put(rig *r, uint32_t size) {
 }
 
 static kv_status sync_all(rig *r) { return kv_flow_sync(r->flow, kv_flow_tail(r->flow)); }
+static kv_status refresh(rig *r) { return kv_flow_refresh(r->flow, remember, r, &r->fault); }
 
 static rig rig_new(void) { return (rig){.sim = kv_sim_new()}; }
 
@@ -269,16 +275,132 @@ TEST(a_reader_follows_a_writer_over_segments) {
     CHECK_EQ(r.seen_count, 0);
     for (uint64_t i = 1; i <= 1000; i++) {
         put(&w, 90);
-        if (i % 7 == 0) CHECK_EQ(kv_flow_refresh(r.flow, remember, &r, &r.fault), KV_OK);
+        if (i % 7 == 0) CHECK_EQ(refresh(&r), KV_OK);
         if (i % 7 == 0) CHECK_EQ(r.seen_count, i);
     }
     rig_close(&w);
-    CHECK_EQ(kv_flow_refresh(r.flow, remember, &r, &r.fault), KV_OK);
+    CHECK_EQ(refresh(&r), KV_OK);
     CHECK_EQ(r.seen_count, 1000);
     CHECK_EQ(rig_open(&w, false), KV_OK);
     put(&w, 90);
-    CHECK_EQ(kv_flow_refresh(r.flow, remember, &r, &r.fault), KV_OK);
+    CHECK_EQ(refresh(&r), KV_OK);
     CHECK_EQ(r.seen_count, 1001);
+    rig_drop(&r);
+    rig_close(&w);
+    kv_sim_free(w.sim);
+}
+
+/* The writer fills some segments and seals those that are full; the reader finds every record of it, once. */
+static void check_reader_follows(rig *reader, rig *writer) {
+    for (int round = 0; round < 4; round++) {
+        size_t first = reader->seen_count;
+        uint64_t versions[70];
+        for (int i = 0; i < 70; i++) versions[i] = put(writer, 300);
+        CHECK_EQ(sync_all(writer), KV_OK);
+        CHECK_EQ(kv_flow_settle(writer->flow), KV_OK);
+        CHECK_EQ(refresh(reader), KV_OK);
+        CHECK_EQ(reader->seen_count - first, 70);
+        for (size_t i = 0; i < 70; i++) CHECK(versions[i] != 0 && reader->seen[first + i] == versions[i]);
+    }
+}
+
+/* Between the cut and the SEAL the file is shorter than it will be: a reader that maps only what is there then never
+ * gets past that place. Each event of a recovery is a moment at which the recovering writer is gone, a reader opens and
+ * another writer takes over. */
+TEST(a_reader_that_opens_at_any_moment_of_a_recovery_sees_what_follows) {
+    rig crashed = rig_new();
+    CHECK_EQ(rig_open(&crashed, false), KV_OK);
+    for (int i = 0; i < 20; i++) put(&crashed, 100);
+    CHECK_EQ(kv_flow_prepare(crashed.flow, 0), KV_OK);
+    power_cut(&crashed, KV_CUT_ALL_KEPT, 0);
+    CHECK_EQ(rig_open(&crashed, false), KV_OK);
+    CHECK(!kv_flow_was_clean(crashed.flow));
+
+    bool was_cut = false;
+    for (uint64_t at = 0; at <= kv_sim_event_count(crashed.sim); at++) {
+        rig w = {0};
+        uint64_t size;
+        CHECK_EQ(kv_sim_image(crashed.sim, at, KV_CUT_ALL_KEPT, 0, 0, &w.sim), KV_OK);
+        CHECK_EQ(kv_sim_file_size(w.sim, "flow/00000001.seg", &size), KV_OK);
+        was_cut |= size == 4096 + 20 * 136;
+        rig r = {.sim = w.sim};
+        CHECK_EQ(rig_open(&r, true), KV_OK);
+        CHECK_EQ(r.seen_count, 20);
+        CHECK_EQ(rig_open(&w, false), KV_OK);
+        CHECK_EQ(refresh(&r), KV_OK);
+        CHECK_EQ(r.seen_count, 20);
+        check_reader_follows(&r, &w);
+        rig_drop(&r);
+        rig_close(&w);
+        kv_sim_free(w.sim);
+    }
+    CHECK(was_cut);
+    rig_close(&crashed);
+    kv_sim_free(crashed.sim);
+}
+
+/* A store through an older mapping may still show there, and on a real disk whole pages behind the end raise SIGBUS. */
+TEST(a_reader_takes_nothing_from_behind_the_end_of_the_file) {
+    enum { RECORD_SIZE = 136, CUT = KV_SEGMENT_HEADER_SIZE + 19 * RECORD_SIZE };
+    rig w = rig_new();
+    CHECK_EQ(rig_open(&w, false), KV_OK);
+    for (int i = 0; i < 20; i++) put(&w, 100);
+    rig_drop(&w);
+
+    kv_io *io = kv_sim_io(w.sim);
+    kv_file *file;
+    uint8_t *bytes, last[RECORD_SIZE];
+    CHECK_EQ(io->open(io, "flow/00000001.seg", KV_IO_WRITE, &file), KV_OK);
+    CHECK_EQ(io->map(io, file, SEGMENT_MIN, true, &bytes), KV_OK);
+    memcpy(last, bytes + CUT, sizeof last);
+    CHECK_EQ(io->truncate(io, file, CUT), KV_OK);
+    memcpy(bytes + CUT, last, sizeof last);
+
+    rig r = {.sim = w.sim};
+    CHECK_EQ(rig_open(&r, true), KV_OK);
+    CHECK_EQ(r.seen_count, 19);
+    CHECK_EQ(refresh(&r), KV_OK);
+    CHECK_EQ(r.seen_count, 19);
+    rig_drop(&r);
+    io->free(io);
+    kv_sim_free(w.sim);
+}
+
+/* The name is the same, the file is not: a reader that stays with the one it has waits for records in a file without a
+ * name. */
+TEST(a_reader_leaves_a_prepared_segment_that_was_given_up_and_made_again) {
+    for (int refreshed = 0; refreshed <= 1; refreshed++) {
+        rig w = rig_new();
+        CHECK_EQ(rig_open(&w, false), KV_OK);
+        for (int i = 0; i < 20; i++) put(&w, 100);
+        CHECK_EQ(kv_flow_prepare(w.flow, 0), KV_OK);
+        rig r = {.sim = w.sim};
+        CHECK_EQ(rig_open(&r, true), KV_OK);
+        CHECK(kv_flow_at(r.flow, 2, KV_SEGMENT_HEADER_SIZE, &(uint64_t){0}) != NULL);
+        rig_close(&w);
+        /* While there is none of that name it may stand in the one that is gone, or still before it. */
+        if (refreshed) CHECK_EQ(refresh(&r), KV_OK);
+        CHECK_EQ(rig_open(&w, false), KV_OK);
+        CHECK(kv_flow_was_clean(w.flow));
+        check_reader_follows(&r, &w);
+        CHECK_EQ(r.seen_count, 20 + 4 * 70);
+        rig_drop(&r);
+        rig_close(&w);
+        kv_sim_free(w.sim);
+    }
+}
+
+TEST(a_reader_leaves_a_prepared_segment_that_was_too_small_for_a_record) {
+    rig w = rig_new();
+    CHECK_EQ(rig_open(&w, false), KV_OK);
+    CHECK_EQ(kv_flow_prepare(w.flow, 0), KV_OK);
+    rig r = {.sim = w.sim};
+    CHECK_EQ(rig_open(&r, true), KV_OK);
+    CHECK(kv_flow_at(r.flow, 2, KV_SEGMENT_HEADER_SIZE, &(uint64_t){0}) != NULL);
+    CHECK(put(&w, 50000) != 0);
+    CHECK_EQ(refresh(&r), KV_OK);
+    CHECK_EQ(r.seen_count, 1);
+    check_reader_follows(&r, &w);
     rig_drop(&r);
     rig_close(&w);
     kv_sim_free(w.sim);
@@ -329,6 +451,10 @@ int main(void) {
     RUN(a_start_behind_the_last_segment_is_damage);
     RUN(a_replay_from_a_position_gives_what_came_after);
     RUN(a_reader_follows_a_writer_over_segments);
+    RUN(a_reader_that_opens_at_any_moment_of_a_recovery_sees_what_follows);
+    RUN(a_reader_takes_nothing_from_behind_the_end_of_the_file);
+    RUN(a_reader_leaves_a_prepared_segment_that_was_given_up_and_made_again);
+    RUN(a_reader_leaves_a_prepared_segment_that_was_too_small_for_a_record);
     RUN(a_full_disk_refuses_and_recovers);
     RUN(a_failed_sync_ends_writing_for_good);
     return check_report();
