@@ -172,18 +172,33 @@ void big_retire(kv_store *store, uint64_t file_id, kv_position since) {
     store->retired[store->retired_count++] = (big_retired){.file_id = file_id, .since = kv_position_order(since)};
 }
 
-void big_reap(kv_store *store) {
-    pthread_mutex_lock(&store->write_lock);
+/* Takes what may go out of the list; the rest stays in order. For free(). */
+static uint64_t *take_durable(kv_store *store, size_t *count) {
+    *count = 0;
+    uint64_t *ids = store->retired_count == 0 ? NULL : malloc(store->retired_count * sizeof *ids);
+    if (ids == NULL) return NULL;
     uint64_t durable = kv_position_order(kv_flow_durable(store->flow));
     size_t kept = 0;
     for (size_t i = 0; i < store->retired_count; i++) {
-        char path[PATH_SIZE];
-        big_path(store->retired[i].file_id, path);
-        bool gone = store->retired[i].since <= durable && store->io->unlink(store->io, path) != KV_EDISK;
-        if (!gone) store->retired[kept++] = store->retired[i];
+        if (store->retired[i].since <= durable) ids[(*count)++] = store->retired[i].file_id;
+        else store->retired[kept++] = store->retired[i];
     }
     store->retired_count = kept;
+    return ids;
+}
+
+/* The files go outside the lock: giving back a gigabyte takes a disk longer than a writer should wait. */
+void big_reap(kv_store *store) {
+    size_t count;
+    pthread_mutex_lock(&store->write_lock);
+    uint64_t *ids = take_durable(store, &count);
     pthread_mutex_unlock(&store->write_lock);
+    for (size_t i = 0; i < count; i++) {
+        char path[PATH_SIZE];
+        big_path(ids[i], path);
+        store->io->unlink(store->io, path);
+    }
+    free(ids);
 }
 
 kv_status big_sweep(kv_store *store) {

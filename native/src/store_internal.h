@@ -171,7 +171,7 @@ kv_status big_write(kv_caller *c, const uint8_t *value, size_t size, kv_big *out
 void big_give_up(kv_store *store, const kv_big *big); /* its record was never appended */
 kv_status big_read(kv_caller *c, const kv_big *big, uint8_t *to);
 void big_retire(kv_store *store, uint64_t file_id, kv_position since);
-void big_reap(kv_store *store);          /* unlinks what is retired and durable; takes the writer lock */
+void big_reap(kv_store *store);          /* unlinks what is retired and durable; what fails, the next open sweeps */
 kv_status big_sweep(kv_store *store);    /* at open: unlinks what no record points to */
 
 /* checkpoint.c */
