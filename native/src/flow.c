@@ -216,7 +216,7 @@ kv_status kv_flow_prepare(kv_flow *flow, uint32_t size) {
     if (status == KV_OK && next != NULL && next->size < size) {
         status = next_discard(flow);
         next = NULL;
-        flow->next_id--; /* Behind a clean close no SEAL names the next segment: a gap would be a missing one. */
+        flow->next_id--; /* Behind a clean close nothing names the next segment yet: a gap would be a missing one. */
     }
     if (status == KV_OK && next == NULL) {
         uint32_t planned = flow->next_size;
@@ -236,6 +236,24 @@ static void tail_publish(kv_flow *flow, const segment *one) {
     atomic_store_explicit(&flow->tail, kv_position_order(tail), memory_order_release);
 }
 
+/* The first segment behind a clean close: the closed one's header gets to name it, durably, so that it cannot vanish
+ * unnoticed. Its SEAL record goes on saying 0. */
+static kv_status name_successor(kv_flow *flow, uint32_t id) {
+    segment *closed = segment_find(flow, kv_flow_tail(flow).segment);
+    char path[SEGMENT_PATH_SIZE];
+    if (closed == NULL) return KV_OK; /* a new store */
+    KV_ASSERT(closed->sealed && closed->file == NULL);
+    segment_path(closed->id, path);
+    kv_status status = flow->io->open(flow->io, path, KV_IO_WRITE, &closed->file);
+    if (status != KV_OK) return flow_fail(flow, status);
+    closed->next = id;
+    status = segment_write_seal(flow, closed);
+    if (status == KV_OK) status = flow_fail(flow, flow->io->sync(flow->io, closed->file));
+    flow->io->close(flow->io, closed->file);
+    closed->file = NULL;
+    return status;
+}
+
 /* Moves on to the prepared segment: the one before is sealed only when the next is there to be named. */
 static kv_status flow_roll(kv_flow *flow, uint64_t size) {
     uint64_t whole = KV_SEGMENT_HEADER_SIZE + size + KV_SEAL_SIZE;
@@ -244,10 +262,9 @@ static kv_status flow_roll(kv_flow *flow, uint64_t size) {
     if (status != KV_OK) return status;
     segment *next = atomic_load(&flow->next);
     segment *active = flow->active;
-    if (active != NULL) {
-        status = segment_write_seal_record(flow, active, atomic_load(&active->end), next->id);
-        if (status != KV_OK) return status;
-    }
+    status = active == NULL ? name_successor(flow, next->id)
+                            : segment_write_seal_record(flow, active, atomic_load(&active->end), next->id);
+    if (status != KV_OK) return status;
     status = segment_register(flow, next);
     if (status != KV_OK) return status;
     atomic_store(&flow->next, NULL);

@@ -26,7 +26,7 @@
  *      516    4 check         of the watermark, seeded with the place
  *
  *     1024    4 end           behind the SEAL record; 0 while the segment is not sealed
- *     1028    4 next          id that the SEAL record names
+ *     1028    4 next          id of the segment that follows; 0 while none does
  *     1032    8 last sequence in this or an earlier segment
  *     1040    8 checksum      XXH64 of bytes 1024..1039, seeded with the place
  *

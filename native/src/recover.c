@@ -2,7 +2,7 @@
  * that truncates.
  *
  * The reader's algorithm:
- *   - Segments are read in the order of their chain: each SEAL names the next (0, a clean close: id + 1, if there is
+ *   - Segments are read in the order of their chain: each seal names the next (0, a clean close: id + 1, if there is
  *     one). A link that leads nowhere is damage.
  *   - Within a segment records follow one another. The first that is not valid, or an envelope that is not whole,
  *     ends the log, whatever follows - unless it lies below the durable watermark or the segment is sealed: then it
@@ -197,7 +197,7 @@ static kv_status scan_segment(scan *s, segment *one, uint32_t limit, uint32_t *o
         uint32_t next = *offset + used;
         if (record.kind == KV_KIND_SEAL) {
             if (record.value_size != 4) return KV_EOF;
-            one->next = kv_load32(record.value);
+            if (!one->sealed) one->next = kv_load32(record.value); /* The header may have been told more since. */
             atomic_store(&one->ended, true);
             atomic_store(&one->end, next);
             *offset = next;
