@@ -1,0 +1,508 @@
+/* run.c -- sorted runs, and the only code that knows their bytes.
+ *
+ *   header, 32 bytes
+ *        0     8  magic         "kvsvrrun"
+ *        8     4  format        1
+ *       12     4  reserved      0
+ *       16     8  run id        as in the file name
+ *       24     8  checksum      XXH64 of bytes 0..23, seed = run id
+ *
+ *   block, of some 4 KiB; they lie one behind the other, an inner block behind those below it
+ *        0     8  checksum      XXH64 of bytes 8 to the end of the block, seed = run id
+ *        8     8  offset        its own: a block in another's place does not pass
+ *       16     8  previous      offset of the one before on its level; 0: it is the first
+ *       24     4  size          with this head
+ *       28     2  count         of entries, at least 1
+ *       30     2  level         0: a leaf
+ *       32     .  entries       varint: bytes shared with the entry before; varint: size of the rest; the rest;
+ *                               in an inner block then 8 bytes: offset of the block below
+ *
+ *   footer, the last 64 bytes
+ *        0     8  magic         "kvsvrend"
+ *        8     8  name count    at least 1
+ *       16     8  leaf count
+ *       24     8  root          offset of the topmost block
+ *       32     4  root level
+ *       36     4  reserved      0
+ *       40     8  file size
+ *       48     8  run id
+ *       56     8  checksum      XXH64 of bytes 0..55, seed = run id
+ *
+ * A separator in an inner block is a shortest string above every name in the blocks before its child and not above the
+ * first name in it; that of the first child is empty.
+ *
+ * Invariants: names ascend strictly, also from block to block; offsets of children and of `previous` are smaller than
+ * that of the block that names them, so no chain of them is a circle; the leaf behind a leaf is the next block in the
+ * file that is one. A leaf ends at KV_RUN_BLOCK_SIZE bytes, or when its names would take LEAF_NAMES_SIZE_MAX, or, with
+ * one name, wherever that ends. An inner block has at least INNER_COUNT_MIN entries, however large, unless it is the
+ * last of its level: so there are few levels. */
+#include "kv/run.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "kv/xxh64.h"
+
+#define RUN_MAGIC "kvsvrrun"
+#define FOOTER_MAGIC "kvsvrend"
+
+enum {
+    RUN_FORMAT = 1,
+    HEADER_SIZE = 32,
+    FOOTER_SIZE = 64,
+    BLOCK_HEAD_SIZE = 32,
+    BLOCK_SIZE = 4096,
+    LEAF_NAMES_SIZE_MAX = 1 << 16,
+    INNER_COUNT_MIN = 4,
+    ENTRY_HEAD_MAX = 6, /* two varints of numbers below 2^21 */
+    CHILD_SIZE = 8,
+    ENTRY_COUNT_MAX = BLOCK_SIZE / 3 + INNER_COUNT_MIN, /* an entry takes at least 3 bytes */
+    LEVEL_COUNT_MAX = 32,
+    OUT_SIZE = 1 << 16, /* gathered before it is written */
+};
+
+/* What no writer exceeds; larger numbers are damage that the checksum did not see. */
+static const uint64_t BLOCK_SIZE_MAX =
+    BLOCK_HEAD_SIZE + BLOCK_SIZE + (uint64_t)INNER_COUNT_MIN * (KV_NAME_SIZE_MAX + ENTRY_HEAD_MAX + CHILD_SIZE);
+static const uint64_t NAMES_SIZE_MAX = LEAF_NAMES_SIZE_MAX + (uint64_t)INNER_COUNT_MIN * KV_NAME_SIZE_MAX;
+
+void kv_run_path(uint64_t id, char path[KV_RUN_PATH_SIZE]) {
+    snprintf(path, KV_RUN_PATH_SIZE, "runs/%016llx.run", (unsigned long long)id);
+}
+
+static bool name_is_sound(const uint8_t *name, size_t size) {
+    if (size < 2 || size > KV_NAME_SIZE_MAX) return false;
+    if (name[0] == KV_SPACE_KEYS) return size <= 1 + KV_KEY_SIZE_MAX;
+    return name[0] == KV_SPACE_ROWS && size >= KV_NAME_HEAD_MAX;
+}
+
+/* --- opening --- */
+
+kv_status kv_run_open(uint64_t id, const uint8_t *bytes, uint64_t size, kv_run *out) {
+    if (size < HEADER_SIZE + BLOCK_HEAD_SIZE + FOOTER_SIZE) return KV_ECORRUPT;
+    bool header = memcmp(bytes, RUN_MAGIC, 8) == 0 && kv_load64(bytes + 24) == kv_xxh64(bytes, 24, id) &&
+                  kv_load32(bytes + 8) == RUN_FORMAT && kv_load64(bytes + 16) == id;
+    if (!header) return KV_ECORRUPT;
+    const uint8_t *footer = bytes + size - FOOTER_SIZE;
+    uint64_t checksum = kv_xxh64(footer, FOOTER_SIZE - 8, id);
+    bool sound = memcmp(footer, FOOTER_MAGIC, 8) == 0 && kv_load64(footer + 56) == checksum &&
+                 kv_load64(footer + 40) == size && kv_load64(footer + 48) == id;
+    if (!sound) return KV_ECORRUPT;
+    *out = (kv_run){
+        .info = {.id = id, .name_count = kv_load64(footer + 8), .size = size, .checksum = checksum},
+        .bytes = bytes,
+        .root = kv_load64(footer + 24),
+        .level = kv_load32(footer + 32),
+    };
+    return out->level < LEVEL_COUNT_MAX ? KV_OK : KV_ECORRUPT;
+}
+
+/* --- decoding a block --- */
+
+kv_status kv_run_cursor_init(kv_run_cursor *cursor) {
+    *cursor = (kv_run_cursor){0};
+    cursor->capacity = 2 * BLOCK_SIZE;
+    cursor->buffer = malloc(cursor->capacity);
+    cursor->ends = malloc(ENTRY_COUNT_MAX * sizeof *cursor->ends);
+    cursor->children = malloc(ENTRY_COUNT_MAX * sizeof *cursor->children);
+    if (cursor->buffer != NULL && cursor->ends != NULL && cursor->children != NULL) return KV_OK;
+    kv_run_cursor_free(cursor);
+    return KV_ENOMEM;
+}
+
+void kv_run_cursor_free(kv_run_cursor *cursor) {
+    free(cursor->buffer);
+    free(cursor->ends);
+    free(cursor->children);
+    *cursor = (kv_run_cursor){0};
+}
+
+/* Up to three bytes of seven bits, lowest first; false: none that ends before `end`. */
+static bool take_varint(const uint8_t **from, const uint8_t *end, uint32_t *out) {
+    uint32_t value = 0;
+    for (unsigned shift = 0; shift < 21 && *from < end; shift += 7) {
+        uint8_t byte = *(*from)++;
+        value |= (uint32_t)(byte & 127) << shift;
+        if (byte < 128) {
+            *out = value;
+            return true;
+        }
+    }
+    return false;
+}
+
+static kv_status names_room(kv_run_cursor *cursor, size_t size) {
+    if (size <= cursor->capacity) return KV_OK;
+    if (size > NAMES_SIZE_MAX) return KV_ECORRUPT;
+    size_t capacity = cursor->capacity * 2 > size ? cursor->capacity * 2 : size;
+    uint8_t *larger = realloc(cursor->buffer, capacity);
+    if (larger == NULL) return KV_ENOMEM;
+    cursor->buffer = larger;
+    cursor->capacity = capacity;
+    return KV_OK;
+}
+
+static kv_status decode_entries(kv_run_cursor *cursor, const uint8_t *from, const uint8_t *end, bool leaf) {
+    uint32_t start = 0, size = 0; /* of the name before */
+    for (uint32_t i = 0; i < cursor->count; i++) {
+        uint32_t shared, rest, at = start + size;
+        if (!take_varint(&from, end, &shared) || !take_varint(&from, end, &rest)) return KV_ECORRUPT;
+        if (shared > size || rest > (uint64_t)(end - from) || shared + rest > KV_NAME_SIZE_MAX) return KV_ECORRUPT;
+        kv_status status = names_room(cursor, (size_t)at + shared + rest);
+        if (status != KV_OK) return status;
+        if (shared != 0) memcpy(cursor->buffer + at, cursor->buffer + start, shared);
+        if (rest != 0) memcpy(cursor->buffer + at + shared, from, rest);
+        from += rest;
+        start = at;
+        size = shared + rest;
+        cursor->ends[i] = start + size;
+        if (leaf && !name_is_sound(cursor->buffer + start, size)) return KV_ECORRUPT;
+        if (leaf) continue;
+        if (end - from < CHILD_SIZE) return KV_ECORRUPT;
+        cursor->children[i] = kv_load64(from);
+        from += CHILD_SIZE;
+    }
+    return from == end ? KV_OK : KV_ECORRUPT;
+}
+
+/* The block at `offset`, if it is one and intact; NULL otherwise. */
+static const uint8_t *block_at(const kv_run *run, uint64_t offset, uint32_t *size) {
+    uint64_t end = run->info.size - FOOTER_SIZE;
+    if (offset < HEADER_SIZE || offset > end || end - offset < BLOCK_HEAD_SIZE) return NULL;
+    const uint8_t *block = run->bytes + offset;
+    *size = kv_load32(block + 24);
+    if (*size < BLOCK_HEAD_SIZE || *size > end - offset || *size > BLOCK_SIZE_MAX) return NULL;
+    if (kv_load64(block) != kv_xxh64(block + 8, *size - 8, run->info.id)) return NULL;
+    return kv_load64(block + 8) == offset ? block : NULL;
+}
+
+static kv_status block_decode(kv_run_cursor *cursor, uint64_t offset, uint32_t level) {
+    uint32_t size;
+    const uint8_t *block = block_at(cursor->run, offset, &size);
+    cursor->count = 0;
+    if (block == NULL || kv_load16(block + 30) != level) return KV_ECORRUPT;
+    cursor->offset = offset;
+    cursor->previous = kv_load64(block + 16);
+    cursor->next = offset + size;
+    cursor->count = kv_load16(block + 28);
+    if (cursor->previous >= offset || cursor->count == 0 || cursor->count > ENTRY_COUNT_MAX) return KV_ECORRUPT;
+    return decode_entries(cursor, block + BLOCK_HEAD_SIZE, block + size, level == 0);
+}
+
+/* --- searching --- */
+
+static void entry_at(const kv_run_cursor *cursor, uint32_t at, const uint8_t **name, uint32_t *size) {
+    uint32_t start = at == 0 ? 0 : cursor->ends[at - 1];
+    *name = cursor->buffer + start;
+    *size = cursor->ends[at] - start;
+}
+
+/* How many entries of the decoded block are below `name`, or not above it. */
+static uint32_t count_before(const kv_run_cursor *cursor, const uint8_t *name, size_t size, bool or_equal) {
+    uint32_t low = 0, high = cursor->count;
+    while (low < high) {
+        const uint8_t *middle;
+        uint32_t middle_size, at = low + (high - low) / 2;
+        entry_at(cursor, at, &middle, &middle_size);
+        int order = kv_name_compare(middle, middle_size, name, size);
+        if (order < 0 || (order == 0 && or_equal)) low = at + 1;
+        else high = at;
+    }
+    return low;
+}
+
+static kv_status stand(kv_run_cursor *cursor, uint32_t at) {
+    cursor->at = at;
+    entry_at(cursor, at, &cursor->name, &cursor->name_size);
+    return KV_OK;
+}
+
+/* To the leaf where `name` is if it is anywhere. */
+static kv_status descend(kv_run_cursor *cursor, const uint8_t *name, size_t size) {
+    uint64_t offset = cursor->run->root;
+    for (uint32_t level = cursor->run->level;; level--) {
+        kv_status status = block_decode(cursor, offset, level);
+        if (status != KV_OK || level == 0) return status;
+        /* The first separator is empty, so there is one that is not above; a file that says otherwise is none of ours. */
+        uint32_t below = count_before(cursor, name, size, true);
+        if (below == 0) return KV_ECORRUPT;
+        uint64_t child = cursor->children[below - 1];
+        if (child >= offset) return KV_ECORRUPT;
+        offset = child;
+    }
+}
+
+/* The leaf behind the one decoded, past the inner blocks that lie between them. */
+static kv_status leaf_next(kv_run_cursor *cursor) {
+    const kv_run *run = cursor->run;
+    uint64_t from = cursor->offset, offset = cursor->next, end = run->info.size - FOOTER_SIZE;
+    while (offset < end) {
+        uint32_t size;
+        const uint8_t *block = block_at(run, offset, &size);
+        if (block == NULL) return KV_ECORRUPT;
+        if (kv_load16(block + 30) == 0) {
+            kv_status status = block_decode(cursor, offset, 0);
+            return status != KV_OK || cursor->previous == from ? status : KV_ECORRUPT;
+        }
+        offset += size;
+    }
+    return offset == end ? KV_EOF : KV_ECORRUPT;
+}
+
+kv_status kv_run_next(kv_run_cursor *cursor) {
+    if (cursor->at + 1 < cursor->count) return stand(cursor, cursor->at + 1);
+    kv_status status = leaf_next(cursor);
+    return status == KV_OK ? stand(cursor, 0) : status;
+}
+
+kv_status kv_run_previous(kv_run_cursor *cursor) {
+    if (cursor->at > 0) return stand(cursor, cursor->at - 1);
+    if (cursor->previous == 0) return KV_EOF;
+    kv_status status = block_decode(cursor, cursor->previous, 0);
+    return status == KV_OK ? stand(cursor, cursor->count - 1) : status;
+}
+
+kv_status kv_run_seek(kv_run_cursor *cursor, const kv_run *run, enum kv_seek how, const uint8_t *name, size_t size) {
+    cursor->run = run;
+    kv_status status = descend(cursor, name, size);
+    if (status != KV_OK) return status;
+    bool forward = how == KV_SEEK_GE || how == KV_SEEK_GT;
+    uint32_t before = count_before(cursor, name, size, how == KV_SEEK_GT || how == KV_SEEK_LE);
+    if (forward && before < cursor->count) return stand(cursor, before);
+    if (!forward && before > 0) return stand(cursor, before - 1);
+    /* It is the first of the next leaf, or the last of the one before. */
+    cursor->at = forward ? cursor->count - 1 : 0;
+    return forward ? kv_run_next(cursor) : kv_run_previous(cursor);
+}
+
+/* --- writing --- */
+
+/* The block of one level that is being filled. */
+typedef struct level_block {
+    uint8_t *bytes; /* with room for the head in front */
+    size_t used, capacity;
+    uint32_t count;
+    size_t names_size; /* what decoding will take */
+    uint64_t previous;
+    uint8_t *last; /* the entry before, in the same block */
+    size_t last_size, last_capacity;
+    uint8_t *separator; /* of the block, for the level above */
+    size_t separator_size, separator_capacity;
+} level_block;
+
+struct kv_run_writer {
+    kv_io *io;
+    kv_file *file;
+    uint64_t id;
+    uint64_t size; /* of the file, with what is gathered */
+    uint8_t *out;
+    size_t out_used, out_capacity;
+    uint64_t name_count, leaf_count;
+    uint8_t *last; /* the name before */
+    size_t last_size;
+    uint32_t level_count;
+    level_block levels[LEVEL_COUNT_MAX];
+};
+
+static kv_status bytes_room(uint8_t **bytes, size_t *capacity, size_t size) {
+    if (size <= *capacity) return KV_OK;
+    size_t wanted = size * 2 > 64 ? size * 2 : 64;
+    uint8_t *larger = realloc(*bytes, wanted);
+    if (larger == NULL) return KV_ENOMEM;
+    *bytes = larger;
+    *capacity = wanted;
+    return KV_OK;
+}
+
+static kv_status bytes_set(uint8_t **bytes, size_t *capacity, size_t *used, const uint8_t *from, size_t size) {
+    kv_status status = bytes_room(bytes, capacity, size);
+    if (status != KV_OK) return status;
+    if (size != 0) memcpy(*bytes, from, size);
+    *used = size;
+    return KV_OK;
+}
+
+static kv_status out_flush(kv_run_writer *w) {
+    if (w->out_used == 0) return KV_OK;
+    kv_status status = w->io->write_at(w->io, w->file, w->out, w->out_used, w->size - w->out_used);
+    w->out_used = 0;
+    return status;
+}
+
+static kv_status out_add(kv_run_writer *w, const uint8_t *bytes, size_t size) {
+    kv_status status = bytes_room(&w->out, &w->out_capacity, w->out_used + size);
+    if (status != KV_OK) return status;
+    memcpy(w->out + w->out_used, bytes, size);
+    w->out_used += size;
+    w->size += size;
+    return w->out_used >= OUT_SIZE ? out_flush(w) : KV_OK;
+}
+
+kv_status kv_run_writer_new(kv_io *io, uint64_t id, kv_run_writer **out) {
+    uint8_t header[HEADER_SIZE] = {0};
+    char path[KV_RUN_PATH_SIZE];
+    kv_run_writer *w = calloc(1, sizeof *w);
+    if (w == NULL) return KV_ENOMEM;
+    w->io = io;
+    w->id = id;
+    w->last = malloc(KV_NAME_SIZE_MAX);
+    kv_run_path(id, path);
+    memcpy(header, RUN_MAGIC, 8);
+    kv_store32(header + 8, RUN_FORMAT);
+    kv_store64(header + 16, id);
+    kv_store64(header + 24, kv_xxh64(header, 24, id));
+    kv_status status = w->last == NULL ? KV_ENOMEM : io->open(io, path, KV_IO_CREATE, &w->file);
+    if (status == KV_OK) status = out_add(w, header, sizeof header);
+    if (status != KV_OK) {
+        kv_run_writer_free(w);
+        return status;
+    }
+    *out = w;
+    return KV_OK;
+}
+
+void kv_run_writer_free(kv_run_writer *w) {
+    if (w == NULL) return;
+    if (w->file != NULL) w->io->close(w->io, w->file);
+    for (size_t i = 0; i < LEVEL_COUNT_MAX; i++) {
+        free(w->levels[i].bytes);
+        free(w->levels[i].last);
+        free(w->levels[i].separator);
+    }
+    free(w->out);
+    free(w->last);
+    free(w);
+}
+
+static uint8_t *put_varint(uint8_t *to, uint32_t value) {
+    for (; value >= 128; value >>= 7) *to++ = (uint8_t)(value | 128);
+    *to++ = (uint8_t)value;
+    return to;
+}
+
+static size_t shared_size(const uint8_t *left, size_t left_size, const uint8_t *right, size_t right_size) {
+    size_t most = left_size < right_size ? left_size : right_size, shared = 0;
+    while (shared < most && left[shared] == right[shared]) shared++;
+    return shared;
+}
+
+/* Whether one more entry, of at most `size` bytes, goes into the block. */
+static bool block_takes(const level_block *block, bool leaf, size_t size, size_t name_size) {
+    if (block->count == 0 || (!leaf && block->count < INNER_COUNT_MIN)) return true;
+    return block->used + size <= BLOCK_SIZE && block->names_size + name_size <= LEAF_NAMES_SIZE_MAX;
+}
+
+/* Appends an entry; `child` 0: to a leaf. */
+static kv_status block_add(level_block *block, const uint8_t *name, size_t size, uint64_t child) {
+    if (block->count == 0) block->used = BLOCK_HEAD_SIZE;
+    size_t shared = block->count == 0 ? 0 : shared_size(block->last, block->last_size, name, size);
+    size_t most = ENTRY_HEAD_MAX + size - shared + CHILD_SIZE;
+    kv_status status = bytes_room(&block->bytes, &block->capacity, block->used + most);
+    if (status == KV_OK) status = bytes_set(&block->last, &block->last_capacity, &block->last_size, name, size);
+    if (status != KV_OK) return status;
+    uint8_t *to = put_varint(block->bytes + block->used, (uint32_t)shared);
+    to = put_varint(to, (uint32_t)(size - shared));
+    if (size != shared) memcpy(to, name + shared, size - shared);
+    to += size - shared;
+    if (child != 0) {
+        kv_store64(to, child);
+        to += CHILD_SIZE;
+    }
+    block->used = (size_t)(to - block->bytes);
+    block->names_size += size;
+    block->count++;
+    return KV_OK;
+}
+
+static kv_status level_add(kv_run_writer *w, uint32_t level, const uint8_t *separator, size_t size, uint64_t child);
+
+/* Writes the block of a level and tells the level above. */
+static kv_status level_flush(kv_run_writer *w, uint32_t level, bool tell) {
+    level_block *block = &w->levels[level];
+    uint64_t offset = w->size;
+    uint8_t *head = block->bytes;
+    memset(head, 0, BLOCK_HEAD_SIZE);
+    kv_store64(head + 8, offset);
+    kv_store64(head + 16, block->previous);
+    kv_store32(head + 24, (uint32_t)block->used);
+    kv_store16(head + 28, (uint16_t)block->count);
+    kv_store16(head + 30, (uint16_t)level);
+    kv_store64(head, kv_xxh64(head + 8, block->used - 8, w->id));
+    kv_status status = out_add(w, head, block->used);
+    block->count = 0;
+    block->names_size = 0;
+    block->previous = offset;
+    if (status == KV_OK && tell) status = level_add(w, level + 1, block->separator, block->separator_size, offset);
+    return status;
+}
+
+/* An entry for a block of the level below. */
+static kv_status level_add(kv_run_writer *w, uint32_t level, const uint8_t *separator, size_t size, uint64_t child) {
+    KV_ASSERT(level < LEVEL_COUNT_MAX);
+    level_block *block = &w->levels[level];
+    kv_status status = KV_OK;
+    if (level >= w->level_count) w->level_count = level + 1;
+    if (!block_takes(block, false, ENTRY_HEAD_MAX + size + CHILD_SIZE, size)) status = level_flush(w, level, true);
+    /* What parts the child from everything before parts the block that begins with it as well. */
+    if (status == KV_OK && block->count == 0)
+        status = bytes_set(&block->separator, &block->separator_capacity, &block->separator_size, separator, size);
+    return status == KV_OK ? block_add(block, separator, size, child) : status;
+}
+
+kv_status kv_run_write(kv_run_writer *w, const uint8_t *name, size_t size) {
+    level_block *leaf = &w->levels[0];
+    bool first = w->name_count == 0;
+    if (!name_is_sound(name, size)) return KV_EUSAGE;
+    if (!first && kv_name_compare(w->last, w->last_size, name, size) >= 0) return KV_EUSAGE;
+    size_t shared = first ? 0 : shared_size(w->last, w->last_size, name, size);
+    kv_status status = KV_OK;
+    if (!block_takes(leaf, true, ENTRY_HEAD_MAX + size - shared, size)) {
+        status = level_flush(w, 0, true);
+        w->leaf_count++;
+    }
+    if (status == KV_OK && leaf->count == 0)
+        status = bytes_set(&leaf->separator, &leaf->separator_capacity, &leaf->separator_size, name, first ? 0 : shared + 1);
+    if (status == KV_OK) status = block_add(leaf, name, size, 0);
+    if (status != KV_OK) return status;
+    memcpy(w->last, name, size);
+    w->last_size = size;
+    w->name_count++;
+    if (w->level_count == 0) w->level_count = 1;
+    return KV_OK;
+}
+
+/* From the leaves up; a level that has one block is the root. */
+static kv_status flush_levels(kv_run_writer *w, uint64_t *root, uint32_t *root_level) {
+    for (uint32_t level = 0;; level++) {
+        bool top = level + 1 == w->level_count && w->levels[level].previous == 0;
+        kv_status status = level_flush(w, level, !top);
+        if (status != KV_OK) return status;
+        *root = w->levels[level].previous;
+        *root_level = level;
+        if (top) return KV_OK;
+    }
+}
+
+kv_status kv_run_finish(kv_run_writer *w, kv_run_info *out) {
+    uint8_t footer[FOOTER_SIZE] = {0};
+    uint64_t root;
+    uint32_t level;
+    if (w->name_count == 0) return KV_EUSAGE;
+    kv_status status = flush_levels(w, &root, &level);
+    if (status != KV_OK) return status;
+    w->leaf_count++;
+    memcpy(footer, FOOTER_MAGIC, 8);
+    kv_store64(footer + 8, w->name_count);
+    kv_store64(footer + 16, w->leaf_count);
+    kv_store64(footer + 24, root);
+    kv_store32(footer + 32, level);
+    kv_store64(footer + 40, w->size + FOOTER_SIZE);
+    kv_store64(footer + 48, w->id);
+    uint64_t checksum = kv_xxh64(footer, FOOTER_SIZE - 8, w->id);
+    kv_store64(footer + 56, checksum);
+    status = out_add(w, footer, sizeof footer);
+    if (status == KV_OK) status = out_flush(w);
+    if (status == KV_OK) status = w->io->sync(w->io, w->file);
+    *out = (kv_run_info){.id = w->id, .name_count = w->name_count, .size = w->size, .checksum = checksum};
+    return status;
+}
