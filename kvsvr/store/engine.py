@@ -23,7 +23,7 @@ import time
 import warnings
 import weakref
 from collections.abc import Iterable, Iterator
-from itertools import islice
+from itertools import chain, islice
 from struct import iter_unpack
 from types import TracebackType
 from typing import Any, Final, TypeVar, overload
@@ -34,6 +34,7 @@ from kvsvr.native import ABSENT, SMALL_SIZE, Handle, Many, borrow, ffi, lib, ope
 from kvsvr.store.batch import Batch, Operations
 from kvsvr.store.catalog import Catalog, sync_directory
 from kvsvr.store.housekeeping import Housekeeper
+from kvsvr.store.scan import limit_of, pages, span_of
 from kvsvr.types import BytesLike, Versioned
 
 T = TypeVar("T")
@@ -315,6 +316,40 @@ class Engine:
 
         return Batch(write)
 
+    # --- keys in order ---
+
+    def scan(
+        self,
+        start: BytesLike | None = None,
+        stop: BytesLike | None = None,
+        *,
+        prefix: BytesLike | None = None,
+        reverse: bool = False,
+        limit: int | None = None,
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """(key, value) in the order of keys: from `start` on, below `stop`, or all that begin with `prefix`.
+
+        With reverse=True the same range from its end; with `limit` at most so many. Nothing is held between pages:
+        what is there throughout appears exactly once, what comes or goes meanwhile may or may not. A value is as of
+        the moment its page was read.
+        """
+        span, most = span_of(start, stop, prefix), limit_of(limit)
+        return chain.from_iterable(pages(self._handle, span, reverse=bool(reverse), limit=most, values=True))
+
+    def keys(
+        self,
+        start: BytesLike | None = None,
+        stop: BytesLike | None = None,
+        *,
+        prefix: BytesLike | None = None,
+        reverse: bool = False,
+        limit: int | None = None,
+    ) -> Iterator[bytes]:
+        """The keys alone, as scan() gives them; no value is read."""
+        span, most = span_of(start, stop, prefix), limit_of(limit)
+        entries = chain.from_iterable(pages(self._handle, span, reverse=bool(reverse), limit=most, values=False))
+        return (key for key, _ in entries)
+
     # --- the store as a whole ---
 
     def wait(self, key: BytesLike, version: int, timeout: float | None = None) -> int:
@@ -390,6 +425,10 @@ class Engine:
             raise self._handle.failed(size, caller, name)
         self._callers.append(caller)
         return bool(size >= 0)
+
+    def __iter__(self) -> Iterator[bytes]:
+        """The keys in order, as keys() gives them."""
+        return self.keys()
 
     def __len__(self) -> int:
         """Keys that are there, expired ones included until they are reclaimed."""

@@ -1,11 +1,18 @@
-/* checkpoint.c -- an image of the index and the counters as of one position, so that opening replays a tail only.
+/* checkpoint.c -- an image of the index and the counters, and sorted runs of all names, as of one position, so that
+ * opening replays a tail only.
  *
  *   index/%016x.idx    slots of tables, then the map of all tables, then the ids of value files in use
+ *   runs/%016x.run     names in order (run.c)
  *   the description    a few hundred bytes for the catalog: position, counters, where the map is
  *
  * An index file carries only the tables that changed since the last image; the map points into older files for the
  * rest. A file whose tables have mostly moved on is emptied into the next image; one that no map needs is unlinked when
  * the description that no longer names it is in the catalog.
+ *
+ * The run of a checkpoint takes in what was created since the last one, up to the same position, and the newest runs of
+ * comparable size, without names that the index says are deleted. A name may be left out for a delete behind the
+ * position: so the flow is durable up to where it stood after the last such look before the checkpoint is described. Else
+ * a power cut could take the delete back, and the key would be there and in no run.
  *
  * File ids are never used twice (the high half is the segment this opener writes first), so an old description can
  * only name files that are gone, never files that hold something else.
@@ -34,7 +41,7 @@
  *      128    8 value file ids: count
  *      136    8 segments: count n, then n times 16 bytes: id (8), live bytes (8)
  *       ..    8 index files: count m, then m times their ids (8)
- *       ..    8 sorted runs: count; 0 until there are any
+ *       ..    8 sorted runs: count r, then r times 32 bytes, oldest first: id, name count, size, checksum of the footer
  *       ..    8 checksum         XXH64 of everything before it, seed 0
  * Specification: docs/formats/index.md. */
 #include <errno.h>
@@ -52,6 +59,8 @@ enum {
     PATH_SIZE = 40,
     STEP_TABLES = 8,  /* copied in one hold of the writer lock: some 10 us */
     STEP_SIZE = 1 << 18,
+    STEP_NAMES = 2048, /* for the run, without the lock */
+    RUN_WORDS = 4,
     SHARE_MIN = 2,    /* a file of which less than 1 / SHARE_MIN is in use is emptied */
 };
 
@@ -75,6 +84,22 @@ struct kv_checkpoint {
     size_t description_size;
     bool imaging;
     bool published;
+
+    /* The run. */
+    kv_epoch_slot *slot;
+    kv_order_build build;
+    bool building;        /* the build is begun and not ended */
+    bool sorted, merged;
+    kv_order_cursor *cursor;
+    candidates block;
+    kv_run_writer *writer; /* NULL until there is a name */
+    uint64_t run_id;       /* 0: no name is alive, so far */
+    kv_run_info run;
+    uint8_t *last;         /* the name before */
+    size_t last_size;
+    kv_position looked;    /* the tail, after the last look into the index */
+    kv_run_info *runs;     /* as they will be */
+    size_t run_count;
 };
 
 static void index_path(uint64_t id, char path[PATH_SIZE]) {
@@ -107,14 +132,20 @@ static kv_status fix_moment(kv_checkpoint *k) {
     kv_status status = copy_counters(k);
     if (status == KV_OK) status = kv_index_image_begin(store->index);
     k->imaging = status == KV_OK;
-    return status;
+    if (status != KV_OK) return status;
+    k->looked = k->position;
+    status = kv_order_build_begin(store->order, atomic_load(&k->counters.key_count), &k->build);
+    k->building = status == KV_OK;
+    return status == KV_EOF ? KV_OK : status;
 }
+
+static uint64_t new_file_id(kv_store *store) { return store->generation << 32 | ++store->index_file_next; }
 
 static kv_status open_file(kv_checkpoint *k) {
     kv_io *io = k->store->io;
     uint8_t header[INDEX_HEADER_SIZE] = {0};
     char path[PATH_SIZE];
-    k->file_id = k->store->generation << 32 | ++k->store->index_file_next;
+    k->file_id = new_file_id(k->store);
     index_path(k->file_id, path);
     memcpy(header, INDEX_MAGIC, 8);
     kv_store32(header + 8, CHECKPOINT_FORMAT);
@@ -133,9 +164,14 @@ kv_status kv_checkpoint_begin(kv_store *store, kv_checkpoint **out) {
     kv_checkpoint *k = calloc(1, sizeof *k);
     if (k == NULL) return KV_ENOMEM;
     k->store = store;
-    pthread_mutex_lock(&store->write_lock);
-    status = fix_moment(k);
-    pthread_mutex_unlock(&store->write_lock);
+    k->last = malloc(KV_NAME_SIZE_MAX);
+    status = k->last == NULL ? KV_ENOMEM : kv_epoch_join(store->epoch, &k->slot);
+    if (status == KV_OK) status = kv_order_cursor_new(&k->cursor);
+    if (status == KV_OK) {
+        pthread_mutex_lock(&store->write_lock);
+        status = fix_moment(k);
+        pthread_mutex_unlock(&store->write_lock);
+    }
     if (status == KV_OK) status = open_file(k);
     if (status != KV_OK) {
         kv_checkpoint_free(k);
@@ -233,11 +269,88 @@ static kv_status write_map(kv_checkpoint *k, const uint8_t *map, size_t size) {
     return status;
 }
 
+/* --- the run --- */
+
+static kv_status run_open(kv_checkpoint *k) {
+    kv_io *io = k->store->io;
+    if (k->writer != NULL) return KV_OK;
+    kv_status status = io->mkdir(io, "runs");
+    if (status != KV_OK) return status;
+    k->run_id = new_file_id(k->store);
+    return kv_run_writer_new(io, k->run_id, &k->writer);
+}
+
+/* A name goes into the run unless its key is deleted. Expired ones stay: until they are reclaimed they are keys. */
+static kv_status run_name(kv_checkpoint *k, const candidate *one) {
+    found f;
+    kv_fault fault;
+    kv_status status = store_find(k->store, one->key, one->key_size, one->hash, &f, &fault);
+    if (status == KV_ABSENT || (status == KV_OK && found_tombstone(&f))) return KV_OK;
+    if (status == KV_OK) status = run_open(k);
+    return status == KV_OK ? kv_run_write(k->writer, one->name, one->name_size) : status;
+}
+
+/* Goes on behind the last name: between steps nothing is held, and chunks may have been merged. */
+static kv_status run_names(kv_checkpoint *k) {
+    kv_store *store = k->store;
+    kv_fault fault;
+    kv_status status = kv_order_build_seek(store->order, store->flow, &k->build, k->cursor, KV_SEEK_GT, k->last, k->last_size);
+    for (size_t count = 0; status == KV_OK && count < STEP_NAMES; count += k->block.count) {
+        status = candidates_take(store, k->cursor, CANDIDATE_COUNT_MAX, &k->block);
+        if (status != KV_OK && status != KV_EOF) break;
+        for (size_t i = 0; i < k->block.count; i++) {
+            const candidate *one = &k->block.at[i];
+            kv_status written = run_name(k, one);
+            if (written != KV_OK) return written;
+            memcpy(k->last, one->name, one->name_size);
+            k->last_size = one->name_size;
+        }
+    }
+    return status == KV_ECORRUPT ? order_fault(store, k->cursor, &fault) : status;
+}
+
+static kv_status run_work(kv_checkpoint *k) {
+    if (k->sorted) return run_names(k);
+    kv_status status = kv_order_build_sort(k->store->order, k->store->flow, &k->build);
+    k->sorted = status == KV_OK;
+    return status == KV_MORE ? KV_OK : status;
+}
+
+/* Inside the epoch, under a guard. KV_OK: there is more; KV_EOF: every name was looked at. */
+static kv_status run_step(kv_checkpoint *k) {
+    kv_store *store = k->store;
+    kv_guard guard;
+    kv_epoch_enter(store->epoch, k->slot);
+    kv_status status = store_usable(store);
+    if (status == KV_OK) {
+        if (KV_GUARD_CAUGHT(&guard)) status = KV_EMAPPING;
+        else status = run_work(k);
+        kv_guard_leave(&guard);
+        k->looked = kv_flow_tail(store->flow);
+    }
+    kv_epoch_leave(k->slot);
+    return status;
+}
+
+static kv_status run_finish(kv_checkpoint *k) {
+    kv_io *io = k->store->io;
+    kv_status status = k->writer == NULL ? KV_OK : kv_run_finish(k->writer, &k->run);
+    if (status == KV_OK && k->writer != NULL) status = io->sync_dir(io, "runs");
+    if (status == KV_OK && k->writer != NULL) status = io->sync_dir(io, "");
+    return status;
+}
+
+static kv_status list_runs(kv_checkpoint *k) {
+    kv_order *order = k->store->order;
+    if (!k->building) return kv_order_runs(order, &k->runs, &k->run_count);
+    return kv_order_build_list(order, &k->build, k->writer == NULL ? NULL : &k->run, &k->runs, &k->run_count);
+}
+
 static kv_status describe(kv_checkpoint *k) {
     kv_store *store = k->store;
     uint64_t segment_count = 0, at = 0;
     for (uint32_t i = 0; i < k->counters.segment_capacity; i++) segment_count += k->counters.segment_live[i] != 0;
-    size_t words = FIXED_WORDS + 1 + 2 * segment_count + 1 + k->file_id_count + 1 + 1;
+    size_t words = FIXED_WORDS + 1 + 2 * segment_count + 1 + k->file_id_count + 1 + RUN_WORDS * k->run_count + 1;
     uint64_t *word = calloc(words, sizeof *word);
     if (word == NULL) return KV_ENOMEM;
     memcpy(word, CHECKPOINT_MAGIC, 8);
@@ -264,7 +377,13 @@ static kv_status describe(kv_checkpoint *k) {
     }
     word[++at] = k->file_id_count;
     for (uint64_t i = 0; i < k->file_id_count; i++) word[++at] = k->file_ids[i];
-    word[++at] = 0;
+    word[++at] = k->run_count;
+    for (size_t i = 0; i < k->run_count; i++) {
+        word[++at] = k->runs[i].id;
+        word[++at] = k->runs[i].name_count;
+        word[++at] = k->runs[i].size;
+        word[++at] = k->runs[i].checksum;
+    }
     k->description = (uint8_t *)word;
     k->description_size = words * sizeof *word;
     word[++at] = kv_xxh64(k->description, k->description_size - 8, 0);
@@ -272,7 +391,7 @@ static kv_status describe(kv_checkpoint *k) {
     return KV_OK;
 }
 
-static kv_status complete(kv_checkpoint *k) {
+static kv_status complete_image(kv_checkpoint *k) {
     kv_store *store = k->store;
     uint8_t *map = NULL;
     size_t size = 0;
@@ -283,8 +402,16 @@ static kv_status complete(kv_checkpoint *k) {
     pthread_mutex_unlock(&store->write_lock);
     if (status == KV_OK) status = write_map(k, map, size);
     free(map);
-    /* Settled, because a reopen starts at the position and takes what lies before for sealed and durable. */
-    if (status == KV_OK) status = kv_flow_sync(store->flow, k->position);
+    return status;
+}
+
+static kv_status complete(kv_checkpoint *k) {
+    kv_store *store = k->store;
+    kv_status status = run_finish(k);
+    if (status == KV_OK) status = list_runs(k);
+    /* As far as deletes were believed; settled, because a reopen starts at the position and takes what lies before for
+     * sealed and durable. */
+    if (status == KV_OK) status = kv_flow_sync(store->flow, k->looked);
     if (status == KV_OK) status = kv_flow_settle(store->flow);
     if (status == KV_OK) status = describe(k);
     if (status == KV_OK) big_reap(store);
@@ -294,13 +421,20 @@ static kv_status complete(kv_checkpoint *k) {
 kv_status kv_checkpoint_step(kv_checkpoint *k) {
     kv_store *store = k->store;
     if (k->description != NULL) return KV_EOF;
+    if (!k->imaging) {
+        kv_status status = k->building && !k->merged ? run_step(k) : KV_EOF;
+        k->merged = status == KV_EOF;
+        if (status == KV_OK) return KV_MORE;
+        return status == KV_EOF ? complete(k) : status;
+    }
     pthread_mutex_lock(&store->write_lock);
     kv_status status = copy_tables_guarded(k);
     pthread_mutex_unlock(&store->write_lock);
     if (status != KV_MORE && status != KV_EOF) return status;
     kv_status flushed = buffer_flush(k);
     if (flushed != KV_OK) return flushed;
-    return status == KV_EOF ? complete(k) : KV_MORE;
+    if (status == KV_EOF) status = complete_image(k);
+    return status == KV_OK ? KV_MORE : status;
 }
 
 kv_status kv_checkpoint_describe(kv_checkpoint *k, const uint8_t **bytes, size_t *size) {
@@ -310,27 +444,39 @@ kv_status kv_checkpoint_describe(kv_checkpoint *k, const uint8_t **bytes, size_t
     return KV_OK;
 }
 
-/* --- index files that are not needed --- */
+/* --- files that are not needed --- */
 
 static bool needed(const uint64_t *ids, uint64_t count, uint64_t id) {
     return count != 0 && bsearch(&id, ids, count, sizeof *ids, by_id) != NULL;
 }
 
-/* Unlinks index files except those in `ids` (sorted). */
-static kv_status sweep(kv_store *store, const uint64_t *ids, uint64_t id_count) {
+/* Unlinks the files of a directory except those in `ids` (sorted). */
+static kv_status sweep_directory(kv_store *store, const char *directory, const char *suffix, const uint64_t *ids,
+                                 uint64_t id_count) {
     char **names;
     size_t count;
-    kv_status status = store->io->list(store->io, "index", &names, &count);
+    kv_status status = store->io->list(store->io, directory, &names, &count);
     if (status != KV_OK) return status == KV_ABSENT ? KV_OK : status;
     for (size_t i = 0; i < count; i++) {
         uint64_t id;
         char path[PATH_SIZE];
-        if (!file_name_id(names[i], ".idx", &id) || needed(ids, id_count, id)) continue;
-        index_path(id, path);
+        if (!file_name_id(names[i], suffix, &id) || needed(ids, id_count, id)) continue;
+        snprintf(path, sizeof path, "%s/%016llx%s", directory, (unsigned long long)id, suffix);
         store->io->unlink(store->io, path);
     }
     free(names);
     return KV_OK;
+}
+
+static kv_status sweep(kv_store *store, const uint64_t *ids, uint64_t id_count, const kv_run_info *runs, size_t run_count) {
+    uint64_t *run_ids = malloc((run_count + 1) * sizeof *run_ids);
+    if (run_ids == NULL) return KV_ENOMEM;
+    for (size_t i = 0; i < run_count; i++) run_ids[i] = runs[i].id;
+    qsort(run_ids, run_count, sizeof *run_ids, by_id);
+    kv_status status = sweep_directory(store, "index", ".idx", ids, id_count);
+    if (status == KV_OK) status = sweep_directory(store, "runs", ".run", run_ids, run_count);
+    free(run_ids);
+    return status;
 }
 
 /* So that no file is kept for a few tables in it. */
@@ -361,8 +507,13 @@ kv_status kv_checkpoint_published(kv_checkpoint *k) {
     pthread_mutex_lock(&store->write_lock);
     store->checkpoint_order = kv_position_order(k->position);
     pthread_mutex_unlock(&store->write_lock);
+    if (k->building) {
+        kv_status status = kv_order_build_publish(store->order, &k->build, store->io, k->writer == NULL ? NULL : &k->run);
+        /* The old runs stay in use, so their files stay, too. */
+        if (status != KV_OK) return status;
+    }
     dislodge_remains(store, k->file_id);
-    return sweep(store, k->file_ids, k->file_id_count);
+    return sweep(store, k->file_ids, k->file_id_count, k->runs, k->run_count);
 }
 
 void kv_checkpoint_free(kv_checkpoint *k) {
@@ -371,6 +522,7 @@ void kv_checkpoint_free(kv_checkpoint *k) {
     char path[PATH_SIZE];
     pthread_mutex_lock(&store->write_lock);
     if (k->imaging) kv_index_image_end(store->index);
+    if (k->building && store->order != NULL) kv_order_build_end(store->order);
     /* Tables believed to lie in a file that nobody will name have to be written again. */
     if (!k->published && k->file_id != 0 && store->index != NULL) kv_index_dislodge(store->index, k->file_id);
     pthread_mutex_unlock(&store->write_lock);
@@ -379,6 +531,16 @@ void kv_checkpoint_free(kv_checkpoint *k) {
         index_path(k->file_id, path);
         store->io->unlink(store->io, path);
     }
+    kv_run_writer_free(k->writer);
+    if (!k->published && k->run_id != 0) {
+        kv_run_path(k->run_id, path);
+        store->io->unlink(store->io, path);
+    }
+    kv_order_cursor_free(k->cursor);
+    kv_epoch_part(store->epoch, k->slot);
+    free(k->block.bytes);
+    free(k->last);
+    free(k->runs);
     free(k->counters.segment_live);
     free(k->big_ids);
     free(k->buffer);
@@ -391,8 +553,8 @@ void kv_checkpoint_free(kv_checkpoint *k) {
 
 typedef struct parsed {
     const uint8_t *bytes;
-    uint64_t segment_count, file_count;
-    const uint8_t *segments, *files;
+    uint64_t segment_count, file_count, run_count;
+    const uint8_t *segments, *files, *runs;
 } parsed;
 
 static uint64_t word_at(const uint8_t *bytes, uint64_t index) { return kv_load64(bytes + index * 8); }
@@ -409,8 +571,16 @@ static bool parse(const uint8_t *bytes, size_t size, parsed *out) {
     if (at + 2 >= words) return false;
     out->file_count = word_at(bytes, at);
     out->files = bytes + (at + 1) * 8;
-    /* What lists runs was written by a version that knows more than this one. */
-    return out->file_count == words - at - 3 && word_at(bytes, words - 2) == 0;
+    if (out->file_count > words - at - 3) return false;
+    at += 1 + out->file_count;
+    out->run_count = word_at(bytes, at);
+    out->runs = bytes + (at + 1) * 8;
+    return out->run_count <= words / RUN_WORDS && at + 1 + RUN_WORDS * out->run_count + 1 == words;
+}
+
+static kv_run_info run_at(const parsed *p, uint64_t i) {
+    const uint8_t *word = p->runs + i * RUN_WORDS * 8;
+    return (kv_run_info){.id = word_at(word, 0), .name_count = word_at(word, 1), .size = word_at(word, 2), .checksum = word_at(word, 3)};
 }
 
 static kv_status map_file(kv_store *store, uint64_t id, kv_index_file *out) {
@@ -466,6 +636,19 @@ static kv_status load_counters(kv_store *store, const parsed *p) {
     return KV_OK;
 }
 
+/* Every key is in a run: with fewer names than keys the runs are not those of this index. */
+static kv_status load_runs(kv_store *store, const parsed *p) {
+    uint64_t name_count = 0;
+    for (uint64_t i = 0; i < p->run_count; i++) {
+        kv_run_info info = run_at(p, i);
+        kv_status status = kv_order_add_run(store->order, store->io, &info);
+        if (status != KV_OK) return status;
+        if ((uint32_t)info.id > store->index_file_next) store->index_file_next = (uint32_t)info.id;
+        name_count += info.name_count;
+    }
+    return name_count >= atomic_load(&store->counters.key_count) ? KV_OK : KV_ECORRUPT;
+}
+
 static kv_status load_parsed(kv_store *store, const parsed *p) {
     kv_index_file *files = calloc(p->file_count + 1, sizeof *files);
     store->index_mappings = calloc(p->file_count + 1, sizeof *store->index_mappings);
@@ -475,6 +658,7 @@ static kv_status load_parsed(kv_store *store, const parsed *p) {
     for (uint64_t i = 0; status == KV_OK && i < p->file_count; i++) status = map_file(store, word_at(p->files, i), &files[i]);
     if (status == KV_OK) status = load_map(store, p, files);
     if (status == KV_OK) status = load_counters(store, p);
+    if (status == KV_OK) status = load_runs(store, p);
     free(files);
     return status;
 }
@@ -511,11 +695,13 @@ void checkpoint_unload(kv_store *store) {
 kv_status checkpoint_sweep(kv_store *store, const uint8_t *bytes, size_t size) {
     parsed p;
     bool kept = store->used_checkpoint && parse(bytes, size, &p);
-    if (!kept) return sweep(store, NULL, 0);
+    if (!kept) return sweep(store, NULL, 0, NULL, 0);
     uint64_t *ids = malloc((p.file_count + 1) * sizeof *ids);
-    if (ids == NULL) return KV_ENOMEM;
-    for (uint64_t i = 0; i < p.file_count; i++) ids[i] = word_at(p.files, i);
-    kv_status status = sweep(store, ids, p.file_count);
+    kv_run_info *runs = malloc((p.run_count + 1) * sizeof *runs);
+    for (uint64_t i = 0; ids != NULL && i < p.file_count; i++) ids[i] = word_at(p.files, i);
+    for (uint64_t i = 0; runs != NULL && i < p.run_count; i++) runs[i] = run_at(&p, i);
+    kv_status status = ids == NULL || runs == NULL ? KV_ENOMEM : sweep(store, ids, p.file_count, runs, p.run_count);
+    free(runs);
     free(ids);
     return status;
 }

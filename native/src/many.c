@@ -50,7 +50,7 @@ static kv_record item_record(const item *one) {
                        .value_size = one->value_size};
 }
 
-static void prefetch_record(kv_store *store, uint64_t location) {
+void store_prefetch(kv_store *store, uint64_t location) {
     uint64_t size;
     if (location == 0) return;
     const uint8_t *bytes = kv_flow_at(store->flow, kv_loc_segment(location), kv_loc_offset(location), &size);
@@ -65,7 +65,7 @@ static void prefetch_items(kv_store *store, item *items, size_t count) {
         items[i].hash = store_hash(store, items[i].key, items[i].key_size);
         kv_index_prefetch(store->index, items[i].hash);
     }
-    for (size_t i = 0; i < count; i++) prefetch_record(store, kv_index_first(store->index, items[i].hash, &probe));
+    for (size_t i = 0; i < count; i++) store_prefetch(store, kv_index_first(store->index, items[i].hash, &probe));
 }
 
 /* --- writing --- */
@@ -326,15 +326,7 @@ kv_result kv_batch(kv_caller *c, const kv_operation *operations, size_t count, i
 
 /* --- get_many --- */
 
-typedef struct gathering {
-    const kv_many *many;
-    int64_t *sizes;
-    uint64_t used; /* bytes gathered */
-    int64_t expired_ms;
-} gathering;
-
-/* Room for `more` bytes behind what is gathered; the small buffer as long as everything fits. */
-static kv_status gather_room(kv_caller *c, uint64_t used, uint64_t more, uint8_t **out) {
+kv_status gather_room(kv_caller *c, uint64_t used, uint64_t more, uint8_t **out) {
     kv_answer *answer = &c->answer;
     uint64_t size = used + more;
     if (size <= KV_SMALL_SIZE || size <= answer->large_capacity) {
@@ -354,12 +346,13 @@ static kv_status gather_room(kv_caller *c, uint64_t used, uint64_t more, uint8_t
     return KV_OK;
 }
 
-static kv_status gather_once(kv_caller *c, const item *one, gathering *g, int64_t *size, uint64_t *location) {
+static kv_status gather_once(kv_caller *c, const uint8_t *key, uint32_t key_size, uint64_t hash, gathering *g,
+                             int64_t *size, uint64_t *location) {
     found f;
     uint8_t *to;
     kv_big big = {0};
     *size = -1;
-    kv_status status = store_find(c->store, one->key, one->key_size, one->hash, &f, &c->answer.fault);
+    kv_status status = store_find(c->store, key, key_size, hash, &f, &c->answer.fault);
     *location = f.location;
     if (status != KV_OK) return status == KV_ABSENT ? KV_OK : status;
     if (!kv_record_intact(f.bytes, f.place, &f.record))
@@ -383,62 +376,62 @@ static kv_status gather_once(kv_caller *c, const item *one, gathering *g, int64_
 }
 
 /* As a single read: a value file that is gone means that the record has been replaced. KV_MORE: it was not. */
-static kv_status gather_one(kv_caller *c, const item *one, gathering *g, int64_t *size) {
+kv_status gather_value(kv_caller *c, const uint8_t *key, uint32_t key_size, uint64_t hash, gathering *g, int64_t *size) {
     uint64_t location = 0, before;
     kv_status status;
     do {
         before = location;
-        status = gather_once(c, one, g, size, &location);
+        status = gather_once(c, key, key_size, hash, g, size, &location);
     } while (status == KV_MORE && location != before);
     return status;
 }
 
-static kv_status gather(kv_caller *c, gathering *g) {
+static kv_status gather(kv_caller *c, const kv_many *many, int64_t *sizes, gathering *g) {
     item block[BLOCK];
-    const uint8_t *key = g->many->keys;
-    for (size_t from = 0; from < g->many->count; from += BLOCK) {
-        size_t count = g->many->count - from < BLOCK ? g->many->count - from : BLOCK;
+    const uint8_t *key = many->keys;
+    for (size_t from = 0; from < many->count; from += BLOCK) {
+        size_t count = many->count - from < BLOCK ? many->count - from : BLOCK;
         for (size_t i = 0; i < count; i++) {
             block[i].key = key;
-            block[i].key_size = g->many->key_sizes[from + i];
+            block[i].key_size = many->key_sizes[from + i];
             key += block[i].key_size;
         }
         prefetch_items(c->store, block, count);
         for (size_t i = 0; i < count; i++) {
-            kv_status status = gather_one(c, &block[i], g, &g->sizes[from + i]);
+            const item *one = &block[i];
+            kv_status status = gather_value(c, one->key, one->key_size, one->hash, g, &sizes[from + i]);
             if (status != KV_OK) return status;
         }
     }
     return KV_OK;
 }
 
-static kv_status gather_guarded(kv_caller *c, gathering *g) {
+static kv_status gather_guarded(kv_caller *c, const kv_many *many, int64_t *sizes, gathering *g) {
     kv_guard guard;
     kv_status status;
     if (KV_GUARD_CAUGHT(&guard)) status = KV_EMAPPING;
-    else status = gather(c, g);
+    else status = gather(c, many, sizes, g);
     kv_guard_leave(&guard);
     return status;
 }
 
-static kv_status gather_inside(kv_caller *c, gathering *g) {
+static kv_status gather_inside(kv_caller *c, const kv_many *many, int64_t *sizes, gathering *g) {
+    *g = (gathering){0};
     kv_epoch_enter(c->store->epoch, c->slot);
     kv_status status = store_usable(c->store);
-    if (status == KV_OK) status = gather_guarded(c, g);
+    if (status == KV_OK) status = gather_guarded(c, many, sizes, g);
     kv_epoch_leave(c->slot);
     return status;
 }
 
 kv_result kv_get_many(kv_caller *c, const kv_many *many, int64_t *sizes) {
-    gathering g = {.many = many, .sizes = sizes};
+    gathering g;
     kv_status status = many_check(c, many);
     if (status != KV_OK) return status;
     c->answer.fault.status = KV_OK;
-    status = gather_inside(c, &g);
-    for (int look = 0; status == KV_MORE && store_look_again(c, look); look++) {
-        g = (gathering){.many = many, .sizes = sizes};
-        status = gather_inside(c, &g);
-    }
+    status = gather_inside(c, many, sizes, &g);
+    for (int look = 0; status == KV_MORE && store_look_again(c, look); look++)
+        status = gather_inside(c, many, sizes, &g);
     if (status == KV_MORE) return caller_fail(c, KV_ECORRUPT, "the value's file is missing");
     if (status != KV_OK) return caller_fail(c, status, "the read failed");
     if (g.expired_ms != 0) answer_expired(c, g.expired_ms);

@@ -2,12 +2,13 @@
  *
  *   store.c       one key: find, write, put, get, delete, cas, incr, append, expire
  *   many.c        many keys in one call; batches
+ *   scan.c        keys in order
  *   store_open.c  open, replay, close; counters
  *   wake.c        the two threads, and who waits for a version
  *   bigs.c        values in files of their own
- *   checkpoint.c  images of index and counters
+ *   checkpoint.c  images of index and counters, sorted runs
  *
- * Locks, in the order they are taken: write_lock, then those inside flow, index and epoch. wake_lock and wait_lock are
+ * Locks, in the order they are taken: the one inside order, write_lock, then those inside flow, index and epoch. wake_lock and wait_lock are
  * taken alone. */
 #ifndef KV_STORE_INTERNAL_H
 #define KV_STORE_INTERNAL_H
@@ -18,6 +19,7 @@
 #include "kv/epoch.h"
 #include "kv/guard.h"
 #include "kv/index.h"
+#include "kv/order.h"
 #include "kv/store.h"
 #include "kv/xxh64.h"
 
@@ -52,6 +54,7 @@ struct kv_store {
     kv_epoch *epoch;
     kv_flow *flow;
     kv_index *index;
+    kv_order *order;
     uint64_t hash_seed;
     uint64_t *alive; /* a page of its own that fork() wipes in the child */
     _Atomic int state;
@@ -64,9 +67,9 @@ struct kv_store {
     size_t retired_count, retired_capacity;
     uint64_t generation;         /* high half of the ids of value and index files: unlike that of every opener before */
     _Atomic uint32_t big_next;   /* the low half of the next value file's id */
-    uint32_t index_file_next;    /* the same for index files; the one checkpoint at a time */
+    uint32_t index_file_next;    /* the same for index files and runs; the one checkpoint at a time */
     _Atomic bool big_dir_made;
-    _Atomic bool index_damaged;  /* an index file did not hold what was written: no more checkpoints on top of it */
+    _Atomic bool index_damaged;  /* an index file or a run did not hold what was written: no more checkpoints on top */
     uint64_t replayed_count;
     uint64_t checkpoint_order;   /* kv_position_order() of the newest published checkpoint */
     uint64_t checkpoint_sequence;
@@ -95,10 +98,13 @@ struct kv_store {
     pthread_cond_t waited;
 };
 
+typedef struct scan_scratch scan_scratch;
+
 struct kv_caller {
     kv_store *store;
     kv_epoch_slot *slot;
     kv_answer answer;
+    scan_scratch *scan; /* NULL until the first scan */
     kv_caller *next, *previous;
 };
 
@@ -150,6 +156,37 @@ int64_t store_deadline(const kv_store *store, int64_t ttl_ms); /* 0: never */
 kv_status store_note_clock(kv_store *store, int64_t expires_ms); /* writer lock */
 kv_result answer_expired(kv_caller *c, int64_t expires_ms);          /* KV_ABSENT, after noting the clock */
 
+/* many.c: values one behind the other in the caller's answer */
+typedef struct gathering {
+    uint64_t used;      /* bytes gathered */
+    int64_t expired_ms; /* the latest expiry of a key that was left out for it */
+} gathering;
+void store_prefetch(kv_store *store, uint64_t location); /* the record there; 0: nothing */
+/* Room for `more` bytes behind the `used` ones; the small buffer as long as everything fits. */
+kv_status gather_room(kv_caller *c, uint64_t used, uint64_t more, uint8_t **out);
+/* Puts the value of a key behind what is gathered; *size -1: there is none. KV_MORE: its file is missing. */
+kv_status gather_value(kv_caller *c, const uint8_t *key, uint32_t key_size, uint64_t hash, gathering *g, int64_t *size);
+
+/* scan.c: names that may be live */
+enum { CANDIDATE_COUNT_MAX = 32 };
+typedef struct candidate {
+    const uint8_t *name;
+    const uint8_t *key;
+    uint64_t hash;
+    uint32_t name_size;
+    uint32_t key_size;
+} candidate;
+typedef struct candidates {
+    candidate at[CANDIDATE_COUNT_MAX];
+    size_t count;
+    uint8_t *bytes;
+    size_t capacity;
+} candidates;
+/* The next ones of a cursor, with what a look into the index will want prefetched. KV_EOF: no more behind them. */
+kv_status candidates_take(kv_store *store, kv_order_cursor *cursor, size_t count, candidates *block);
+kv_status order_fault(kv_store *store, const kv_order_cursor *cursor, kv_fault *fault); /* after KV_ECORRUPT */
+void scan_free(scan_scratch *scratch); /* accepts NULL */
+
 /* store_open.c */
 kv_status counters_room(counters *c, uint32_t segment);
 
@@ -179,7 +216,7 @@ kv_status checkpoint_load(kv_store *store, const uint8_t *bytes, size_t size, kv
 void checkpoint_unload(kv_store *store);
 const uint8_t *checkpoint_store_id(const uint8_t *bytes); /* of a description that was loaded */
 bool checkpoint_belongs(const kv_store *store, const uint8_t *bytes);
-/* At open: unlinks index files that the checkpoint in use, if any, does not refer to. */
+/* At open: unlinks index files and runs that the checkpoint in use, if any, does not refer to. */
 kv_status checkpoint_sweep(kv_store *store, const uint8_t *bytes, size_t size);
 
 #endif

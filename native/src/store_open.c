@@ -14,7 +14,7 @@
 /* --- the directory --- */
 
 static bool name_is_ours(const char *name) {
-    static const char *const names[] = {"flow", "values", "index", "LOCK"};
+    static const char *const names[] = {"flow", "values", "index", "runs", "LOCK"};
     for (size_t i = 0; i < sizeof names / sizeof names[0]; i++)
         if (strcmp(name, names[i]) == 0) return true;
     return strncmp(name, "catalog", strlen("catalog")) == 0;
@@ -113,7 +113,9 @@ static kv_status store_replay(void *context, const kv_record *record, kv_positio
 
 static void state_clear(kv_store *store) {
     kv_index_free(store->index);
+    kv_order_free(store->order);
     store->index = NULL;
+    store->order = NULL;
     checkpoint_unload(store);
     free(store->counters.segment_live);
     store->counters = (counters){0};
@@ -155,13 +157,18 @@ static kv_status open_from(kv_store *store, const uint8_t *bytes, size_t size, k
     return its_fault ? KV_EUSAGE : status;
 }
 
-static kv_status open_state(kv_store *store, const uint8_t *checkpoint, size_t size, kv_fault *fault) {
+static kv_status state_new(kv_store *store) {
     kv_status status = kv_index_new(store->epoch, &store->index);
+    return status == KV_OK ? kv_order_new(store->epoch, &store->write_lock, &store->order) : status;
+}
+
+static kv_status open_state(kv_store *store, const uint8_t *checkpoint, size_t size, kv_fault *fault) {
+    kv_status status = state_new(store);
     if (status == KV_OK) status = checkpoint == NULL ? KV_EUSAGE : open_from(store, checkpoint, size, fault);
     if (status != KV_EUSAGE) return status;
     state_clear(store);
     *fault = (kv_fault){0};
-    status = kv_index_new(store->epoch, &store->index);
+    status = state_new(store);
     return status == KV_OK ? open_flow(store, (kv_position){0}, NULL, fault) : status;
 }
 
@@ -274,6 +281,8 @@ static void let_go(kv_store *store) {
     store->flow = NULL;
     kv_index_free(store->index);
     store->index = NULL;
+    kv_order_free(store->order);
+    store->order = NULL;
     checkpoint_unload(store);
     store->io->free(store->io);
     store->io = NULL;
@@ -346,6 +355,7 @@ void kv_caller_free(kv_caller *c) {
     if (c->next != NULL) c->next->previous = c->previous;
     pthread_mutex_unlock(&store->callers_lock);
     kv_epoch_part(store->epoch, c->slot);
+    scan_free(c->scan);
     free(c->answer.small);
     free(c->answer.large);
     free(c);
@@ -408,10 +418,12 @@ static kv_status measure_locked(kv_store *store, kv_stats *out) {
     kv_segment_info *segments;
     size_t count;
     kv_index_stats index;
+    kv_order_stats order;
     kv_status status = store_usable(store);
     if (status == KV_OK) status = kv_flow_segments(store->flow, &segments, &count);
     if (status != KV_OK) return status;
     kv_index_measure(store->index, &index);
+    kv_order_measure(store->order, &order);
     const counters *n = &store->counters;
     *out = (kv_stats){
         .key_count = n->key_count,
@@ -424,6 +436,10 @@ static kv_status measure_locked(kv_store *store, kv_stats *out) {
         .sequence = kv_flow_sequence(store->flow),
         .index_slot_count = index.slot_count,
         .index_memory_size = index.memory_size,
+        .run_count = order.run_count,
+        .run_name_count = order.run_name_count,
+        .run_size = order.run_size,
+        .created_count = order.created_count,
         .sync_count = kv_flow_sync_count(store->flow),
         .replayed_count = store->replayed_count,
         .unsynced_size = size_behind(segments, count, kv_position_order(kv_flow_durable(store->flow))),

@@ -116,6 +116,29 @@ kv_result kv_wait(kv_caller *c, const uint8_t *key, size_t key_size, uint64_t ve
 kv_result kv_sync(kv_caller *c);       /* everything written so far is durable when this returns */
 kv_result kv_refresh(kv_caller *c);    /* read-only openers: takes in what was written since; records applied */
 
+/* --- keys in order, a page at a time. Nothing is held between pages: what is present throughout appears exactly once. --- */
+typedef struct kv_range {
+    const uint8_t *start; /* the first key, if it is there; NULL: from the lowest */
+    const uint8_t *stop;  /* ends before it; NULL: with the highest */
+    size_t start_size;
+    size_t stop_size;
+    uint64_t count_max;   /* entries of the page, at least 1 */
+    int32_t reverse;      /* bool: the same range, from its end */
+    int32_t with_values;  /* bool; else every value counts as empty and is not read */
+} kv_range;
+typedef struct kv_page {
+    uint64_t count;
+    uint64_t size;         /* bytes of the entries: key, value, key, value ... */
+    const uint32_t *sizes; /* of each: key size, value size; the caller's, until its next scan */
+    uint32_t key_size;     /* of the first entry */
+    uint32_t value_size;
+    int32_t equal;         /* bool: and of all others */
+    int32_t more;          /* bool: the range goes on behind the key that lies behind the entries; there may be no entry */
+    uint32_t resume_size;  /* of that key */
+} kv_page;
+/* size + resume_size; small or large. The next page: `start` the key and a zero byte, or, in reverse, `stop` the key. */
+kv_result kv_scan(kv_caller *c, const kv_range *range, kv_page *page);
+
 typedef struct kv_stats {
     uint64_t key_count;        /* live keys, expired ones included until they are reclaimed */
     uint64_t tombstone_count;
@@ -127,6 +150,10 @@ typedef struct kv_stats {
     uint64_t sequence;         /* the last number given to a record */
     uint64_t index_slot_count;
     uint64_t index_memory_size;
+    uint64_t run_count;        /* sorted runs, and the names in them; a name may be in several */
+    uint64_t run_name_count;
+    uint64_t run_size;
+    uint64_t created_count;    /* names that are in no run yet */
     uint64_t sync_count;       /* fdatasyncs of the flow since open */
     uint64_t replayed_count;   /* records replayed at open */
     uint64_t unsynced_size;    /* written and not known durable */
