@@ -10,7 +10,8 @@
  *   - the newest checkpoint is used, not refused: what it stands on was durable before it was published;
  *   - the counters are those of that state, and it is the same state whatever the catalog said;
  *   - the next version is above every version that was ever returned, lost or not;
- *   - no value file without a record is left, and no index file that the description in use does not name.
+ *   - scans, in either direction, list exactly the keys that single reads find, with the same values;
+ *   - no value file without a record is left, and no index file or run that the description in use does not name.
  *
  * Then the image is opened with its own recording on, written to, cut off a second time at a random event, which may
  * lie within the recovery itself, and judged again by the same rules.
@@ -97,10 +98,16 @@ static bounds bounds_at(const history *h, uint64_t event, int32_t policy) {
     return b;
 }
 
-/* The number of index files that a description names: its last list, before the checksum. */
+/* The number of index files that a description names. */
 static uint64_t described_files(const catalog_entry *entry) {
     uint64_t segments = kv_load64(entry->bytes + 17 * 8);
     return kv_load64(entry->bytes + (18 + 2 * segments) * 8);
+}
+
+/* And of runs: the list behind. */
+static uint64_t described_runs(const catalog_entry *entry) {
+    uint64_t segments = kv_load64(entry->bytes + 17 * 8), files = described_files(entry);
+    return kv_load64(entry->bytes + (18 + 2 * segments + 1 + files) * 8);
 }
 
 /* NULL: the opened image obeys. *state is which one it holds. */
@@ -118,7 +125,9 @@ static const char *judge(const history *h, const observed *o, const bounds *b, c
     if (o->value_file_count != o->stats.big_count) return "value files without a record, or records without a file";
     if (usable && !o->stats.used_checkpoint) return "the newest checkpoint was of no use";
     uint64_t files = o->stats.used_checkpoint ? described_files(entry) : 0;
-    return o->index_file_count == files ? NULL : "index files that nothing refers to";
+    if (o->index_file_count != files) return "index files that nothing refers to";
+    if (o->run_file_count != (o->stats.used_checkpoint ? described_runs(entry) : 0)) return "runs that nothing refers to";
+    return o->scan;
 }
 
 static void show_failure(run *r, const history *h, const cut *c, const bounds *b, int64_t entry, const char *stage,

@@ -1,8 +1,9 @@
 """A store written once and kept: what it holds today it holds in every version to come.
 
-golden/format-1.tar.xz is the directory of a closed store, format-1.json what it held. It has seen three openers: one
+golden/format-2.tar.xz is the directory of a closed store, format-2.json what it held. It has seen three openers: one
 that closed, one that was killed, one that recovered and closed; so there are seals of either kind, a cut, values in
-files of their own, batches, tombstones, expiries, the note of the clock, and an image of the index.
+files of their own, batches, tombstones, expiries, the note of the clock, an image of the index, and sorted runs.
+format-1 is the same from before there were runs, when the description of a checkpoint had format 1.
 
 The decoder below was written from the byte tables alone (record.h, flow_internal.h, checkpoint.c, index_image.c,
 catalog.py). It shares no line with the engine, and so catches a mistake that encoder and decoder there have in common.
@@ -34,8 +35,8 @@ import xxhash
 import kvsvr
 
 GOLDEN = Path(__file__).parent / "golden"
-ARCHIVE = GOLDEN / "format-1.tar.xz"
-STATE = GOLDEN / "format-1.json"
+ARCHIVE = GOLDEN / "format-2.tar.xz"
+STATE = GOLDEN / "format-2.json"
 ARCHIVE_SIZE_MAX = 20_000
 
 MASK = (1 << 64) - 1
@@ -257,18 +258,20 @@ class Checkpoint:
     file_ids: list[int]
     big_ids: set[int]
     slots: set[tuple[int, int]]
+    runs: list[list[bytes]]
 
 
 def decode_checkpoint(store: Path, description: bytes) -> Checkpoint:
-    assert description[:16] == b"kvsvrckp" + struct.pack("<II", 1, 0)
+    assert description[:16] == b"kvsvrckp" + struct.pack("<II", 2, 0)
     words = struct.unpack(f"<{len(description) // 8}Q", description)
     assert words[-1] == xxhash.xxh64_intdigest(description[:-8])
     map_file, map_at, map_size, map_checksum, big_id_count, segment_count = words[12:18]
     after = 18 + 2 * segment_count
     live = dict(zip(words[18:after:2], words[19:after:2], strict=True))
-    file_ids = list(words[after + 1 : -2])
-    assert words[after] == len(file_ids)
-    assert words[-2] == 0, "sorted runs, before there are any"
+    runs_at = after + 1 + words[after]
+    file_ids = list(words[after + 1 : runs_at])
+    runs = [tuple(words[at : at + 4]) for at in range(runs_at + 1, len(words) - 1, 4)]
+    assert words[runs_at] == len(runs)
 
     files = {one: (store / "index" / f"{one:016x}.idx").read_bytes() for one in file_ids}
     assert len(files) == len(os.listdir(store / "index")), "a file that no map needs was left"
@@ -291,7 +294,53 @@ def decode_checkpoint(store: Path, description: bytes) -> Checkpoint:
         file_ids,
         set(struct.unpack(f"<{big_id_count}Q", big_bytes)),
         set(decode_slots(files, map_bytes)),
+        [decode_run(store, *facts) for facts in runs],
     )
+
+
+def decode_run(store: Path, run_id: int, name_count: int, size: int, checksum: int) -> list[bytes]:
+    """The names of a run, read leaf by leaf, and every child of an inner block where it should be."""
+    content = (store / "runs" / f"{run_id:016x}.run").read_bytes()
+    assert len(content) == size
+    assert content[:24] == b"kvsvrrun" + struct.pack("<IIQ", 1, 0, run_id)
+    assert content[24:32] == struct.pack("<Q", xxhash.xxh64_intdigest(content[:24], run_id))
+    end = len(content) - 64
+    leaf_count, root, level = struct.unpack_from("<QQI", content, end + 16)
+    footer = b"kvsvrend" + struct.pack("<QQQIIQQ", name_count, leaf_count, root, level, 0, size, run_id)
+    assert content[end:] == footer + struct.pack("<Q", checksum)
+    assert checksum == xxhash.xxh64_intdigest(footer, run_id)
+
+    names: list[bytes] = []
+    previous: dict[int, int] = {}
+    offset = 32
+    while offset < end:
+        digest, place, before, block_size, count, block_level = struct.unpack_from("<QQQIHH", content, offset)
+        assert digest == xxhash.xxh64_intdigest(content[offset + 8 : offset + block_size], run_id)
+        assert (place, before) == (offset, previous.get(block_level, 0))
+        assert block_level or block_size <= 4096
+        previous[block_level] = offset
+        at, entry = offset + 32, b""
+        for _ in range(count):
+            shared, at = decode_varint(content, at)
+            rest, at = decode_varint(content, at)
+            entry = entry[:shared] + content[at : at + rest]
+            at += rest + (8 if block_level else 0)
+            if not block_level:
+                names.append(entry)
+        offset += block_size
+        assert at == offset
+    assert previous[level] == root == max(previous.values())
+    assert len(names) == name_count
+    assert names == sorted(set(names))
+    return names
+
+
+def decode_varint(content: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while content[at] & 128:
+        value |= (content[at] & 127) << shift
+        at, shift = at + 1, shift + 7
+    return value | content[at] << shift, at + 1
 
 
 def decode_slots(files: dict[int, bytes], map_bytes: bytes) -> Iterator[tuple[int, int]]:
@@ -329,8 +378,8 @@ def golden(tmp_path: Path) -> Path:
     return tmp_path / "golden"
 
 
-def expected_state() -> State:
-    rows = json.loads(STATE.read_text(encoding="utf-8"))
+def expected_state(file: Path = STATE) -> State:
+    rows = json.loads(file.read_text(encoding="utf-8"))
     return {bytes.fromhex(key): (size, value, version, expires_ms) for key, size, value, version, expires_ms in rows}
 
 
@@ -382,6 +431,7 @@ def test_the_store_opens_it_to_exactly_that_state(golden: Path, catalog: bool, r
         assert state_by_engine(db, list(expected)) == expected
         assert db[b"text"] == "grüße".encode()
         assert db[b"counter"] == b"-41"
+        assert list(db) == sorted(key for key, (size, *_) in expected.items() if size >= 0)
         if not readonly:
             assert db.stats()["was_clean"] == 1
             assert db.put(b"text", b"new") > max(version for _, _, version, _ in expected.values())
@@ -408,6 +458,10 @@ def test_counters_and_index_say_what_the_records_say(golden: Path, tmp_path: Pat
     assert sorted(os.listdir(golden / "values")) == sorted(f"{file_id:016x}.val" for _, _, file_id in big)
     clocks = [record.value for one in segments for record in one.records if record.kind == CLOCK]
     assert struct.pack("<Q", checkpoint.clock_ms) == max(clocks, key=lambda value: int.from_bytes(value, "little"))
+    listed = {name for names in checkpoint.runs for name in names}
+    assert listed >= {b"\0" + key for key, one in newest.items() if one.kind == PUT}
+    assert listed <= {b"\0" + key for key in newest}
+    assert len(os.listdir(golden / "runs")) == len(checkpoint.runs)
     assert checkpoint.sequence == max(record.sequence for one in segments for record in one.records)
     segment, offset = checkpoint.position
     assert segment == segments[-1].number
@@ -422,6 +476,18 @@ def test_counters_and_index_say_what_the_records_say(golden: Path, tmp_path: Pat
     assert stats["big_size"] == checkpoint.big_size
     assert stats["clock_ms"] == checkpoint.clock_ms
     assert stats["store_id"] == checkpoint.store_id.hex()
+
+
+@pytest.mark.parametrize("readonly", [True, False])
+def test_a_store_from_before_there_were_runs_opens_by_replay(tmp_path: Path, readonly: bool) -> None:
+    """Its checkpoint lists no names, so it is not used; nothing else is different."""
+    with tarfile.open(GOLDEN / "format-1.tar.xz") as archive:
+        archive.extractall(tmp_path / "golden", filter="data")
+    expected = expected_state(GOLDEN / "format-1.json")
+    with kvsvr.open(tmp_path / "golden", readonly=readonly) as db:
+        assert not db.stats()["used_checkpoint"]
+        assert state_by_engine(db, list(expected)) == expected
+        assert list(db) == sorted(key for key, (size, *_) in expected.items() if size >= 0)
 
 
 def test_a_store_of_today_decodes_as_well(tmp_path: Path) -> None:

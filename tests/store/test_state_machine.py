@@ -250,6 +250,7 @@ class Machine(RuleBasedStateMachine):
     def check_all(self) -> None:
         for key in KEYS:
             self.check_record(key)
+        self.check_order()
         assert len(self.db) == self.twin.key_count
 
     @rule(key=keys)
@@ -275,6 +276,26 @@ class Machine(RuleBasedStateMachine):
         else:
             assert left is not None
             assert abs(left - (expected.expires - self.twin.now)) < DRIFT_S
+
+    def check_order(
+        self, start: bytes | None = None, stop: bytes | None = None, limit: int | None = None, reverse: bool = False
+    ) -> None:
+        # Which keys a page looks at is its own affair, and so is what it then knows of the time: the twin looks after it.
+        found = list(self.db.scan(start, stop, limit=limit, reverse=reverse))
+        self.note_time()
+        in_range = [key for key in sorted(self.twin.records) if (start or b"") <= key and (stop is None or key < stop)]
+        there = [(bytes(key), record.value) for key in in_range if (record := self.twin.view(key, self.twin.now))]
+        assert found == (there[::-1] if reverse else there)[:limit]
+        assert list(self.db.keys(start, stop, limit=limit, reverse=reverse)) == [key for key, _ in found]
+
+    @rule(
+        start=st.one_of(st.none(), keys, st.binary(max_size=2)),
+        stop=st.one_of(st.none(), keys, st.binary(max_size=2)),
+        limit=st.one_of(st.none(), st.integers(0, 4)),
+        reverse=st.booleans(),
+    )
+    def scan(self, start: bytes | None, stop: bytes | None, limit: int | None, reverse: bool) -> None:
+        self.check_order(start, stop, limit, reverse)
 
     @rule(wanted=st.lists(keys, max_size=8))
     def get_many(self, wanted: list[bytes]) -> None:
