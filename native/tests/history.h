@@ -279,6 +279,8 @@ static bool page_fits(kv_caller *c, kv_result size, const kv_page *page, const o
     return true;
 }
 
+static const char scan_refused[] = "a scan is refused: damage";
+
 /* Scans of a few entries a page: exactly the keys that reads found, in order, with what they read. */
 static const char *scan_differs(kv_caller *c, const observed *o, bool reverse) {
     listed_key list[KEY_COUNT];
@@ -288,6 +290,7 @@ static const char *scan_differs(kv_caller *c, const observed *o, bool reverse) {
     int count = listed_keys(o, list), at = reverse ? count - 1 : 0;
     do {
         kv_result size = kv_scan(c, &range, &page);
+        if (size == KV_ECORRUPT) return scan_refused;
         if (size < 0) return "a scan fails";
         if (!page_fits(c, size, &page, o, list, count, &at, reverse ? -1 : 1)) return "a scan lists something else";
         if (!page.more) continue;

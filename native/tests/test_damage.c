@@ -12,7 +12,7 @@
  *             are missing, and no others. Everything else as above.
  *
  * KV_ECORRUPT comes from the open, or, where the checkpoint spared the open a look at the record, from the read of a
- * key; then every other key still has its right value.
+ * key; then every other key still has its right value. Or from a scan; one that is not refused lists exactly the keys.
  *
  * What the rules do not promise: a bit in padding or behind the end is not noticed, and need not be; a segment that was
  * begun after a clean close is named by nothing before it, so without a checkpoint its loss as a whole file looks like
@@ -108,10 +108,10 @@ static void write_unsynced(fixture *f) {
 }
 
 static void list_files(fixture *f) {
-    static const char *const directories[] = {"flow", "values", "index"};
+    static const char *const directories[] = {"flow", "values", "index", "runs"};
     kv_io *io = kv_sim_io(f->disk);
     f->path_count = 0;
-    for (int d = 0; d < 3; d++) {
+    for (int d = 0; d < 4; d++) {
         char **names;
         size_t count;
         if (io->list(io, directories[d], &names, &count) != KV_OK) continue;
@@ -163,8 +163,10 @@ static bool any_refused(const observed *o) {
 static enum outcome judge(const fixture *f, const observed *o, uint64_t *state) {
     const twin *last = newest(&f->h);
     *state = last_state(&f->h);
+    if (o->scan != NULL && o->scan != scan_refused) return WRONG;
     if (any_refused(o)) return readable_keys_fit(o, last) ? CORRUPT_KEY : WRONG;
-    if (keys_fit(o, last)) return counters_differ(o, last) == NULL ? RIGHT : WRONG;
+    if (keys_fit(o, last) && counters_differ(o, last) == NULL) return o->scan == NULL ? RIGHT : CORRUPT_KEY;
+    if (keys_fit(o, last) || o->scan != NULL) return WRONG;
     for (uint64_t at = last_state(&f->h); at-- > 0;) {
         if (!keys_fit(o, &f->h.states[at])) continue;
         *state = at;

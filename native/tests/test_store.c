@@ -316,11 +316,111 @@ TEST(close_waits_for_who_is_inside_and_refuses_who_comes_later) {
     }
 }
 
+/* --- scans beside writers and checkpoints --- */
+
+enum { STABLE_COUNT = 300 };
+
+static size_t stable_key(int number, char key[32]) { return (size_t)snprintf(key, 32, "k%04d", number * 7); }
+
+/* Keys come and go between those that stay. */
+static void *come_and_go(void *argument) {
+    worker *w = argument;
+    kv_caller *c;
+    uint64_t state = (uint64_t)w->number + 77;
+    char key[32];
+    if (kv_caller_new(w->store, &c) != KV_OK) return NULL;
+    for (int i = 0; i < ROUNDS; i++) {
+        state = state * 6364136223846793005ULL + 1442695040888963407ULL;
+        int size = snprintf(key, sizeof key, "k%04dx%d", (int)(state >> 33) % 2100, (int)(state >> 60));
+        kv_result result = state >> 40 & 1 ? kv_put(c, (const uint8_t *)key, (size_t)size, (const uint8_t *)key, 3, 0, 0)
+                                           : kv_delete(c, (const uint8_t *)key, (size_t)size, -1, 0);
+        w->failures += result <= 0 && result != -KV_ABSENT;
+    }
+    kv_caller_free(c);
+    return NULL;
+}
+
+/* 0: everything that stays was listed once and in order, and so was everything else. */
+static int scan_all(kv_caller *c, int reverse, int with_values) {
+    uint8_t last[64], bound[65];
+    size_t last_size = 0;
+    int seen = 0;
+    kv_range range = {.count_max = 50, .reverse = reverse, .with_values = with_values};
+    kv_page page = {.more = 1};
+    while (page.more) {
+        kv_result size = kv_scan(c, &range, &page);
+        if (size < 0) return 1;
+        const uint8_t *bytes = size <= KV_SMALL_SIZE ? kv_caller_answer(c)->small : kv_caller_answer(c)->large;
+        for (uint64_t i = 0; i < page.count; i++) {
+            uint32_t key_size = page.sizes[2 * i];
+            size_t common = key_size < last_size ? key_size : last_size;
+            int order = memcmp(bytes, last, common);
+            if (order == 0) order = (key_size > last_size) - (key_size < last_size);
+            if (last_size != 0 && (reverse ? order >= 0 : order <= 0)) return 1;
+            memcpy(last, bytes, last_size = key_size);
+            char expected[32];
+            if (key_size == 5 && stable_key(reverse ? STABLE_COUNT - 1 - seen : seen, expected) != 0) {
+                if (memcmp(bytes, expected, 5) != 0) return 1;
+                seen++;
+            }
+            bytes += key_size + page.sizes[2 * i + 1];
+        }
+        memcpy(bound, bytes, page.resume_size);
+        bound[page.resume_size] = 0;
+        if (reverse) range.stop = bound, range.stop_size = page.resume_size;
+        else range.start = bound, range.start_size = page.resume_size + 1;
+    }
+    return seen != STABLE_COUNT;
+}
+
+static void *scan_again(void *argument) {
+    worker *w = argument;
+    kv_caller *c;
+    if (kv_caller_new(w->store, &c) != KV_OK) return NULL;
+    for (int i = 0; keep_going; i++) w->failures += scan_all(c, i % 2, i / 2 % 2);
+    kv_caller_free(c);
+    return NULL;
+}
+
+TEST(scans_list_what_stays_once_and_in_order) {
+    worker workers[THREADS], scanner;
+    pthread_t checkpoints;
+    kv_caller *c;
+    char key[32];
+    directory_make();
+    kv_options options = {.sync = KV_SYNC_BATCH, .background = 1, .segment_size_min = 1 << 16, .segment_size_max = 1 << 18};
+    kv_store *store = open_store(options, NULL, 0);
+    CHECK_EQ(kv_caller_new(store, &c), KV_OK);
+    for (int i = STABLE_COUNT; i-- > 0;) {
+        stable_key(i, key);
+        CHECK(put_text(c, key, "stays", 5) > 0);
+    }
+    scanner = (worker){.store = store};
+    keep_going = 1;
+    CHECK_EQ(pthread_create(&checkpoints, NULL, checkpoint_again, store), 0);
+    CHECK_EQ(pthread_create(&scanner.thread, NULL, scan_again, &scanner), 0);
+    run(store, come_and_go, workers);
+    keep_going = 0;
+    pthread_join(checkpoints, NULL);
+    pthread_join(scanner.thread, NULL);
+    CHECK_EQ(scanner.failures, 0);
+    CHECK_EQ(scan_all(c, 0, 1), 0);
+    make_checkpoint(store);
+    kv_caller_free(c);
+    close_store(store);
+    store = open_store(options, description, description_size);
+    CHECK_EQ(kv_caller_new(store, &c), KV_OK);
+    CHECK_EQ(scan_all(c, 1, 1), 0);
+    close_store(store);
+    directory_remove();
+}
+
 int main(void) {
     RUN(increments_of_all_threads_add_up);
     RUN(reads_are_whole_while_checkpoints_are_made);
     RUN(durable_writes_of_several_threads_share_a_sync);
     RUN(every_waiter_hears_of_every_kind_of_news);
     RUN(close_waits_for_who_is_inside_and_refuses_who_comes_later);
+    RUN(scans_list_what_stays_once_and_in_order);
     return check_report();
 }

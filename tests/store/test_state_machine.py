@@ -280,7 +280,7 @@ class Machine(RuleBasedStateMachine):
     def check_order(
         self, start: bytes | None = None, stop: bytes | None = None, limit: int | None = None, reverse: bool = False
     ) -> None:
-        # Which keys a page looks at is its own affair, and so is what it then knows of the time: the twin looks after it.
+        # Which keys a page looks at is its own affair, and so is what it then knows of the time: the twin comes second.
         found = list(self.db.scan(start, stop, limit=limit, reverse=reverse))
         self.note_time()
         in_range = [key for key in sorted(self.twin.records) if (start or b"") <= key and (stop is None or key < stop)]
