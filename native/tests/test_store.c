@@ -281,11 +281,12 @@ static void *anything(void *argument) {
     while (result != KV_ECLOSED) {
         const uint8_t *k = (const uint8_t *)key;
         size_t size = strlen(key);
-        switch (w->number % 5) {
+        switch (w->number % 6) {
         case 0: result = kv_put(c, k, size, k, size, 0, 0); break;
         case 1: result = kv_put(c, k, size, k, size, 0, 1); break;
         case 2: result = kv_get(c, k, size); break;
-        case 3: result = kv_wait(c, k, size, 1u << 30, 50); break;
+        case 3: result = kv_scan(c, &(kv_range){.count_max = 4, .with_values = 1}, &(kv_page){0}); break;
+        case 4: result = kv_wait(c, k, size, 1u << 30, 50); break;
         default: result = kv_sync(c); break;
         }
         w->failures += result < 0 && result != KV_ECLOSED && result != -KV_ABSENT;
