@@ -295,7 +295,8 @@ static kv_status run_name(kv_checkpoint *k, const candidate *one) {
 static kv_status run_names(kv_checkpoint *k) {
     kv_store *store = k->store;
     kv_fault fault;
-    kv_status status = kv_order_build_seek(store->order, store->flow, &k->build, k->cursor, KV_SEEK_GT, k->last, k->last_size);
+    kv_status status =
+        kv_order_build_seek(store->order, store->flow, &k->build, k->cursor, KV_SEEK_GT, k->last, k->last_size);
     for (size_t count = 0; status == KV_OK && count < STEP_NAMES; count += k->block.count) {
         status = candidates_take(store, k->cursor, CANDIDATE_COUNT_MAX, &k->block);
         if (status != KV_OK && status != KV_EOF) break;
@@ -469,7 +470,8 @@ static kv_status sweep_directory(kv_store *store, const char *directory, const c
     return KV_OK;
 }
 
-static kv_status sweep(kv_store *store, const uint64_t *ids, uint64_t id_count, const kv_run_info *runs, size_t run_count) {
+static kv_status sweep(kv_store *store, const uint64_t *ids, uint64_t id_count, const kv_run_info *runs,
+                       size_t run_count) {
     uint64_t *run_ids = malloc((run_count + 1) * sizeof *run_ids);
     if (run_ids == NULL) return KV_ENOMEM;
     for (size_t i = 0; i < run_count; i++) run_ids[i] = runs[i].id;
@@ -509,7 +511,8 @@ kv_status kv_checkpoint_published(kv_checkpoint *k) {
     store->checkpoint_order = kv_position_order(k->position);
     pthread_mutex_unlock(&store->write_lock);
     if (k->building) {
-        kv_status status = kv_order_build_publish(store->order, &k->build, store->io, k->writer == NULL ? NULL : &k->run);
+        const kv_run_info *run = k->writer == NULL ? NULL : &k->run;
+        kv_status status = kv_order_build_publish(store->order, &k->build, store->io, run);
         /* The old runs stay in use, so their files stay, too. */
         if (status != KV_OK) return status;
     }
@@ -581,7 +584,10 @@ static bool parse(const uint8_t *bytes, size_t size, parsed *out) {
 
 static kv_run_info run_at(const parsed *p, uint64_t i) {
     const uint8_t *word = p->runs + i * RUN_WORDS * 8;
-    return (kv_run_info){.id = word_at(word, 0), .name_count = word_at(word, 1), .size = word_at(word, 2), .checksum = word_at(word, 3)};
+    return (kv_run_info){.id = word_at(word, 0),
+                         .name_count = word_at(word, 1),
+                         .size = word_at(word, 2),
+                         .checksum = word_at(word, 3)};
 }
 
 static kv_status map_file(kv_store *store, uint64_t id, kv_index_file *out) {

@@ -441,7 +441,8 @@ static kv_status sort_piece(kv_order *order, const kv_flow *flow, uint64_t until
     if (chunk == NULL) return KV_ENOMEM;
     copy_created(order, chunk);
     kv_status status = chunk_make(flow, NULL, NULL, chunk, damaged);
-    order_view *view = status == KV_OK ? view_after(before, 0, before->chunk_count, chunk, before->run_count, NULL) : NULL;
+    order_view *view = NULL;
+    if (status == KV_OK) view = view_after(before, 0, before->chunk_count, chunk, before->run_count, NULL);
     if (view == NULL) {
         free(chunk);
         return status == KV_OK ? KV_ENOMEM : status;
@@ -694,8 +695,9 @@ static kv_status run_map(kv_io *io, order_run *one, const kv_run_info *info) {
     if (status != KV_OK) return status;
     one->run.info.size = size;
     status = kv_run_open(info->id, one->mapping, size, &one->run);
-    bool same = status == KV_OK && one->run.info.name_count == info->name_count && one->run.info.checksum == info->checksum;
-    return status == KV_OK && !same ? KV_ECORRUPT : status;
+    if (status != KV_OK) return status;
+    bool same = one->run.info.name_count == info->name_count && one->run.info.checksum == info->checksum;
+    return same ? KV_OK : KV_ECORRUPT;
 }
 
 static kv_status run_load(kv_io *io, const kv_run_info *info, order_run **out) {
@@ -751,8 +753,8 @@ kv_status kv_order_build_sort(kv_order *order, const kv_flow *flow, const kv_ord
     return status == KV_OK ? KV_MORE : status;
 }
 
-kv_status kv_order_build_seek(kv_order *order, const kv_flow *flow, const kv_order_build *build, kv_order_cursor *cursor,
-                              enum kv_seek how, const uint8_t *name, size_t size) {
+kv_status kv_order_build_seek(kv_order *order, const kv_flow *flow, const kv_order_build *build,
+                              kv_order_cursor *cursor, enum kv_seek how, const uint8_t *name, size_t size) {
     const order_view *view = view_now(order);
     cursor->damaged = cursor->damaged_run = 0;
     return cursor_open(cursor, flow, view, build->cut, view->run_count - build->run_count, how, name, size);
@@ -790,7 +792,8 @@ kv_status kv_order_build_publish(kv_order *order, const kv_order_build *build, k
 void kv_order_build_end(kv_order *order) { atomic_store(&order->cut, NO_CUT); }
 
 kv_status kv_order_runs(kv_order *order, kv_run_info **out, size_t *count) {
-    pthread_mutex_lock(&order->sort_lock); /* The caller need not be inside the epoch: the view must not go meanwhile. */
+    /* The caller need not be inside the epoch, and the view must not go meanwhile. */
+    pthread_mutex_lock(&order->sort_lock);
     const order_view *view = view_now(order);
     *count = view->run_count;
     *out = malloc((view->run_count + 1) * sizeof **out); /* One more: a list that grows by a run fits. */

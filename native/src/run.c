@@ -223,7 +223,7 @@ static kv_status descend(kv_run_cursor *cursor, const uint8_t *name, size_t size
     for (uint32_t level = cursor->run->level;; level--) {
         kv_status status = block_decode(cursor, offset, level);
         if (status != KV_OK || level == 0) return status;
-        /* The first separator is empty, so there is one that is not above; a file that says otherwise is none of ours. */
+        /* The first separator is empty, so there is one that is not above, unless the file is none of ours. */
         uint32_t below = count_before(cursor, name, size, true);
         if (below == 0) return KV_ECORRUPT;
         uint64_t child = cursor->children[below - 1];
@@ -461,7 +461,8 @@ kv_status kv_run_write(kv_run_writer *w, const uint8_t *name, size_t size) {
         w->leaf_count++;
     }
     if (status == KV_OK && leaf->count == 0)
-        status = bytes_set(&leaf->separator, &leaf->separator_capacity, &leaf->separator_size, name, first ? 0 : shared + 1);
+        status = bytes_set(&leaf->separator, &leaf->separator_capacity, &leaf->separator_size, name,
+                           first ? 0 : shared + 1);
     if (status == KV_OK) status = block_add(leaf, name, size, 0);
     if (status != KV_OK) return status;
     memcpy(w->last, name, size);

@@ -216,7 +216,8 @@ static kv_status page_block(paging *p) {
     kv_store *store = p->caller->store;
     candidates *block = &p->scratch->block;
     uint64_t left = p->range->count_max - p->page->count;
-    kv_status taken = candidates_take(store, p->scratch->cursor, left < CANDIDATE_COUNT_MAX ? left : CANDIDATE_COUNT_MAX, block);
+    size_t count = left < CANDIDATE_COUNT_MAX ? left : CANDIDATE_COUNT_MAX;
+    kv_status taken = candidates_take(store, p->scratch->cursor, count, block);
     if (taken == KV_ECORRUPT) return order_fault(store, p->scratch->cursor, &p->caller->answer.fault);
     if (taken != KV_OK && taken != KV_EOF) return taken;
     for (size_t i = 0; i < block->count; i++) {

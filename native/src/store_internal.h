@@ -8,8 +8,8 @@
  *   bigs.c        values in files of their own
  *   checkpoint.c  images of index and counters, sorted runs
  *
- * Locks, in the order they are taken: the one inside order, write_lock, then those inside flow, index and epoch. wake_lock and wait_lock are
- * taken alone. */
+ * Locks, in the order they are taken: the one inside order, write_lock, then those inside flow, index and epoch.
+ * wake_lock and wait_lock are taken alone. */
 #ifndef KV_STORE_INTERNAL_H
 #define KV_STORE_INTERNAL_H
 

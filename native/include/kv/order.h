@@ -67,8 +67,8 @@ kv_status kv_order_build_begin(kv_order *order, uint64_t key_count, kv_order_bui
 /* Inside the epoch: sorts a piece of what is not sorted yet. KV_MORE; KV_OK: all that goes into the run is. */
 kv_status kv_order_build_sort(kv_order *order, const kv_flow *flow, const kv_order_build *build);
 /* As kv_order_seek, over what goes into the run. */
-kv_status kv_order_build_seek(kv_order *order, const kv_flow *flow, const kv_order_build *build, kv_order_cursor *cursor,
-                              enum kv_seek how, const uint8_t *name, size_t size);
+kv_status kv_order_build_seek(kv_order *order, const kv_flow *flow, const kv_order_build *build,
+                              kv_order_cursor *cursor, enum kv_seek how, const uint8_t *name, size_t size);
 /* The runs as they will be, oldest first, with `run` (NULL: all names were dead) in the place of what went into it.
  * For free(). */
 kv_status kv_order_build_list(kv_order *order, const kv_order_build *build, const kv_run_info *run, kv_run_info **out,

@@ -116,7 +116,7 @@ kv_result kv_wait(kv_caller *c, const uint8_t *key, size_t key_size, uint64_t ve
 kv_result kv_sync(kv_caller *c);       /* everything written so far is durable when this returns */
 kv_result kv_refresh(kv_caller *c);    /* read-only openers: takes in what was written since; records applied */
 
-/* --- keys in order, a page at a time. Nothing is held between pages: what is present throughout appears exactly once. --- */
+/* --- keys in order, a page at a time. Nothing is held between pages; what is there throughout appears exactly once. */
 typedef struct kv_range {
     const uint8_t *start; /* the first key, if it is there; NULL: from the lowest */
     const uint8_t *stop;  /* ends before it; NULL: with the highest */
@@ -133,10 +133,10 @@ typedef struct kv_page {
     uint32_t key_size;     /* of the first entry */
     uint32_t value_size;
     int32_t equal;         /* bool: and of all others */
-    int32_t more;          /* bool: the range goes on behind the key that lies behind the entries; there may be no entry */
+    int32_t more;          /* bool: the range goes on behind the key that lies behind the entries (maybe none) */
     uint32_t resume_size;  /* of that key */
 } kv_page;
-/* size + resume_size; small or large. The next page: `start` the key and a zero byte, or, in reverse, `stop` the key. */
+/* size + resume_size; small or large. The next page: `start` is that key and a zero byte; in reverse `stop` is the key. */
 kv_result kv_scan(kv_caller *c, const kv_range *range, kv_page *page);
 
 typedef struct kv_stats {
