@@ -23,7 +23,7 @@
  * The description (little-endian):
  *   offset size field
  *        0    8 magic            "kvsvrckp"
- *        8    4 format           2
+ *        8    4 format           1
  *       12    4 reserved         0
  *       16   16 store id
  *       32    8 salt
@@ -53,7 +53,7 @@
 #define CHECKPOINT_MAGIC "kvsvrckp"
 #define INDEX_MAGIC "kvsvridx"
 enum {
-    CHECKPOINT_FORMAT = 2, /* of the description; 1 was before there were runs: without them it is of no use */
+    CHECKPOINT_FORMAT = 1, /* of the description */
     INDEX_FORMAT = 1,
     INDEX_HEADER_SIZE = 16,
     FIXED_WORDS = 17, /* up to and with the count of value file ids */

@@ -1,9 +1,8 @@
 """A store written once and kept: what it holds today it holds in every version to come.
 
-golden/format-2.tar.xz is the directory of a closed store, format-2.json what it held. It has seen three openers: one
+golden/format-1.tar.xz is the directory of a closed store, format-1.json what it held. It has seen three openers: one
 that closed, one that was killed, one that recovered and closed; so there are seals of either kind, a cut, values in
 files of their own, batches, tombstones, expiries, the note of the clock, an image of the index, and sorted runs.
-format-1 is the same from before there were runs, when the description of a checkpoint had format 1.
 
 The decoder below was written from the byte tables alone (record.h, flow_internal.h, checkpoint.c, index_image.c,
 catalog.py). It shares no line with the engine, and so catches a mistake that encoder and decoder there have in common.
@@ -35,8 +34,8 @@ import xxhash
 import kvsvr
 
 GOLDEN = Path(__file__).parent / "golden"
-ARCHIVE = GOLDEN / "format-2.tar.xz"
-STATE = GOLDEN / "format-2.json"
+ARCHIVE = GOLDEN / "format-1.tar.xz"
+STATE = GOLDEN / "format-1.json"
 ARCHIVE_SIZE_MAX = 20_000
 
 MASK = (1 << 64) - 1
@@ -262,7 +261,7 @@ class Checkpoint:
 
 
 def decode_checkpoint(store: Path, description: bytes) -> Checkpoint:
-    assert description[:16] == b"kvsvrckp" + struct.pack("<II", 2, 0)
+    assert description[:16] == b"kvsvrckp" + struct.pack("<II", 1, 0)
     words = struct.unpack(f"<{len(description) // 8}Q", description)
     assert words[-1] == xxhash.xxh64_intdigest(description[:-8])
     map_file, map_at, map_size, map_checksum, big_id_count, segment_count = words[12:18]
@@ -476,18 +475,6 @@ def test_counters_and_index_say_what_the_records_say(golden: Path, tmp_path: Pat
     assert stats["big_size"] == checkpoint.big_size
     assert stats["clock_ms"] == checkpoint.clock_ms
     assert stats["store_id"] == checkpoint.store_id.hex()
-
-
-@pytest.mark.parametrize("readonly", [True, False])
-def test_a_store_from_before_there_were_runs_opens_by_replay(tmp_path: Path, readonly: bool) -> None:
-    """Its checkpoint lists no names, so it is not used; nothing else is different."""
-    with tarfile.open(GOLDEN / "format-1.tar.xz") as archive:
-        archive.extractall(tmp_path / "golden", filter="data")
-    expected = expected_state(GOLDEN / "format-1.json")
-    with kvsvr.open(tmp_path / "golden", readonly=readonly) as db:
-        assert not db.stats()["used_checkpoint"]
-        assert state_by_engine(db, list(expected)) == expected
-        assert list(db) == sorted(key for key, (size, *_) in expected.items() if size >= 0)
 
 
 def test_a_store_of_today_decodes_as_well(tmp_path: Path) -> None:
