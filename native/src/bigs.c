@@ -84,13 +84,16 @@ static kv_status write_file(kv_store *store, const char *path, const uint8_t *va
     kv_file *file = NULL;
     kv_xxh64_state state;
     kv_xxh64_begin(&state, 0);
-    kv_status status = io->open(io, path, KV_IO_CREATE, &file);
-    /* Summed and written piece by piece, while the piece is in the cache. */
+    uint8_t *copy = malloc(CHUNK);
+    kv_status status = copy == NULL ? KV_ENOMEM : io->open(io, path, KV_IO_CREATE, &file);
+    /* Summed and written from a copy: the caller's buffer may change meanwhile, digest and file must not differ. */
     for (size_t at = 0; status == KV_OK && at < size; at += CHUNK) {
         size_t piece = size - at < CHUNK ? size - at : CHUNK;
-        kv_xxh64_update(&state, value + at, piece);
-        status = io->write_at(io, file, value + at, piece, at);
+        memcpy(copy, value + at, piece);
+        kv_xxh64_update(&state, copy, piece);
+        status = io->write_at(io, file, copy, piece, at);
     }
+    free(copy);
     if (status == KV_OK) status = io->sync(io, file);
     int os_error = errno;
     if (file != NULL) io->close(io, file);
@@ -139,7 +142,7 @@ void big_give_up(kv_store *store, const kv_big *big) {
     pthread_mutex_unlock(&store->write_lock);
 }
 
-/* KV_MORE: the file is gone, so the record has been replaced: look again. */
+/* KV_MORE: the file is gone, so the record has been replaced: look again. KV_ECORRUPT: it holds something else. */
 kv_status big_read(kv_caller *c, const kv_big *big, uint8_t *to) {
     kv_io *io = c->store->io;
     kv_file *file;
@@ -151,17 +154,17 @@ kv_status big_read(kv_caller *c, const kv_big *big, uint8_t *to) {
     status = io->read_at(io, file, to, big->size, 0, &got);
     io->close(io, file);
     if (status != KV_OK) return status;
-    if (got == big->size && kv_xxh64(to, got, 0) == big->digest) return KV_OK;
-    kv_fault *fault = &c->answer.fault;
-    fault->status = KV_ECORRUPT;
-    snprintf(fault->what, sizeof fault->what, "%s does not hold what was written", path);
-    return KV_ECORRUPT;
+    return got == big->size && kv_xxh64(to, got, 0) == big->digest ? KV_OK : KV_ECORRUPT;
+}
+
+kv_status big_fault(kv_caller *c, const found *f) {
+    return fault_corrupt(&c->answer.fault, f->location, "its value's file does not hold what was written");
 }
 
 /* --- files that nothing points to any more --- */
 
 /* Without memory to remember it the file stays until the next open sweeps it. */
-void big_retire(kv_store *store, uint64_t file_id, kv_position since) {
+void big_retire(kv_store *store, const kv_big *big, kv_position since) {
     if (store->retired_count == store->retired_capacity) {
         size_t capacity = store->retired_capacity == 0 ? 16 : store->retired_capacity * 2;
         big_retired *larger = realloc(store->retired, capacity * sizeof *larger);
@@ -169,7 +172,9 @@ void big_retire(kv_store *store, uint64_t file_id, kv_position since) {
         store->retired = larger;
         store->retired_capacity = capacity;
     }
-    store->retired[store->retired_count++] = (big_retired){.file_id = file_id, .since = kv_position_order(since)};
+    store->retired[store->retired_count++] =
+        (big_retired){.file_id = big->file_id, .size = big->size, .since = kv_position_order(since)};
+    store->retired_size += big->size;
 }
 
 /* Takes what may go out of the list; the rest stays in order. For free(). */
@@ -180,8 +185,13 @@ static uint64_t *take_durable(kv_store *store, size_t *count) {
     uint64_t durable = kv_position_order(kv_flow_durable(store->flow));
     size_t kept = 0;
     for (size_t i = 0; i < store->retired_count; i++) {
-        if (store->retired[i].since <= durable) ids[(*count)++] = store->retired[i].file_id;
-        else store->retired[kept++] = store->retired[i];
+        big_retired one = store->retired[i];
+        if (one.since > durable) {
+            store->retired[kept++] = one;
+        } else {
+            ids[(*count)++] = one.file_id;
+            store->retired_size -= one.size;
+        }
     }
     store->retired_count = kept;
     return ids;
@@ -215,5 +225,6 @@ kv_status big_sweep(kv_store *store) {
     }
     free(names);
     store->retired_count = 0; /* What a replay retired is among what was just removed. */
+    store->retired_size = 0;
     return KV_OK;
 }

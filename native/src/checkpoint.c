@@ -83,6 +83,7 @@ struct kv_checkpoint {
     uint64_t file_id_count;
     uint8_t *description;
     size_t description_size;
+    bool counted; /* it is the one under way */
     bool imaging;
     bool published;
 
@@ -125,6 +126,7 @@ static kv_status copy_counters(kv_checkpoint *k) {
 /* The moment: everything below is as of this position, because the writer lock is held. */
 static kv_status fix_moment(kv_checkpoint *k) {
     kv_store *store = k->store;
+    if (store->checkpointing) return KV_EUSAGE;
     if (store->index_damaged) return KV_ECORRUPT;
     k->position = kv_flow_tail(store->flow);
     if (kv_position_order(k->position) == store->checkpoint_order) return KV_EOF;
@@ -134,6 +136,7 @@ static kv_status fix_moment(kv_checkpoint *k) {
     if (status == KV_OK) status = kv_index_image_begin(store->index);
     k->imaging = status == KV_OK;
     if (status != KV_OK) return status;
+    store->checkpointing = k->counted = true;
     k->looked = k->position;
     status = kv_order_build_begin(store->order, atomic_load(&k->counters.key_count), &k->build);
     k->building = status == KV_OK;
@@ -525,7 +528,8 @@ void kv_checkpoint_free(kv_checkpoint *k) {
     kv_store *store = k->store;
     char path[PATH_SIZE];
     pthread_mutex_lock(&store->write_lock);
-    if (k->imaging) kv_index_image_end(store->index);
+    if (k->counted) store->checkpointing = false;
+    if (k->imaging && store->index != NULL) kv_index_image_end(store->index);
     if (k->building && store->order != NULL) kv_order_build_end(store->order);
     /* Tables believed to lie in a file that nobody will name have to be written again. */
     if (!k->published && k->file_id != 0 && store->index != NULL) kv_index_dislodge(store->index, k->file_id);
@@ -676,7 +680,7 @@ kv_status checkpoint_load(kv_store *store, const uint8_t *bytes, size_t size, kv
     *start = (kv_position){.segment = (uint32_t)(order >> 32), .offset = (uint32_t)order};
     store->checkpoint_order = order;
     store->checkpoint_sequence = word_at(bytes, 6);
-    atomic_store(&store->clock_ms, (int64_t)word_at(bytes, 7));
+    if (word_at(bytes, 7) != 0) store_set_clock(store, (int64_t)word_at(bytes, 7));
     return load_parsed(store, &p);
 }
 

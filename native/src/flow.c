@@ -81,6 +81,11 @@ kv_status segment_register(kv_flow *flow, segment *one) {
     return KV_OK;
 }
 
+void segment_forget(kv_flow *flow, uint32_t id) {
+    segment_map *map = atomic_load(&flow->map);
+    atomic_store(&map->at[id - map->base], NULL);
+}
+
 void segment_release(kv_flow *flow, segment *one) {
     if (one == NULL) return;
     if (one->bytes != NULL) flow->io->unmap(flow->io, one->file, one->bytes, one->size);
@@ -262,11 +267,15 @@ static kv_status flow_roll(kv_flow *flow, uint64_t size) {
     if (status != KV_OK) return status;
     segment *next = atomic_load(&flow->next);
     segment *active = flow->active;
-    status = active == NULL ? name_successor(flow, next->id)
-                            : segment_write_seal_record(flow, active, atomic_load(&active->end), next->id);
-    if (status != KV_OK) return status;
+    /* First what can fail without a trace: behind a SEAL nothing may be appended any more. */
     status = segment_register(flow, next);
     if (status != KV_OK) return status;
+    status = active == NULL ? name_successor(flow, next->id)
+                            : segment_write_seal_record(flow, active, atomic_load(&active->end), next->id);
+    if (status != KV_OK) {
+        segment_forget(flow, next->id);
+        return status;
+    }
     atomic_store(&flow->next, NULL);
     flow->active = next;
     tail_publish(flow, next);

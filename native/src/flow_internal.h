@@ -124,6 +124,7 @@ static inline kv_position position_of(uint64_t order) {
 void segment_path(uint32_t id, char path[SEGMENT_PATH_SIZE]);
 segment *segment_find(const kv_flow *flow, uint32_t id);
 kv_status segment_register(kv_flow *flow, segment *one);
+void segment_forget(kv_flow *flow, uint32_t id);
 void segment_release(kv_flow *flow, segment *one);
 kv_status segment_write_watermark(kv_flow *flow, segment *one, uint32_t offset);
 kv_status segment_write_seal_record(kv_flow *flow, segment *one, uint32_t offset, uint32_t next);

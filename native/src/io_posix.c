@@ -6,10 +6,9 @@
  * A call that a signal interrupted is made again. A failed sync is not: the kernel drops its note of pages that
  * could not be written, so a second fdatasync would return success for bytes that are gone.
  *
- * The lock is a POSIX record lock on the file LOCK. It is not inherited over fork and falls with the process, also
- * on SIGKILL. Its price: it belongs to the process and falls when *any* descriptor of LOCK is closed in it, so no
- * other code may open that file (a backup that copies the directory must leave it out), and a second opener in the
- * same process is not noticed here. Python keeps a list of the directories it has open for that.
+ * The lock is an open file description lock on the file LOCK. It falls with the last descriptor of that description,
+ * also on SIGKILL, and not, as a POSIX record lock would, when somebody in the process copies the directory and so
+ * closes another descriptor of the file. Its price: a forked child holds it, too, until it calls kv_io_posix_let_go.
  *
  * Threads: any. Only lock and free change the handle. */
 #include <dirent.h>
@@ -48,12 +47,18 @@ static posix *posix_of(kv_io *io) { return (posix *)io; }
 /* errno stays as the failed call left it. */
 static kv_status failure(void) {
     switch (errno) {
-    case ENOENT: return KV_ABSENT;
     case ENOSPC:
     case EDQUOT: return KV_ENOSPC;
+    case EMFILE:
+    case ENFILE:
+    case ENOMEM: return KV_ELIMIT;
     default: return KV_EDISK;
     }
 }
+
+/* Of a call that asks for a name that may not be there. Of any other ENOENT is the disk's doing: a directory that is
+ * in use has gone. */
+static kv_status failure_of_name(void) { return errno == ENOENT ? KV_ABSENT : failure(); }
 
 static kv_status outcome(long result) { return result < 0 ? failure() : KV_OK; }
 
@@ -82,7 +87,7 @@ static kv_status file_open(kv_io *io, const char *path, enum kv_io_mode mode, kv
     if (file == NULL) return KV_ENOMEM;
     file->fd = (int)TEMP_FAILURE_RETRY(openat(posix_of(io)->root_fd, path, open_flags(mode) | O_CLOEXEC, FILE_MODE));
     if (file->fd < 0) {
-        kv_status status = failure();
+        kv_status status = mode == KV_IO_CREATE ? failure() : failure_of_name();
         free(file);
         return status;
     }
@@ -174,7 +179,7 @@ static kv_status name_rename(kv_io *io, const char *from, const char *to) {
 }
 
 static kv_status name_unlink(kv_io *io, const char *path) {
-    return outcome(unlinkat(posix_of(io)->root_fd, path, 0));
+    return unlinkat(posix_of(io)->root_fd, path, 0) == 0 ? KV_OK : failure_of_name();
 }
 
 static kv_status name_mkdir(kv_io *io, const char *path) {
@@ -254,7 +259,7 @@ static kv_status names_finish(const names *all, char ***out) {
 static kv_status name_list(kv_io *io, const char *path, char ***out, size_t *count) {
     names all = {0};
     int fd = open_directory(posix_of(io)->root_fd, path);
-    if (fd < 0) return failure();
+    if (fd < 0) return failure_of_name();
     DIR *directory = fdopendir(fd);
     if (directory == NULL) {
         close_quietly(fd);
@@ -273,25 +278,23 @@ static kv_status name_list(kv_io *io, const char *path, char ***out, size_t *cou
 
 /* --- the directory as a whole --- */
 
-static struct flock whole_file(short type) {
-    return (struct flock){.l_type = type, .l_whence = SEEK_SET, .l_start = 0, .l_len = 0};
+/* What the holder wrote; 0 if that cannot be read. */
+static int64_t read_holder(int fd) {
+    char text[32] = {0};
+    ssize_t size = pread(fd, text, sizeof text - 1, 0);
+    return size > 0 ? strtoll(text, NULL, 10) : 0;
 }
 
 /* KV_OK: it is ours. */
 static kv_status try_lock(int fd, int64_t *holder) {
-    for (;;) {
-        struct flock wanted = whole_file(F_WRLCK);
-        if (fcntl(fd, F_SETLK, &wanted) == 0) return KV_OK;
-        if (errno != EAGAIN && errno != EACCES) return failure();
-        struct flock found = whole_file(F_WRLCK);
-        if (fcntl(fd, F_GETLK, &found) != 0) return failure();
-        if (found.l_type == F_UNLCK) continue; /* It went between the two calls. */
-        *holder = found.l_pid > 0 ? found.l_pid : 0; /* Not above 0: it is in another pid namespace or machine. */
-        return KV_ELOCKED;
-    }
+    struct flock whole = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
+    if (fcntl(fd, F_OFD_SETLK, &whole) == 0) return KV_OK;
+    if (errno != EAGAIN && errno != EACCES) return failure();
+    *holder = read_holder(fd);
+    return KV_ELOCKED;
 }
 
-/* For people who look into the file. What decides is the lock, so a failure here (a full disk) does not count. */
+/* For the message of whoever finds it locked. What decides is the lock, so a failure here (a full disk) does not count. */
 static void write_holder(int fd) {
     char text[32];
     int size = snprintf(text, sizeof text, "%ld\n", (long)getpid());
@@ -331,6 +334,13 @@ static bool directory_maps_well(kv_io *io) {
     return false;
 }
 
+static int64_t directory_monotonic_ms(kv_io *io) {
+    (void)io;
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
+}
+
 static int64_t directory_now_ms(kv_io *io) {
     struct timespec now;
     clock_gettime(CLOCK_REALTIME, &now);
@@ -363,9 +373,9 @@ static kv_status sync_parent(int root_fd) {
 }
 
 static kv_status open_root(const char *root, bool create, int *out) {
-    if (create && mkdir(root, DIRECTORY_MODE) != 0 && errno != EEXIST) return failure();
+    if (create && mkdir(root, DIRECTORY_MODE) != 0 && errno != EEXIST) return failure_of_name();
     int fd = (int)TEMP_FAILURE_RETRY(open(root, O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-    if (fd < 0) return failure();
+    if (fd < 0) return failure_of_name();
     kv_status status = create ? sync_parent(fd) : KV_OK;
     if (status != KV_OK) {
         close_quietly(fd);
@@ -394,6 +404,7 @@ static const kv_io TABLE = {
     .lock = directory_lock,
     .maps_well = directory_maps_well,
     .now_ms = directory_now_ms,
+    .monotonic_ms = directory_monotonic_ms,
     .random = directory_random,
     .free = directory_free,
 };
@@ -416,4 +427,10 @@ kv_status kv_io_posix_new(const char *root, bool create, kv_io **out) {
 
 void kv_io_posix_shift_clock(kv_io *io, int64_t shift_ms) {
     atomic_store_explicit(&posix_of(io)->clock_shift_ms, shift_ms, memory_order_relaxed);
+}
+
+void kv_io_posix_let_go(kv_io *io) {
+    posix *self = posix_of(io);
+    close_quietly(self->lock_fd);
+    self->lock_fd = -1;
 }

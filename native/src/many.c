@@ -154,7 +154,8 @@ static kv_status step_envelope(kv_caller *c, write_op *w) {
     w->result = 0;
     if (status != KV_OK || e->written_count == 0) return status;
     status = envelope_encode(c, e, size, &position);
-    if (status == KV_OK) status = envelope_show(c, e, position);
+    if (status != KV_OK) return status;
+    status = envelope_show(c, e, position);
     w->result = (kv_result)kv_flow_sequence(c->store->flow);
     return status;
 }
@@ -235,11 +236,9 @@ static kv_result write_many(kv_caller *c, const kv_many *many, int64_t ttl_ms, i
     kv_result result = items == NULL || seen == NULL ? caller_fail(c, KV_ENOMEM, "no memory for an envelope") : 0;
     kv_result written = 0;
     while (result >= 0 && m.next < many->count) {
-        /* One wait for all: what is durable at the end covers what came before. */
-        bool last_may_wait = durable || c->store->options.sync == KV_SYNC_ALWAYS;
         envelope_fill(c, &m, ttl_ms, &e, seen);
         if (e.count > 0) {
-            result = store_write(c, step_envelope, &e.base, last_may_wait && m.next == many->count);
+            result = store_write(c, step_envelope, &e.base, durable && m.next == many->count);
             written += (kv_result)(result < 0 ? 0 : e.written_count);
         } else {
             result = kv_put(c, m.key, many->key_sizes[m.next], m.value, next_value_size(&m), ttl_ms, durable);
@@ -369,6 +368,7 @@ static kv_status gather_once(kv_caller *c, const uint8_t *key, uint32_t key_size
     status = gather_room(c, g->used, (uint64_t)*size, &to);
     if (status != KV_OK) return status;
     status = is_big ? big_read(c, &big, to) : KV_OK;
+    if (status == KV_ECORRUPT) return big_fault(c, &f);
     if (status != KV_OK) return status;
     if (!is_big) memcpy(to, f.record.value, f.record.value_size);
     g->used += (uint64_t)*size;
@@ -383,6 +383,7 @@ kv_status gather_value(kv_caller *c, const uint8_t *key, uint32_t key_size, uint
         before = location;
         status = gather_once(c, key, key_size, hash, g, size, &location);
     } while (status == KV_MORE && location != before);
+    if (status == KV_MORE) fault_corrupt(&c->answer.fault, location, "the value's file is missing");
     return status;
 }
 
@@ -432,7 +433,7 @@ kv_result kv_get_many(kv_caller *c, const kv_many *many, int64_t *sizes) {
     status = gather_inside(c, many, sizes, &g);
     for (int look = 0; status == KV_MORE && store_look_again(c, look); look++)
         status = gather_inside(c, many, sizes, &g);
-    if (status == KV_MORE) return caller_fail(c, KV_ECORRUPT, "the value's file is missing");
+    if (status == KV_MORE) status = KV_ECORRUPT;
     if (status != KV_OK) return caller_fail(c, status, "the read failed");
     if (g.expired_ms != 0) answer_expired(c, g.expired_ms);
     return (kv_result)g.used;

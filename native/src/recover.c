@@ -361,8 +361,7 @@ static kv_status unlink_behind(kv_flow *flow, const uint32_t *ids, size_t count,
         kv_status status = flow->io->unlink(flow->io, path);
         if (status != KV_OK) return flow_fail(flow, status);
         segment *one = segment_find(flow, ids[i]);
-        segment_map *map = atomic_load(&flow->map);
-        atomic_store(&map->at[ids[i] - map->base], NULL);
+        segment_forget(flow, ids[i]);
         segment_release(flow, one);
         any = true;
     }

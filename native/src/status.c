@@ -33,6 +33,7 @@ const char *kv_status_name(int status) {
     case KV_EDISK: return "disk error";
     case KV_ENOSPC: return "no space";
     case KV_EPOISONED: return "poisoned";
+    case KV_ELIMIT: return "out of descriptors";
     case KV_EMAPPING: return "mapping error";
     case KV_ECORRUPT: return "corruption";
     case KV_ENOMEM: return "no memory";

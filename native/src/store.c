@@ -56,11 +56,18 @@ kv_result caller_fail(kv_caller *c, kv_status status, const char *what) {
 
 /* --- the clock --- */
 
-/* Never behind a time that an expiry was judged by before, so a clock set back revives nothing. */
+/* Never behind a time that an expiry was judged by before, so a clock set back revives nothing; and going on from that
+ * time, so that a clock that was once ahead does not stop everything from expiring until the wall clock is there. */
 int64_t store_now(const kv_store *store) {
     int64_t now = store->io->now_ms(store->io);
-    int64_t seen = atomic_load_explicit(&store->clock_ms, memory_order_relaxed);
+    int64_t lead = atomic_load_explicit(&store->clock_lead, memory_order_relaxed);
+    int64_t seen = lead == 0 ? 0 : store->io->monotonic_ms(store->io) + lead;
     return now > seen ? now : seen;
+}
+
+void store_set_clock(kv_store *store, int64_t clock_ms) {
+    atomic_store(&store->clock_ms, clock_ms);
+    atomic_store(&store->clock_lead, clock_ms - store->io->monotonic_ms(store->io));
 }
 
 int64_t store_deadline(const kv_store *store, int64_t ttl_ms) {
@@ -81,7 +88,7 @@ kv_status store_note_clock(kv_store *store, int64_t expires_ms) {
     kv_store64(value, (uint64_t)now);
     kv_record record = {.kind = KV_KIND_CLOCK, .value = value, .value_size = sizeof value};
     kv_status status = store_append(store, &record, &position, &used);
-    if (status == KV_OK) atomic_store(&store->clock_ms, now);
+    if (status == KV_OK) store_set_clock(store, now);
     return status;
 }
 
@@ -91,13 +98,13 @@ static kv_status step_note_clock(kv_caller *c, write_op *w) {
     return status;
 }
 
-/* A reader found something expired. Where the time cannot be written down (read-only, disk full, poisoned), the
+/* A reader found something expired. It waits for no disk: the syncer makes the note durable soon enough. Where the time cannot be written down (read-only, disk full, poisoned), the
  * answer is the same. */
 kv_result answer_expired(kv_caller *c, int64_t expires_ms) {
     kv_store *store = c->store;
     if (!store->options.readonly && atomic_load(&store->clock_ms) < expires_ms) {
         write_op w = {.number = expires_ms};
-        store_write(c, step_note_clock, &w, 0);
+        store_write(c, step_note_clock, &w, NOT_DURABLE);
     }
     return kv_ending(KV_ABSENT);
 }
@@ -186,7 +193,7 @@ static kv_status count_out(kv_store *store, const found *old, const kv_record *b
     if (by->flags & KV_FLAG_BIG) status = kv_big_decode(by, &is);
     if (is.file_id != was.file_id) { /* A new expiry of the same value keeps its file. */
         big_set_remove(&store->bigs, was.file_id);
-        big_retire(store, was.file_id, since);
+        big_retire(store, &was, since);
     }
     return status;
 }
@@ -239,7 +246,8 @@ static kv_status under_guard(kv_caller *c, write_step step, write_op *w) {
 kv_result store_write(kv_caller *c, write_step step, write_op *w, int durable) {
     kv_store *store = c->store;
     if (KV_UNLIKELY(*store->alive == 0)) return caller_fail(c, KV_EFORKED, "opened before fork");
-    durable |= store->options.sync == KV_SYNC_ALWAYS;
+    if (durable == NOT_DURABLE) durable = 0;
+    else durable |= store->options.sync == KV_SYNC_ALWAYS;
     /* Inside the epoch while waiting for the disk: close() waits for us before it takes the flow away. */
     if (durable) kv_epoch_enter(store->epoch, c->slot);
     c->answer.fault.status = KV_OK;
@@ -558,7 +566,10 @@ static kv_status read_value(kv_caller *c, const found *f, kv_result *result) {
     status = answer_room(c, size, &to);
     if (status != KV_OK) return status;
     *result = (kv_result)size;
-    if (is_big) return big_read(c, &big, to);
+    if (is_big) {
+        status = big_read(c, &big, to);
+        return status == KV_ECORRUPT ? big_fault(c, f) : status;
+    }
     memcpy(to, f->record.value, f->record.value_size);
     return KV_OK;
 }
@@ -604,6 +615,7 @@ static kv_status read_found(kv_caller *c, const uint8_t *key, size_t key_size, r
         before = location;
         status = read_once(c, key, key_size, step, result, &location);
     } while (status == KV_MORE && location != before);
+    if (status == KV_MORE) fault_corrupt(&c->answer.fault, location, "the value's file is missing");
     return status;
 }
 
@@ -642,7 +654,7 @@ static kv_result store_read(kv_caller *c, const uint8_t *key, size_t key_size, r
     if (status == KV_OK) return result;
     if (status == KV_ABSENT && c->answer.expires_ms != 0) return answer_expired(c, c->answer.expires_ms);
     if (status == KV_ABSENT) return kv_ending(status);
-    return caller_fail(c, status == KV_MORE ? KV_ECORRUPT : status, status == KV_MORE ? "the value's file is missing" : "the read failed");
+    return caller_fail(c, status == KV_MORE ? KV_ECORRUPT : status, "the read failed");
 }
 
 kv_result kv_get(kv_caller *c, const uint8_t *key, size_t key_size) { return store_read(c, key, key_size, read_value); }

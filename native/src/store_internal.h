@@ -35,6 +35,7 @@ typedef struct big_set {
 /* A value file that no record points to any more, once `since` is durable. */
 typedef struct big_retired {
     uint64_t file_id;
+    uint64_t size;
     uint64_t since; /* kv_position_order() behind the record that took its place */
 } big_retired;
 
@@ -58,15 +59,18 @@ struct kv_store {
     uint64_t hash_seed;
     uint64_t *alive; /* a page of its own that fork() wipes in the child */
     _Atomic int state;
-    _Atomic int64_t clock_ms; /* the highest time an expiry was judged by, as the flow has it */
+    _Atomic int64_t clock_ms;   /* the highest time an expiry was judged by, as the flow has it */
+    _Atomic int64_t clock_lead; /* that, less the monotonic clock when it was noted; 0: nothing was */
 
     pthread_mutex_t write_lock;
     counters counters;
     big_set bigs;
     big_retired *retired;
     size_t retired_count, retired_capacity;
+    uint64_t retired_size;
     uint64_t generation;         /* high half of the ids of value and index files: unlike that of every opener before */
     _Atomic uint32_t big_next;   /* the low half of the next value file's id */
+    bool checkpointing;          /* one is under way; writer lock */
     uint32_t index_file_next;    /* the same for index files and runs; the one checkpoint at a time */
     _Atomic bool big_dir_made;
     _Atomic bool index_damaged;  /* an index file or a run did not hold what was written: no more checkpoints on top */
@@ -141,17 +145,20 @@ kv_status store_find(kv_store *store, const uint8_t *key, size_t key_size, uint6
 kv_status store_usable(const kv_store *store); /* open, and not in a forked child; the first look of every call */
 kv_status store_writable(const kv_store *store);
 int64_t store_now(const kv_store *store);
+void store_set_clock(kv_store *store, int64_t clock_ms); /* writer lock, or nobody else is there yet */
 bool found_tombstone(const found *f);
 bool found_alive(kv_store *store, const found *f); /* there, no tombstone, not expired */
 kv_status store_append(kv_store *store, kv_record *record, kv_position *position, uint32_t *used);
 kv_status store_index_put(kv_store *store, uint64_t hash, const found *old, const kv_record *record,
                           kv_position position, uint32_t used);
+enum { NOT_DURABLE = -1 }; /* not even where every write is */
 kv_result store_write(kv_caller *c, write_step step, write_op *w, int durable);
 bool store_look_again(kv_caller *c, int look);
 kv_status answer_room(kv_caller *c, uint64_t size, uint8_t **out);
 kv_result caller_fail(kv_caller *c, kv_status status, const char *what);
 kv_status key_check(size_t key_size);
 kv_status fault_corrupt(kv_fault *fault, uint64_t location, const char *what);
+kv_status big_fault(kv_caller *c, const found *f); /* KV_ECORRUPT: its value file is not what was written */
 int64_t store_deadline(const kv_store *store, int64_t ttl_ms); /* 0: never */
 kv_status store_note_clock(kv_store *store, int64_t expires_ms); /* writer lock */
 kv_result answer_expired(kv_caller *c, int64_t expires_ms);          /* KV_ABSENT, after noting the clock */
@@ -207,7 +214,7 @@ bool big_set_has(const big_set *set, uint64_t id);
 kv_status big_write(kv_caller *c, const uint8_t *value, size_t size, kv_big *out);
 void big_give_up(kv_store *store, const kv_big *big); /* its record was never appended */
 kv_status big_read(kv_caller *c, const kv_big *big, uint8_t *to);
-void big_retire(kv_store *store, uint64_t file_id, kv_position since);
+void big_retire(kv_store *store, const kv_big *big, kv_position since);
 void big_reap(kv_store *store);          /* unlinks what is retired and durable; what fails, the next open sweeps */
 kv_status big_sweep(kv_store *store);    /* at open: unlinks what no record points to */
 

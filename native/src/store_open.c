@@ -101,7 +101,7 @@ static kv_status store_replay(void *context, const kv_record *record, kv_positio
         return fault_corrupt(r->fault, kv_loc_make(position.segment, position.offset, 0), "a record without a key");
     case KV_KIND_CLOCK:
         if (record->value_size == 8 && (int64_t)kv_load64(record->value) > atomic_load(&store->clock_ms))
-            atomic_store(&store->clock_ms, (int64_t)kv_load64(record->value));
+            store_set_clock(store, (int64_t)kv_load64(record->value));
         return KV_OK;
     default:
         r->fault->status = KV_EFORMAT;
@@ -127,6 +127,7 @@ static void state_clear(kv_store *store) {
     store->checkpoint_sequence = 0;
     store->hash_seed = 0;
     atomic_store(&store->clock_ms, 0);
+    atomic_store(&store->clock_lead, 0);
     atomic_store(&store->index_damaged, false);
 }
 
@@ -365,6 +366,20 @@ kv_answer *kv_caller_answer(kv_caller *c) { return &c->answer; }
 
 /* --- the whole store --- */
 
+/* What a look at the store without a lock answers. */
+static kv_result look(kv_caller *c, kv_result (*at)(const kv_store *store)) {
+    kv_epoch_enter(c->store->epoch, c->slot);
+    kv_status status = store_usable(c->store);
+    kv_result result = status == KV_OK ? at(c->store) : caller_fail(c, status, "the store cannot be asked");
+    kv_epoch_leave(c->slot);
+    return result;
+}
+
+static kv_result count_of(const kv_store *store) { return (kv_result)atomic_load(&store->counters.key_count); }
+
+kv_result kv_count(kv_caller *c) { return look(c, count_of); }
+kv_result kv_now(kv_caller *c) { return look(c, store_now); }
+
 kv_result kv_sync(kv_caller *c) {
     kv_store *store = c->store;
     kv_epoch_enter(store->epoch, c->slot);
@@ -443,7 +458,7 @@ static kv_status measure_locked(kv_store *store, kv_stats *out) {
         .sync_count = kv_flow_sync_count(store->flow),
         .replayed_count = store->replayed_count,
         .unsynced_size = size_behind(segments, count, kv_position_order(kv_flow_durable(store->flow))),
-        .since_checkpoint_size = size_behind(segments, count, store->checkpoint_order),
+        .since_checkpoint_size = size_behind(segments, count, store->checkpoint_order) + store->retired_size,
         .clock_ms = atomic_load(&store->clock_ms),
         .was_clean = store->was_clean,
         .used_checkpoint = store->used_checkpoint,

@@ -104,7 +104,7 @@ TEST(create_empties_and_write_wants_a_file) {
     CHECK_EQ(w.io->open(w.io, "a", KV_IO_WRITE, &file), KV_ABSENT);
     CHECK_EQ(errno, ENOENT);
     CHECK_EQ(w.io->open(w.io, "a", KV_IO_READ, &file), KV_ABSENT);
-    CHECK_EQ(w.io->open(w.io, "no/a", KV_IO_CREATE, &file), KV_ABSENT);
+    CHECK_EQ(w.io->open(w.io, "no/a", KV_IO_CREATE, &file), KV_EDISK);
     put_file(w.io, "a", "first");
     CHECK_TEXT(w.io, "a", "first");
     file = open_file(w.io, "a", KV_IO_CREATE);
@@ -227,7 +227,7 @@ TEST(rename_replaces) {
     w.io->close(w.io, old);
     CHECK_EQ(w.io->rename(w.io, "b", "d/c"), KV_OK);
     CHECK_TEXT(w.io, "d/c", "new");
-    CHECK_EQ(w.io->rename(w.io, "b", "c"), KV_ABSENT);
+    CHECK_EQ(w.io->rename(w.io, "b", "c"), KV_EDISK); /* A name in use has gone: nobody asked whether it is there. */
     CHECK_EQ(w.io->sync_dir(w.io, "d"), KV_OK);
     end_world(&w);
 }
@@ -262,7 +262,7 @@ TEST(names_are_listed_in_order) {
     free(names);
     CHECK_EQ(w.io->list(w.io, "e", &names, &count), KV_ABSENT);
     CHECK_EQ(w.io->sync_dir(w.io, ""), KV_OK);
-    CHECK_EQ(w.io->sync_dir(w.io, "e"), KV_ABSENT);
+    CHECK_EQ(w.io->sync_dir(w.io, "e"), KV_EDISK);
     end_world(&w);
 }
 
@@ -340,6 +340,51 @@ TEST(the_lock_keeps_other_processes_out_and_names_its_holder) {
     CHECK_EQ(kv_io_posix_new(w.root, false, &w.io), KV_OK);
     CHECK_TEXT(w.io, "LOCK", expected);
     CHECK_EQ(w.io->lock(w.io, &holder), KV_OK); /* It went with the table. */
+    end_world(&w);
+}
+
+/* As a copy of the directory does, which anybody may make. */
+TEST(the_lock_stays_when_another_descriptor_of_its_file_is_closed) {
+    world w = make_world();
+    int64_t holder = 0;
+    CHECK_EQ(w.io->lock(w.io, &holder), KV_OK);
+    put_file(w.io, "other", "x");
+    kv_file *file = open_file(w.io, "LOCK", KV_IO_READ);
+    w.io->close(w.io, file);
+    kv_io *second;
+    CHECK_EQ(kv_io_posix_new(w.root, false, &second), KV_OK);
+    CHECK_EQ(second->lock(second, &holder), KV_ELOCKED);
+    CHECK_EQ(holder, getpid());
+    second->free(second);
+    end_world(&w);
+}
+
+TEST(a_forked_child_that_lets_go_does_not_keep_the_lock) {
+    world w = make_world();
+    int64_t holder = 0;
+    int ready[2], done[2];
+    char byte = 0;
+    CHECK_EQ(w.io->lock(w.io, &holder), KV_OK);
+    CHECK(pipe(ready) == 0 && pipe(done) == 0);
+    fflush(stdout);
+    pid_t child = fork();
+    if (child == 0) {
+        kv_io_posix_let_go(w.io);
+        bool good = write(ready[1], "r", 1) == 1 && read(done[0], &byte, 1) == 1;
+        _exit(good ? 0 : 1);
+    }
+    CHECK_EQ(read(ready[0], &byte, 1), 1);
+    kv_io *second;
+    CHECK_EQ(kv_io_posix_new(w.root, false, &second), KV_OK);
+    CHECK_EQ(second->lock(second, &holder), KV_ELOCKED); /* The parent still has it, */
+    w.io->free(w.io);
+    CHECK_EQ(second->lock(second, &holder), KV_OK); /* and the child does not. */
+    w.io = second;
+    int status = -1;
+    CHECK_EQ(write(done[1], "d", 1), 1);
+    waitpid(child, &status, 0);
+    CHECK_EQ(status, 0);
+    for (int i = 0; i < 2; i++) close(ready[i]), close(done[i]);
     end_world(&w);
 }
 
@@ -893,6 +938,8 @@ int main(void) {
     run_contract(false);
     RUN(a_missing_root_is_absent_or_made);
     RUN(the_lock_keeps_other_processes_out_and_names_its_holder);
+    RUN(the_lock_stays_when_another_descriptor_of_its_file_is_closed);
+    RUN(a_forked_child_that_lets_go_does_not_keep_the_lock);
     RUN(the_clock_can_be_shifted);
     run_contract(true);
     run_simulated();

@@ -4,8 +4,9 @@
  * and fail, mappings included). Paths are relative to the directory ("flow/00000001.seg"), so a store can be
  * moved while it is closed and no path is ever too long.
  *
- * Every operation returns KV_OK, or KV_ENOSPC (disk full or quota), or KV_EDISK, with errno kept. KV_ABSENT: the
- * file or directory is not there. Threads: any, at the same time; one file's close and unmap overlap with
+ * Every operation returns KV_OK, or KV_ENOSPC (disk full or quota), or KV_ELIMIT (no descriptor, mapping or memory for it
+ * now: nothing was done), or KV_EDISK, with errno kept. KV_ABSENT, of open (but to create), unlink and list: the file or
+ * directory is not there. Threads: any, at the same time; one file's close and unmap overlap with
  * nothing else on that file.
  *
  * What each promises about a crash, and io_sim.c takes them at their word:
@@ -56,6 +57,7 @@ struct kv_io {
      * copy-on-write file systems). */
     bool (*maps_well)(kv_io *io);
     int64_t (*now_ms)(kv_io *io); /* the wall clock: milliseconds since 1970, may jump */
+    int64_t (*monotonic_ms)(kv_io *io); /* since some moment; never goes back (io_sim: stands still) */
     /* Bytes nobody can guess (io_sim: the same ones in every run). */
     kv_status (*random)(kv_io *io, uint8_t *bytes, size_t size);
     void (*free)(kv_io *io);      /* ends the table itself and drops the lock */
@@ -63,6 +65,8 @@ struct kv_io {
 
 /* io_posix.c. `root` is created if `create` (its parent must exist). KV_ABSENT: there is none. */
 kv_status kv_io_posix_new(const char *root, bool create, kv_io **out);
+/* For a forked child: closes its copy of the writer's lock, which would otherwise outlive the parent. */
+void kv_io_posix_let_go(kv_io *io);
 /* For tests of clocks that jump: adds `shift_ms` to what now_ms answers. */
 void kv_io_posix_shift_clock(kv_io *io, int64_t shift_ms);
 

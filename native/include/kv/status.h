@@ -42,6 +42,7 @@ typedef enum kv_status {
     KV_EDISK = -200,     /* a file operation failed; errno says how */
     KV_ENOSPC = -201,    /* the disk is full: writes are refused until there is space */
     KV_EPOISONED = -202, /* an earlier write or sync failed: read-only until reopened */
+    KV_ELIMIT = -204,    /* no descriptor, mapping or memory for a file now; errno says which; nothing was done */
     KV_EMAPPING = -203,  /* a mapped page could not be read or written (SIGBUS) */
 
     KV_ECORRUPT = -300, /* bytes below the durable watermark are not what was written */

@@ -113,6 +113,9 @@ kv_result kv_batch(kv_caller *c, const kv_operation *operations, size_t count, i
 
 /* Waits until the key's version is above `version`, at most timeout_ms. The version it has then (see kv_version). */
 kv_result kv_wait(kv_caller *c, const uint8_t *key, size_t key_size, uint64_t version, int64_t timeout_ms);
+/* Neither takes a lock: live keys, expired ones included; the time expiries are judged by, ms since 1970. */
+kv_result kv_count(kv_caller *c);
+kv_result kv_now(kv_caller *c);
 kv_result kv_sync(kv_caller *c);       /* everything written so far is durable when this returns */
 kv_result kv_refresh(kv_caller *c);    /* read-only openers: takes in what was written since; records applied */
 
@@ -157,7 +160,7 @@ typedef struct kv_stats {
     uint64_t sync_count;       /* fdatasyncs of the flow since open */
     uint64_t replayed_count;   /* records replayed at open */
     uint64_t unsynced_size;    /* written and not known durable */
-    uint64_t since_checkpoint_size; /* bytes a reopen would have to replay */
+    uint64_t since_checkpoint_size; /* what a checkpoint would save: bytes to replay, and value files it lets go */
     int64_t clock_ms;          /* the highest time an expiry was judged by */
     int32_t was_clean;         /* the opener before closed the store */
     int32_t used_checkpoint;   /* opened from the index image, not by full replay */
@@ -168,7 +171,7 @@ typedef struct kv_stats {
 kv_status kv_store_measure(kv_store *store, kv_stats *out);
 
 /* --- checkpoints: an image of the index and the counters as of one position, so that opening replays a tail only.
- * One at a time, by one thread. begin, step until KV_EOF, describe, (store that durably), published. --- */
+ * One at a time, by one thread (a second begin: KV_EUSAGE), and freed before the store is closed. begin, step until KV_EOF, describe, (store that durably), published. --- */
 typedef struct kv_checkpoint kv_checkpoint;
 kv_status kv_checkpoint_begin(kv_store *store, kv_checkpoint **out); /* KV_EOF: nothing changed since the last */
 kv_status kv_checkpoint_step(kv_checkpoint *checkpoint);             /* KV_MORE, or KV_EOF: written and durable, flow included */
