@@ -23,7 +23,9 @@ bool file_name_id(const char *name, const char *suffix, uint64_t *id) {
     return strcmp(again, name) == 0;
 }
 
-static void big_path(uint64_t id, char path[PATH_SIZE]) { snprintf(path, PATH_SIZE, "values/%016llx.val", (unsigned long long)id); }
+static void big_path(uint64_t id, char path[PATH_SIZE]) {
+    snprintf(path, PATH_SIZE, "values/%016llx.val", (unsigned long long)id);
+}
 
 /* --- the set of ids that records point to --- */
 

@@ -663,7 +663,8 @@ static kv_status load_parsed(kv_store *store, const parsed *p) {
     store->index_mapping_sizes = calloc(p->file_count + 1, sizeof *store->index_mapping_sizes);
     bool room = files != NULL && store->index_mappings != NULL && store->index_mapping_sizes != NULL;
     kv_status status = room ? KV_OK : KV_ENOMEM;
-    for (uint64_t i = 0; status == KV_OK && i < p->file_count; i++) status = map_file(store, word_at(p->files, i), &files[i]);
+    for (uint64_t i = 0; status == KV_OK && i < p->file_count; i++)
+        status = map_file(store, word_at(p->files, i), &files[i]);
     if (status == KV_OK) status = load_map(store, p, files);
     if (status == KV_OK) status = load_counters(store, p);
     if (status == KV_OK) status = load_runs(store, p);
@@ -687,7 +688,8 @@ kv_status checkpoint_load(kv_store *store, const uint8_t *bytes, size_t size, kv
 const uint8_t *checkpoint_store_id(const uint8_t *bytes) { return bytes + 16; }
 
 bool checkpoint_belongs(const kv_store *store, const uint8_t *bytes) {
-    return memcmp(checkpoint_store_id(bytes), kv_flow_store_id(store->flow), 16) == 0 && word_at(bytes, 4) == kv_flow_salt(store->flow);
+    bool same_store = memcmp(checkpoint_store_id(bytes), kv_flow_store_id(store->flow), 16) == 0;
+    return same_store && word_at(bytes, 4) == kv_flow_salt(store->flow);
 }
 
 void checkpoint_unload(kv_store *store) {

@@ -414,12 +414,18 @@ kv_status segment_finish(kv_flow *flow, segment *one) {
     return KV_OK;
 }
 
+/* Ended, and behind its SEAL durable. */
+static bool wholly_durable(const segment *one, kv_position durable) {
+    if (!atomic_load_explicit(&one->ended, memory_order_acquire)) return false;
+    return one->id != durable.segment || durable.offset >= atomic_load(&one->end);
+}
+
 static kv_status settle_lead(kv_flow *flow) {
     kv_position durable = kv_flow_durable(flow);
     for (uint32_t id = flow->unsealed; id <= durable.segment; id++) {
         segment *one = segment_find(flow, id);
         bool waits = one != NULL && !one->sealed;
-        if (waits && (!atomic_load_explicit(&one->ended, memory_order_acquire) || (id == durable.segment && durable.offset < atomic_load(&one->end)))) break;
+        if (waits && !wholly_durable(one, durable)) break;
         kv_status status = waits ? segment_finish(flow, one) : KV_OK;
         if (status != KV_OK) return status;
         flow->unsealed = id + 1;

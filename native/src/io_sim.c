@@ -308,7 +308,8 @@ static kv_status sim_open(kv_io *io, const char *path, enum kv_io_mode mode, kv_
     kv_sim *sim = enter(io);
     place at;
     kv_status status = admit(sim, mode == KV_IO_CREATE ? KV_SIM_CREATE : KV_SIM_OPEN);
-    if (status == KV_OK) status = mode == KV_IO_CREATE ? not_absent(create_file(sim, path, &at)) : look_up_file(sim, path, &at);
+    if (status == KV_OK && mode == KV_IO_CREATE) status = not_absent(create_file(sim, path, &at));
+    else if (status == KV_OK) status = look_up_file(sim, path, &at);
     if (status != KV_OK) return leave(sim, status);
 
     sim_io *self = (sim_io *)io;

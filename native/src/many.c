@@ -193,7 +193,8 @@ static void cursor_step(many_cursor *m) {
 static kv_status many_check(kv_caller *c, const kv_many *many) {
     uint64_t keys = 0, values = 0;
     for (size_t i = 0; i < many->count; i++) {
-        if (key_check(many->key_sizes[i]) != KV_OK) return (kv_status)caller_fail(c, KV_EKEYSIZE, "keys have 1 to 65535 bytes");
+        if (key_check(many->key_sizes[i]) != KV_OK)
+            return (kv_status)caller_fail(c, KV_EKEYSIZE, "keys have 1 to 65535 bytes");
         keys += many->key_sizes[i];
         if (many->values == NULL) continue;
         if (many->value_sizes[i] > KV_VALUE_SIZE_MAX)
