@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
-from kvsvr.errors import UsageError
+from kvsvr.errors import UsageError, shown
 
 SyncMode: TypeAlias = Literal["none", "batch", "always"]
 
@@ -30,12 +30,15 @@ class Config:
 
     def __post_init__(self) -> None:
         if self.sync not in get_args(SyncMode):
-            raise UsageError(f'sync is "none", "batch" or "always", not {self.sync!r}')
+            raise UsageError(f'sync is "none", "batch" or "always", not {shown(self.sync)}')
+        if not isinstance(self.readonly, bool):
+            raise UsageError(f"readonly is True or False, not {shown(self.readonly)}")
         if not _is_count(self.sync_ms_max, SYNC_MS_LIMIT):
-            raise UsageError(f"sync_ms_max is 1 to {SYNC_MS_LIMIT} milliseconds, not {self.sync_ms_max!r}")
+            raise UsageError(f"sync_ms_max is 1 to {SYNC_MS_LIMIT} milliseconds, not {shown(self.sync_ms_max)}")
         if self.checkpoint_size is not None and not _is_count(self.checkpoint_size, 1 << 62):
             raise UsageError(
-                f"checkpoint_size is a positive number of bytes, or None for close() only, not {self.checkpoint_size!r}"
+                "checkpoint_size is a positive number of bytes, or None for close() only, "
+                f"not {shown(self.checkpoint_size)}"
             )
 
 

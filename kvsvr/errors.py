@@ -12,7 +12,8 @@
       Unavailable       no quorum now: nothing happened, try again
       Unknown           no answer came: it may have happened or not
 
-An argument of the wrong Python type is a plain TypeError, as everywhere in Python; no memory is MemoryError.
+A key or a value that is not bytes, and what is no list of them where one is wanted, is a plain TypeError. Numbers and
+settings are checked as a whole, type and range: a wrong one is UsageError either way. No memory is MemoryError.
 WrongType is no TypeError on purpose: it speaks of stored data, and who catches a programming mistake must not
 swallow it.
 """
@@ -116,6 +117,15 @@ class Unavailable(KvError):
 
 class Unknown(KvError):
     """The answer was lost: the write may have happened or not. Read before writing again."""
+
+
+def shown(value: object) -> str:
+    """An argument as an error shows it. Python refuses to print very long integers at all."""
+    try:
+        text = repr(value)
+    except ValueError:
+        return f"a huge {type(value).__name__}"
+    return text if len(text) <= 64 else f"{text[:64]}..."
 
 
 def _shown(key: bytes) -> str:

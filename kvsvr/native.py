@@ -18,13 +18,12 @@ No cdata object leaves this module and kvsvr.store.
 from __future__ import annotations
 
 import errno
-import math
 import os
-import time
 from array import array
 from collections.abc import Sequence
 from struct import Struct
 from typing import Any, Final
+from weakref import WeakSet
 
 from kvsvr._native import ffi, lib
 from kvsvr.config import Config
@@ -37,6 +36,7 @@ from kvsvr.errors import (
     UsageError,
     VersionConflict,
     WrongType,
+    shown,
 )
 from kvsvr.types import BytesLike
 
@@ -52,6 +52,7 @@ __all__ = [
     "ffi",
     "lib",
     "operations",
+    "own",
     "ttl_ms",
 ]
 
@@ -89,12 +90,17 @@ def borrow(data: object, what: str) -> Any:
         raise UsageError(f"the {what} is a memoryview with gaps: copy it with bytes()") from None
 
 
+def own(key: object) -> bytes:
+    """A key as bytes of our own: another thread may change a borrowed buffer between its hash and its record."""
+    return bytes(borrow(key, "key"))
+
+
 def ttl_ms(ttl: float) -> int:
     """Seconds as C takes them. Never 0, which would mean "no expiry": the shortest time to live is 1 ms."""
-    if not isinstance(ttl, int | float) or isinstance(ttl, bool) or not math.isfinite(ttl) or ttl <= 0:
-        raise UsageError(f"ttl is a positive number of seconds, not {ttl!r}; leave it out for no expiry")
-    if ttl * 1000 > TTL_MS_MAX:
-        raise UsageError(f"ttl is at most {TTL_MS_MAX // 1000} seconds, not {ttl!r}; leave it out for no expiry")
+    if not isinstance(ttl, int | float) or isinstance(ttl, bool) or not ttl > 0:
+        raise UsageError(f"ttl is a positive number of seconds, not {shown(ttl)}; leave it out for no expiry")
+    if ttl > TTL_MS_MAX // 1000:  # Compared, not multiplied: an int may be larger than any float.
+        raise UsageError(f"ttl is at most {TTL_MS_MAX // 1000} seconds, not {shown(ttl)}; leave it out for no expiry")
     return max(1, round(ttl * 1000))
 
 
@@ -191,15 +197,15 @@ class Handle:
     Threads: any. `callers` is the pool: pop one, or make one with `new_caller`; append it when done.
     """
 
-    __slots__ = ("_free", "_io", "_pid", "_shift_ms", "_store", "callers", "path")
+    __slots__ = ("__weakref__", "_free", "_io", "_out", "_pid", "callers", "path")
 
     def __init__(self, path: str, config: Config, checkpoint: bytes | None) -> None:
-        self._store: Any = None
+        # C writes the store into it. Here before the call, so that no interrupt behind it can lose an open store.
+        self._out: Any = ffi.new("kv_store **")
         self._free = lib.kv_store_free  # At interpreter exit this module may be gone before the last Handle.
         self.path = path
         self.callers: list[Caller] = []
         self._pid = os.getpid()
-        self._shift_ms = 0
         self._io = self._open_directory(create=not config.readonly)
         options = ffi.new(
             "kv_options *",
@@ -211,18 +217,25 @@ class Handle:
                 "write_calls": config.write_calls,
             },
         )
-        fault, out = ffi.new("kv_fault *"), ffi.new("kv_store **")
+        fault = ffi.new("kv_fault *")
         described = ffi.NULL if checkpoint is None else checkpoint
-        status = lib.kv_store_open(self._io, options, described, len(checkpoint or b""), fault, out)
-        if status != lib.KV_OK:
-            raise failure(status, fault, path)
-        self._store = out[0]
+        try:
+            status = lib.kv_store_open(self._io, options, described, len(checkpoint or b""), fault, self._out)
+            if status != lib.KV_OK:
+                raise failure(status, fault, path)
+        except BaseException:
+            self.free()  # Not left to the finalizer: the traceback may keep this object for long.
+            raise
+        _handles.add(self)
 
-    def __del__(self) -> None:
-        store, self._store = self._store, None
-        if store is not None:
+    def free(self) -> None:
+        """Gives the store back, closed or not. The second time: nothing."""
+        out, self._out = self._out, None
+        if out is not None and out[0]:
             self.callers.clear()
-            self._free(store)
+            self._free(out[0])
+
+    __del__ = free
 
     def _open_directory(self, *, create: bool) -> Any:
         out = ffi.new("kv_io **")
@@ -233,6 +246,15 @@ class Handle:
             fault = ffi.new("kv_fault *", {"os_error": ffi.errno, "what": b"opening the directory"})
             raise failure(status, fault, self.path)
         return out[0]
+
+    @property
+    def freed(self) -> bool:
+        return self._out is None
+
+    @property
+    def closed(self) -> bool:
+        """C has let go of the directory. Asked of C: an interrupt may come between its doing so and any note of it."""
+        return self._out is None or lib.kv_store_measure(self._out[0], ffi.new("kv_stats *")) == lib.KV_ECLOSED
 
     @property
     def forked(self) -> bool:
@@ -265,12 +287,8 @@ class Handle:
             error: Exception = VersionConflict(bytes(key), caller.answer.version)
         else:
             error = failure(result, caller.answer.fault, self.path, key)
-        self.callers.append(caller)
+        self.release(caller)
         return error
-
-    def now_ms(self) -> int:
-        """The time by which the store judges expiries now: it never goes back, whatever the wall clock does."""
-        return max(time.time_ns() // 1_000_000 + self._shift_ms, self.measure_one("clock_ms"))
 
     def measure(self) -> dict[str, Any]:
         stats = self._measured()
@@ -290,8 +308,7 @@ class Handle:
 
     def shift_clock(self, shift: float) -> None:
         """For tests of clocks that jump: what the store takes for the time is the wall clock and so many seconds."""
-        self._shift_ms = round(shift * 1000)
-        lib.kv_io_posix_shift_clock(self._io, self._shift_ms)
+        lib.kv_io_posix_shift_clock(self._io, round(shift * 1000))
 
     def checkpoint(self) -> Checkpoint | None:
         """Begins a checkpoint; None if nothing changed since the last one."""
@@ -306,9 +323,9 @@ class Handle:
         return Checkpoint(self, out[0])
 
     def _alive(self) -> Any:
-        if self._store is None:
+        if self._out is None:
             raise ClosedError(f"{self.path} was dropped: open it again")
-        return self._store
+        return self._out[0]
 
     def quiesce(self) -> None:
         lib.kv_store_quiesce(self._alive())
@@ -319,6 +336,19 @@ class Handle:
         status = lib.kv_store_close(self._alive(), fault)
         if status != lib.KV_OK:
             raise failure(status, fault, self.path)
+
+
+_handles: Final[WeakSet[Handle]] = WeakSet()
+
+
+def _after_fork() -> None:
+    """In the child: the writers' locks stay with the parent alone."""
+    for handle in list(_handles):
+        if not handle.freed:
+            lib.kv_store_let_go(handle._out[0])
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 class Checkpoint:
@@ -408,6 +438,7 @@ _DISK: Final = {
     lib.KV_EDISK: "look at the disk and the system's log",
     lib.KV_ENOSPC: "the disk is full: reads go on, and writes too once there is room",
     lib.KV_EPOISONED: "an earlier write or sync failed, so nothing more is written: repair the disk, then open again",
+    lib.KV_ELIMIT: "this process has too many files open: close some, or raise the limit (ulimit -n), then go on",
     lib.KV_EMAPPING: "a file was cut short or cannot be read: restore it, then open again",
 }
 

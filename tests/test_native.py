@@ -17,6 +17,8 @@ HEADERS = sorted((NATIVE / "include" / "kv").glob("*.h"))
 FLAVOURS = ("plain", "asan", "tsan")
 TESTS = sorted(source.stem for source in (NATIVE / "tests").glob("test_*.c"))
 TEST_TIMEOUT_S = 900
+# What these found out is told in figures (how many crashes, how many damages), which belong in the log of every run.
+TOLD = ("test_crash", "test_damage", "test_faults")
 
 
 def folded(text: str) -> str:
@@ -70,7 +72,7 @@ def test_every_status_has_a_name() -> None:
 @pytest.mark.parametrize("flavour", FLAVOURS)
 @pytest.mark.parametrize("name", TESTS)
 @pytest.mark.timeout(TEST_TIMEOUT_S + 60)
-def test_c(name: str, flavour: str) -> None:
+def test_c(name: str, flavour: str, capsys: pytest.CaptureFixture[str]) -> None:
     """One C test program: plain, under AddressSanitizer with UBSan, under ThreadSanitizer."""
     program = ROOT / "build" / flavour / name
     assert program.exists(), f"{program.relative_to(ROOT)} is not built: run `make c-tests` first"
@@ -80,6 +82,9 @@ def test_c(name: str, flavour: str) -> None:
     print(result.stdout[-4000:], result.stderr[-4000:])
     assert result.returncode == 0
     assert re.search(r"^[1-9]\d* passed, 0 failed", result.stdout, re.MULTILINE)
+    if flavour == "plain" and name in TOLD:
+        with capsys.disabled():
+            print(f"\n{name}:\n{result.stdout}", end="")
 
 
 def launcher(flavour: str) -> list[str]:

@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import TypeAlias
 
 from kvsvr.errors import UsageError
-from kvsvr.native import KEY_SIZE_MAX, borrow, ttl_ms
+from kvsvr.native import KEY_SIZE_MAX, borrow, own, ttl_ms
 from kvsvr.types import BytesLike
 
 Operations: TypeAlias = dict[bytes, tuple[bytes | None, int]]
@@ -52,7 +52,7 @@ class Batch:
     def _add(self, key: BytesLike, value: bytes | None, expiry: int) -> None:
         if self._done:
             raise UsageError("the batch has been written: begin another with db.batch()")
-        name = key if key.__class__ is bytes else bytes(borrow(key, "key"))
+        name = key if key.__class__ is bytes else own(key)
         # Here, not when it is written: the traceback then points at the line that is wrong.
         if not 0 < len(name) <= KEY_SIZE_MAX:
             raise UsageError(f"a key has 1 to {KEY_SIZE_MAX} bytes; this one has {len(name)}")

@@ -19,6 +19,7 @@ checkpoint. Byte table and damage: docs/formats/catalog.md. Threads: one at a ti
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -64,7 +65,11 @@ class Catalog:
         return None if value is None else bytes(value)
 
     def put_checkpoint(self, description: bytes) -> None:
-        """Keeps a description in place of the one before; durable when this returns. OSError: nothing changed."""
+        """Keeps a description in place of the one before; durable when this returns.
+
+        OSError: it may have taken its place or not (the rename may be done, and only the directory's sync have failed);
+        what a reader finds is whole in either case.
+        """
         self._change(CHECKPOINT_KEY, description)
 
     def forget_checkpoint(self) -> None:
@@ -76,7 +81,7 @@ class Catalog:
         try:
             pages = _changed(pages, key, value)
         except lmdb.Error:
-            pages = _changed(b"", key, value)  # Pages LMDB cannot use: begin a new file.
+            pages = _anew(key, value)  # Pages LMDB cannot use: begin a new file.
         self._write(pages)
         self.note = None
 
@@ -147,6 +152,14 @@ def _changed(pages: bytes, key: bytes, value: bytes | None) -> bytes:
             else:
                 transaction.put(key, value)
         return os.pread(descriptor, SIZE_MAX, 0)
+
+
+def _anew(key: bytes, value: bytes | None) -> bytes:
+    """Pages with nothing else in them. What LMDB says about its own memory is the system's trouble: OSError."""
+    try:
+        return _changed(b"", key, value)
+    except lmdb.Error as error:
+        raise OSError(errno.EIO, f"LMDB cannot make the catalog: {error}") from error
 
 
 @contextmanager

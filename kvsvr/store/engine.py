@@ -4,11 +4,12 @@ Threads: any number, all methods. Calls release the GIL; reads take no lock, wri
 belongs to one thread.
 
 Life: an Engine is closed by close() or by `with`. One that is dropped, or still open when the interpreter ends, is
-closed by its finalizer. That holds everything but the Engine itself, so neither the housekeeping thread nor a
-batch keeps a forgotten store alive. A forked child gets ClosedError from everything and touches nothing on disk.
+closed by its finalizer. That holds everything but the Engine itself, and neither the housekeeping thread, nor a batch,
+nor a scan holds the Engine, so none of them keeps a forgotten store open. A forked child gets ClosedError from
+everything and touches nothing on disk.
 
-Processes: one writer per directory. C's lock says so between processes, but belongs to the process, so a second
-writer in this one is refused by the list in `_Writers`, by device and inode, however the path was spelt.
+Processes: one writer per directory. C's lock says so; `_Writers` knows it of this process before C has touched the
+directory, by device and inode, however the path was spelt. A forked child lets go of its copy of the lock.
 
 Speed: put and get are the two methods that are compared by the nanosecond. `bytes` go to C as they are; the C
 functions are globals, which cost less than attributes; and the pool of callers (see kvsvr.native) is used in place.
@@ -16,21 +17,24 @@ functions are globals, which cost less than attributes; and the pool of callers 
 
 from __future__ import annotations
 
+import math
 import os
 import stat
 import threading
 import time
 import warnings
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from functools import partial
 from itertools import chain, islice
 from struct import iter_unpack
 from types import TracebackType
-from typing import Any, Final, TypeVar, overload
+from typing import Any, Final, NoReturn, TypeVar, overload
 
 from kvsvr.config import Config, SyncMode
-from kvsvr.errors import DiskError, LockedError, UsageError
-from kvsvr.native import ABSENT, SMALL_SIZE, Handle, Many, borrow, ffi, lib, operations, ttl_ms
+from kvsvr.errors import ClosedError, DiskError, LockedError, UsageError, shown
+from kvsvr.native import ABSENT, SMALL_SIZE, Handle, Many, borrow, ffi, lib, operations, own, ttl_ms
 from kvsvr.store.batch import Batch, Operations
 from kvsvr.store.catalog import Catalog, sync_directory
 from kvsvr.store.housekeeping import Housekeeper
@@ -52,6 +56,9 @@ READ_COUNT_MAX: Final = 512
 
 # How long C waits before Python may look at signals: what Ctrl-C feels like.
 WAIT_MS_MAX: Final = 100
+
+# Some 30 years, in seconds: who means longer means None.
+TIMEOUT_MAX: Final = 10**9
 
 INT64_MIN: Final = -(1 << 63)
 INT64_MAX: Final = (1 << 63) - 1
@@ -95,14 +102,20 @@ class Engine:
         try:
             self._catalog = Catalog(directory)
             self._handle = Handle(directory, config, self._catalog.checkpoint())
+            self._callers = self._handle.callers
+            self._keeper = Housekeeper(self._handle, self._catalog, config)
+            self._shut = weakref.finalize(self, _shut, self._handle, self._keeper, place)
+            if not config.readonly:
+                self._keeper.start()
         except BaseException:
-            _writers.leave(place)
+            # Ctrl-C may come behind any of these lines. C first, then the place: nobody may be let in before.
+            if hasattr(self, "_shut"):
+                self._shut()
+            else:
+                if hasattr(self, "_handle"):
+                    self._handle.free()
+                _writers.leave(place)
             raise
-        self._callers = self._handle.callers
-        self._keeper = Housekeeper(self._handle, self._catalog, config)
-        self._shut = weakref.finalize(self, _shut, self._handle, self._keeper, place)
-        if not config.readonly:
-            self._keeper.start()
 
     # --- one key ---
 
@@ -112,7 +125,7 @@ class Engine:
     def get(self, key: BytesLike, default: T) -> bytes | T: ...
     def get(self, key: BytesLike, default: T | None = None) -> bytes | T | None:
         """The value, or `default` if the key is absent or has expired."""
-        name: Any = key if key.__class__ is bytes else borrow(key, "key")
+        name: Any = key if key.__class__ is bytes else own(key)
         try:
             caller = self._callers.pop()
         except IndexError:
@@ -136,7 +149,7 @@ class Engine:
 
         `durable=True` returns when the write is on disk, whatever the store's `sync` says.
         """
-        name: Any = key if key.__class__ is bytes else borrow(key, "key")
+        name: Any = key if key.__class__ is bytes else own(key)
         content: Any = value if value.__class__ is bytes else borrow(value, "value")
         expiry = 0 if ttl is None else ttl_ms(ttl)
         try:
@@ -151,7 +164,7 @@ class Engine:
 
     def delete(self, key: BytesLike, *, version: int | None = None, durable: bool = False) -> bool:
         """Whether the key was there. With `version`, only at that version: else VersionConflict."""
-        name: Any = key if key.__class__ is bytes else borrow(key, "key")
+        name: Any = key if key.__class__ is bytes else own(key)
         expected = -1 if version is None else _version(version, least=1)
         try:
             caller = self._callers.pop()
@@ -168,7 +181,7 @@ class Engine:
 
     def get_versioned(self, key: BytesLike) -> Versioned | None:
         """The value with its version and expiry, all of one moment; None if the key is absent."""
-        name = borrow(key, "key")
+        name = own(key)
         caller = self._handle.take()
         size = kv_get(caller.pointer, name, len(name))
         if size < 0 and size != ABSENT:
@@ -186,7 +199,7 @@ class Engine:
         self, key: BytesLike, value: BytesLike, version: int, *, ttl: float | None = None, durable: bool = False
     ) -> int:
         """Sets the value if the key is at `version`, 0 meaning absent; the new version. Else VersionConflict."""
-        name, content = borrow(key, "key"), borrow(value, "value")
+        name, content = own(key), borrow(value, "value")
         expected, expiry = _version(version, least=0), _expiry(ttl)
         caller = self._handle.take()
         result = lib.kv_cas(caller.pointer, name, len(name), content, len(content), expected, expiry, durable)
@@ -201,9 +214,9 @@ class Engine:
         The key keeps its expiry unless `ttl` sets one. A value that is no 64-bit integer raises WrongType; a sum
         beyond 64 bits UsageError. Either leaves the value as it is.
         """
-        name, expiry = borrow(key, "key"), _expiry(ttl)
+        name, expiry = own(key), _expiry(ttl)
         if not isinstance(by, int) or not INT64_MIN <= by <= INT64_MAX:
-            raise UsageError(f"incr adds a 64-bit integer, not {by!r}")
+            raise UsageError(f"incr adds a 64-bit integer, not {shown(by)}")
         caller = self._handle.take()
         result = lib.kv_incr(caller.pointer, name, len(name), by, expiry, durable)
         if result <= 0:
@@ -214,7 +227,7 @@ class Engine:
 
     def append(self, key: BytesLike, data: BytesLike, *, ttl: float | None = None, durable: bool = False) -> int:
         """Puts bytes behind the value, an absent one counting as empty; the new length. Expiry as with incr."""
-        name, content, expiry = borrow(key, "key"), borrow(data, "value"), _expiry(ttl)
+        name, content, expiry = own(key), borrow(data, "value"), _expiry(ttl)
         caller = self._handle.take()
         result = lib.kv_append(caller.pointer, name, len(name), content, len(content), expiry, durable)
         if result < 0:
@@ -224,22 +237,27 @@ class Engine:
 
     def expire(self, key: BytesLike, ttl: float, *, durable: bool = False) -> bool:
         """Lets the key expire `ttl` seconds from now; False if it is absent."""
-        return self._expire(borrow(key, "key"), ttl_ms(ttl), durable)
+        if ttl is None or ttl == 0:
+            raise UsageError(f"ttl is a positive number of seconds, not {ttl!r}: persist() takes an expiry away")
+        return self._expire(own(key), ttl_ms(ttl), durable)
 
     def persist(self, key: BytesLike, *, durable: bool = False) -> bool:
         """Takes the key's expiry away; False if it is absent or has none."""
-        return self._expire(borrow(key, "key"), 0, durable)
+        return self._expire(own(key), 0, durable)
 
     def ttl(self, key: BytesLike) -> float | None:
         """Seconds until the key expires, by the store's clock; None if it has no expiry or is absent."""
-        name = borrow(key, "key")
+        name = own(key)
         caller = self._handle.take()
         size = kv_look(caller.pointer, name, len(name))
         if size < 0 and size != ABSENT:
             raise self._handle.failed(size, caller, name)
         expires_ms: int = caller.answer.expires_ms if size >= 0 else 0
+        now_ms: int = lib.kv_now(caller.pointer) if expires_ms else 0
+        if now_ms < 0:
+            raise self._handle.failed(now_ms, caller, name)
         self._callers.append(caller)
-        return max(0, expires_ms - self._handle.now_ms()) / 1000 if expires_ms else None
+        return max(0, expires_ms - now_ms) / 1000 if expires_ms else None
 
     def _expire(self, name: Any, expiry: int, durable: bool) -> bool:
         caller = self._handle.take()
@@ -304,14 +322,16 @@ class Engine:
     def batch(self, *, durable: bool = False) -> Batch:
         """A `with` block whose puts and deletes are written together at its end: all or nothing, one version."""
 
+        handle = self._handle  # And not self: a batch that is kept must not keep the store open.
+
         def write(batch: Operations) -> int:
             pointer, held = operations(batch)
-            caller = self._handle.take()
+            caller = handle.take()
             version: int = lib.kv_batch(caller.pointer, pointer, len(batch), durable)
             del held  # C has copied what it needs.
             if version < 0:
-                raise self._handle.failed(version, caller)
-            self._callers.append(caller)
+                raise handle.failed(version, caller)
+            handle.callers.append(caller)
             return version
 
         return Batch(write)
@@ -358,10 +378,8 @@ class Engine:
         At the timeout, in seconds (None: no bound), the version it has: not above `version`. 0 means never seen; a
         deleted key keeps the version of its deletion for a while, so deletions wake, too.
         """
-        name, known = borrow(key, "key"), _version(version, least=0)
-        if timeout is not None and not (isinstance(timeout, int | float) and timeout >= 0):
-            raise UsageError(f"timeout is a number of seconds, or None to wait without bound, not {timeout!r}")
-        deadline = None if timeout is None else time.monotonic() + timeout
+        name, known = own(key), _version(version, least=0)
+        deadline = _deadline(timeout)
         while True:
             left_ms = WAIT_MS_MAX if deadline is None else max(0, round((deadline - time.monotonic()) * 1000))
             current = self._wait(name, known, min(left_ms, WAIT_MS_MAX))
@@ -418,7 +436,7 @@ class Engine:
             raise KeyError(key)
 
     def __contains__(self, key: BytesLike) -> bool:
-        name = borrow(key, "key")
+        name = own(key)
         caller = self._handle.take()
         size = kv_look(caller.pointer, name, len(name))
         if size < 0 and size != ABSENT:
@@ -432,13 +450,15 @@ class Engine:
 
     def __len__(self) -> int:
         """Keys that are there, expired ones included until they are reclaimed."""
-        return self._handle.measure_one("key_count")
+        return self._call(lib.kv_count)
 
     def __bool__(self) -> bool:
         """True, also when empty: `if db` asks whether there is a store."""
         return True
 
     def __enter__(self) -> Engine:
+        if not self._shut.alive:
+            raise ClosedError(f"{self._handle.path} was closed: open it again")
         return self
 
     def __exit__(
@@ -450,6 +470,12 @@ class Engine:
         if hasattr(self, "_shut") and self._shut.alive and not self._handle.forked:
             warnings.warn(f"{self!r} was not closed: use with or close()", ResourceWarning, source=self, stacklevel=2)
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "an open store is of this process and has one writer, so it is neither pickled nor copied: "
+            "pass its path, and open it there, with readonly=True if it stays open here"
+        )
+
     def __repr__(self) -> str:
         state = "closed" if not self._shut.alive else "readonly" if self._config.readonly else self._config.sync
         return f"<kvsvr.Engine {self._handle.path!r} {state}>"
@@ -459,7 +485,8 @@ class Engine:
 
 
 class _Writers:
-    """The directories this process has open for writing, by device and inode. C's lock only tells processes apart."""
+    """The directories this process has open for writing, by device and inode, so that whoever asks again
+    learns that it was here."""
 
     def __init__(self) -> None:
         # Re-entrant: the collector may run the finalizer of a dropped Engine while this thread is in here.
@@ -493,11 +520,14 @@ _writers: Final = _Writers()
 def _directory(path: str | os.PathLike[str], *, create: bool) -> str:
     """The absolute path of a directory that exists. Made here rather than by C, because it must have an inode before
     `_Writers` can say whether C may touch it."""
+    if not os.fsdecode(path):
+        raise UsageError('the path is empty: give the directory of the store, "." for this one')
     directory = os.path.realpath(os.fsdecode(path))
     parent = os.path.dirname(directory)
     try:
         if create and not os.path.lexists(directory):
-            os.mkdir(directory)
+            with suppress(FileExistsError):  # Somebody else came first; who opens it is settled later, by the lock.
+                os.mkdir(directory)
             sync_directory(parent)
         if not stat.S_ISDIR(os.stat(directory).st_mode):
             raise UsageError(f"{directory} is a file; a store is a directory: give another path")
@@ -516,16 +546,29 @@ def _directory(path: str | os.PathLike[str], *, create: bool) -> str:
 
 def _shut(handle: Handle, keeper: Housekeeper, place: tuple[int, int] | None) -> None:
     """Closes what an Engine had open: called once, by close(), by the collector, or as the interpreter ends."""
-    if handle.forked:
+    if handle.forked or handle.freed:
         return
+    if keeper.is_here:
+        # The collector chose this thread, maybe inside a checkpoint, and there can be no second one inside it.
+        keeper.leave_closing(partial(_end, handle, keeper, place))
+    else:
+        _end(handle, keeper, place)
+
+
+def _end(handle: Handle, keeper: Housekeeper, place: tuple[int, int] | None) -> None:
+    """Whatever interrupts the last checkpoint, C is closed. The place is kept if even that could not be called: it is
+    better to let nobody in than a second writer."""
     try:
         if place is not None:
             keeper.stop()
             handle.quiesce()
             keeper.checkpoint()
-        handle.close()
     finally:
-        _writers.leave(place)
+        try:
+            handle.close()
+        finally:
+            if handle.closed:
+                _writers.leave(place)
 
 
 # --- arguments and answers ---
@@ -535,13 +578,27 @@ def _expiry(ttl: float | None) -> int:
     return 0 if ttl is None else ttl_ms(ttl)
 
 
+def _deadline(timeout: float | None) -> float | None:
+    """When a wait ends, by the monotonic clock; None: never."""
+    if timeout is None or timeout == math.inf:
+        return None
+    if not isinstance(timeout, int | float) or not 0 <= timeout <= TIMEOUT_MAX:
+        raise UsageError(
+            f"timeout is a number of seconds from 0 to {TIMEOUT_MAX}, or None to wait without bound, "
+            f"not {shown(timeout)}"
+        )
+    return time.monotonic() + timeout
+
+
 def _version(version: int, *, least: int) -> int:
     if not isinstance(version, int) or isinstance(version, bool) or not least <= version <= INT64_MAX:
-        raise UsageError(f"a version is a whole number from {least} up, as put() returns it, not {version!r}")
+        raise UsageError(f"a version is a whole number from {least} up, as put() returns it, not {shown(version)}")
     return version
 
 
 def _chunks(keys: Iterable[BytesLike], count_max: int) -> Iterator[list[BytesLike]]:
+    if isinstance(keys, bytes | bytearray | memoryview | str):
+        raise TypeError(f"a list of keys is wanted, not one key: [{shown(keys)}]")
     source = iter(keys)
     while chunk := list(islice(source, count_max)):
         yield chunk
@@ -552,13 +609,15 @@ def _pair_chunks(
 ) -> Iterator[tuple[list[BytesLike], list[BytesLike]]]:
     """The pairs in groups that are closed by count or by size. Taken one at a time: a generator of large values has
     one group in memory, whatever it yields next."""
+    if isinstance(pairs, Mapping):
+        raise TypeError("pairs of key and value are wanted, not a dict: pass d.items()")
     keys: list[BytesLike] = []
     values: list[BytesLike] = []
     size = 0
     for key, value in pairs:
         keys.append(key)
         values.append(value)
-        size += len(value)
+        size += len(value if value.__class__ is bytes else borrow(value, "value"))
         if size >= WRITE_SIZE_MAX or len(keys) == WRITE_COUNT_MAX:
             yield keys, values
             keys, values, size = [], [], 0

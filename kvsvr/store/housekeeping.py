@@ -6,13 +6,17 @@ costs nothing but time at the next open; it is logged, counted in stats(), and t
 doubles.
 
 The thread holds the handle and the catalog, never the Engine: an Engine that nobody holds can go, and its finalizer
-stops the thread.
+stops the thread. The collector may run that finalizer in the thread itself, in the middle of a checkpoint; the closing
+is then left to the thread, for when it has let go of the checkpoint.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
+from contextlib import suppress
+from queue import Empty, SimpleQueue
 from typing import Any, Final
 
 from kvsvr.config import Config
@@ -36,8 +40,13 @@ class Housekeeper:
         self._handle = handle
         self._catalog = catalog
         self._threshold = config.checkpoint_size
-        self._stopping = threading.Event()
+        self._stopping = False
+        # Not an Event: the finalizer may come while this very thread waits, and Event.set() would wait for its lock.
+        self._wake: SimpleQueue[None] = SimpleQueue()
         self._thread: threading.Thread | None = None
+        # Not Thread.join() for this: interrupted by Ctrl-C, it takes the thread for ended, while it may be inside C.
+        self._ended = threading.Event()
+        self._closing: Callable[[], None] | None = None
         self._made_count = 0
         self._failed_count = 0
         self._failure: str | None = None
@@ -45,14 +54,42 @@ class Housekeeper:
     def start(self) -> None:
         if self._threshold is not None:
             self._thread = threading.Thread(target=self._run, name="kvsvr-housekeeping", daemon=True)
-            self._thread.start()
+            try:
+                self._thread.start()
+            except RuntimeError:
+                self._thread = None  # The system gives no more threads: there is none to wait for.
+                raise
+
+    @property
+    def is_here(self) -> bool:
+        """This is the housekeeping thread that asks."""
+        return self._thread is threading.current_thread()
 
     def stop(self) -> None:
-        """Returns when the thread is done; a checkpoint under way is given up after the step it is in."""
-        self._stopping.set()
-        # The collector may run the finalizer of a dropped Engine in any thread, this one included.
-        if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join()
+        """Returns when the thread is done; a checkpoint under way is given up after the step it is in.
+
+        Also when interrupted, and raises then: nobody may close C while the thread is inside. A step is short.
+        """
+        self._tell()
+        if self._thread is None or self.is_here:
+            return
+        interrupt: BaseException | None = None
+        while not self._ended.is_set():
+            try:
+                self._ended.wait()
+            except BaseException as error:
+                interrupt = error
+        if interrupt is not None:
+            raise interrupt
+
+    def leave_closing(self, closing: Callable[[], None]) -> None:
+        """In the housekeeping thread: calls it as soon as no checkpoint is under way any more."""
+        self._closing = closing
+        self._tell()
+
+    def _tell(self) -> None:
+        self._stopping = True
+        self._wake.put(None)
 
     def checkpoint(self, *, give_up: bool = False) -> bool:
         """Makes one if anything changed since the last. False: it failed, which is noted, not raised.
@@ -81,9 +118,20 @@ class Housekeeper:
 
     def _run(self) -> None:
         pause = INTERVAL_S
-        while not self._stopping.wait(pause):
-            fine = not self._is_due() or self.checkpoint(give_up=True)
-            pause = INTERVAL_S if fine else min(PAUSE_S_MAX, max(1.0, pause * 2))
+        try:
+            while not self._told(pause):
+                fine = not self._is_due() or self.checkpoint(give_up=True)
+                pause = INTERVAL_S if fine else min(PAUSE_S_MAX, max(1.0, pause * 2))
+        finally:
+            self._ended.set()
+            if self._closing is not None:
+                self._closing()
+
+    def _told(self, pause: float) -> bool:
+        """Waits for so long, or until it is told to stop; whether it is."""
+        with suppress(Empty):
+            self._wake.get(timeout=pause)
+        return self._stopping
 
     def _forget(self) -> None:
         """The index on disk is damaged, the flow need not be: without the checkpoint the next open makes it anew."""
@@ -102,7 +150,7 @@ class Housekeeper:
             return False
         try:
             while checkpoint.step():
-                if give_up and self._stopping.is_set():
+                if give_up and self._stopping:
                     return False
             self._catalog.put_checkpoint(checkpoint.describe())
             checkpoint.published()

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from struct import iter_unpack
 from typing import Any, Final
 
-from kvsvr.errors import UsageError
-from kvsvr.native import Handle, borrow, ffi, lib
+from kvsvr.errors import UsageError, shown
+from kvsvr.native import Handle, borrow, ffi, lib, own
 from kvsvr.types import BytesLike
 
 # Whoever wants one entry should not pay for a thousand, and whoever wants all of them should not come a thousand times.
@@ -44,7 +44,7 @@ def span_of(start: BytesLike | None, stop: BytesLike | None, prefix: BytesLike |
 
 def _bound(bound: BytesLike | None) -> bytes | None:
     # A copy, because the caller may change its buffer before the last page.
-    return None if bound is None else bytes(borrow(bound, "key"))
+    return None if bound is None else own(bound)
 
 
 def _successor(prefix: bytes) -> bytes | None:
@@ -55,7 +55,7 @@ def _successor(prefix: bytes) -> bytes | None:
 
 def limit_of(limit: int | None) -> int | None:
     if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 0):
-        raise UsageError(f"limit is a number of entries from 0 up, or None for all, not {limit!r}")
+        raise UsageError(f"limit is a number of entries from 0 up, or None for all, not {shown(limit)}")
     return limit
 
 

@@ -8,7 +8,7 @@
  *
  * The lock is an open file description lock on the file LOCK. It falls with the last descriptor of that description,
  * also on SIGKILL, and not, as a POSIX record lock would, when somebody in the process copies the directory and so
- * closes another descriptor of the file. Its price: a forked child holds it, too, until it calls kv_io_posix_let_go.
+ * closes another descriptor of the file. Its price: a forked child holds it, too, until it lets go.
  *
  * Threads: any. Only lock and free change the handle. */
 #include <dirent.h>
@@ -318,6 +318,12 @@ static kv_status directory_lock(kv_io *io, int64_t *holder) {
     return KV_OK;
 }
 
+static void directory_let_go(kv_io *io) {
+    posix *self = posix_of(io);
+    close_quietly(self->lock_fd);
+    self->lock_fd = -1;
+}
+
 /* File systems that write a dirty page of a shared mapping back in place. The numbers are those of statfs(2). */
 static bool directory_maps_well(kv_io *io) {
     static const uint32_t kinds[] = {
@@ -402,6 +408,7 @@ static const kv_io TABLE = {
     .sync_dir = name_sync_dir,
     .list = name_list,
     .lock = directory_lock,
+    .let_go = directory_let_go,
     .maps_well = directory_maps_well,
     .now_ms = directory_now_ms,
     .monotonic_ms = directory_monotonic_ms,
@@ -427,10 +434,4 @@ kv_status kv_io_posix_new(const char *root, bool create, kv_io **out) {
 
 void kv_io_posix_shift_clock(kv_io *io, int64_t shift_ms) {
     atomic_store_explicit(&posix_of(io)->clock_shift_ms, shift_ms, memory_order_relaxed);
-}
-
-void kv_io_posix_let_go(kv_io *io) {
-    posix *self = posix_of(io);
-    close_quietly(self->lock_fd);
-    self->lock_fd = -1;
 }

@@ -565,6 +565,9 @@ static bool sim_maps_well(kv_io *io) {
     return answer;
 }
 
+/* There are no children of a simulated process. */
+static void sim_let_go(kv_io *io) { (void)io; }
+
 /* Stands still, so that a recorded history does not depend on how long it took. */
 static int64_t sim_monotonic_ms(kv_io *io) {
     (void)io;
@@ -616,6 +619,7 @@ static const kv_io TABLE = {
     .sync_dir = sim_sync_dir,
     .list = sim_list,
     .lock = sim_lock,
+    .let_go = sim_let_go,
     .maps_well = sim_maps_well,
     .now_ms = sim_now_ms,
     .monotonic_ms = sim_monotonic_ms,

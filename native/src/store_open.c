@@ -285,8 +285,9 @@ static void let_go(kv_store *store) {
     kv_order_free(store->order);
     store->order = NULL;
     checkpoint_unload(store);
-    store->io->free(store->io);
-    store->io = NULL;
+    kv_io *io = store->io;
+    store->io = NULL; /* First: a child that is forked now must not take it for alive. */
+    io->free(io);
     pthread_mutex_unlock(&store->write_lock);
 }
 
@@ -300,6 +301,10 @@ kv_status kv_store_close(kv_store *store, kv_fault *fault) {
     if (!store->options.readonly) big_reap(store);
     let_go(store);
     return status;
+}
+
+void kv_store_let_go(kv_store *store) {
+    if (store->io != NULL) store->io->let_go(store->io);
 }
 
 void kv_store_free(kv_store *store) {

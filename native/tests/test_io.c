@@ -369,7 +369,7 @@ TEST(a_forked_child_that_lets_go_does_not_keep_the_lock) {
     fflush(stdout);
     pid_t child = fork();
     if (child == 0) {
-        kv_io_posix_let_go(w.io);
+        w.io->let_go(w.io);
         bool good = write(ready[1], "r", 1) == 1 && read(done[0], &byte, 1) == 1;
         _exit(good ? 0 : 1);
     }

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import gc
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -166,6 +168,29 @@ def test_what_is_no_buffer_is_refused(db: kvsvr.Engine, wrong: Any) -> None:
         db.get(wrong)
 
 
+def test_a_key_is_copied_before_anything_is_done_with_it(db: kvsvr.Engine) -> None:
+    """Another thread may write to its buffer at any time; it is not even exported while the call runs."""
+    key = bytearray(b"k" * 64)
+    stop = threading.Event()
+
+    def change() -> None:
+        while not stop.is_set():
+            key[:] = b"x" * 64
+            key[:] = b"k" * 64
+
+    thread = threading.Thread(target=change)
+    thread.start()
+    try:
+        for _ in range(3000):
+            db.put(key, b"v")
+            db.incr(b"n" + key)
+    finally:
+        stop.set()
+        thread.join()
+    for found in db:
+        assert found in db
+
+
 def test_versions_grow_with_every_write(db: kvsvr.Engine) -> None:
     versions = [db.put(b"a", b""), db.put(b"b", b""), db.put(b"a", b"1"), db.cas(b"c", b"", 0)]
     assert versions == sorted(set(versions))
@@ -294,7 +319,11 @@ def test_append_grows_into_a_file_of_its_own(db: kvsvr.Engine) -> None:
 # --- expiry ---
 
 
-@pytest.mark.parametrize("ttl", [0, -1, float("nan"), float("inf"), "1", b"1", True, 1e18], ids=repr)
+@pytest.mark.parametrize(
+    "ttl",
+    [0, -1, float("nan"), float("inf"), -float("inf"), "1", b"1", True, 1e18, 10**400, 10**5000, -(10**5000)],
+    ids=lambda _: "",
+)
 def test_a_ttl_is_a_positive_finite_number(db: kvsvr.Engine, ttl: Any) -> None:
     calls: list[Callable[[], object]] = [
         lambda: db.put(b"k", b"", ttl=ttl),
@@ -330,6 +359,12 @@ def test_the_shortest_ttl_is_not_no_ttl(db: kvsvr.Engine) -> None:
     db.put(b"k", b"v", ttl=1e-9)
     time.sleep(0.01)
     assert db.get(b"k") is None
+
+
+@pytest.mark.parametrize("ttl", [0, 0.0, None])
+def test_expire_without_a_time_names_persist(db: kvsvr.Engine, ttl: Any) -> None:
+    with pytest.raises(kvsvr.UsageError, match=r"persist\(\)"):
+        db.expire(b"k", ttl)
 
 
 def test_ttl_expire_persist(db: kvsvr.Engine) -> None:
@@ -443,6 +478,22 @@ def test_an_exception_from_the_pairs_comes_out(db: kvsvr.Engine) -> None:
 
     with pytest.raises(LookupError):
         db.put_many(pairs())
+
+
+def test_what_is_no_list_of_keys_or_pairs_is_refused_and_told_the_cure(db: kvsvr.Engine) -> None:
+    wrong: Any
+    for wrong in (b"abc", bytearray(b"abc"), memoryview(b"abc"), "abc"):
+        with pytest.raises(TypeError, match="list of keys"):
+            db.get_many(wrong)
+        with pytest.raises(TypeError, match="list of keys"):
+            db.delete_many(wrong)
+    wrong = {b"k": b"v"}
+    with pytest.raises(TypeError, match=r"d\.items\(\)"):
+        db.put_many(wrong)
+    for wrong in ([(b"k", None)], [(b"k", 1)], [(None, b"v")]):
+        with pytest.raises(TypeError, match="is bytes"):
+            db.put_many(wrong)
+    assert len(db) == 0
 
 
 # --- batch ---
@@ -579,18 +630,30 @@ def test_wait_ends_at_the_timeout(db: kvsvr.Engine) -> None:
     assert 0.24 < time.monotonic() - before < 5
 
 
-@pytest.mark.parametrize("timeout", [-1, float("nan"), "1"], ids=repr)
+@pytest.mark.parametrize("timeout", [-1, float("nan"), "1", 1e300, 10**400, 10**5000], ids=lambda _: "")
 def test_wait_refuses_other_timeouts(db: kvsvr.Engine, timeout: Any) -> None:
     with pytest.raises(kvsvr.UsageError, match="timeout"):
         db.wait(b"k", 0, timeout)
 
 
+def test_a_wait_for_ever_may_say_so_as_infinity(db: kvsvr.Engine) -> None:
+    timer = threading.Timer(0.15, lambda: db.put(b"k", b"v"))
+    timer.start()
+    assert db.wait(b"k", 0, float("inf")) > 0
+    timer.join()
+
+
 def test_ctrl_c_ends_a_wait(db: kvsvr.Engine) -> None:
+    # Under nohup, or behind & in a script, SIGINT is ignored from the start.
+    old = signal.signal(signal.SIGINT, signal.default_int_handler)
     timer = threading.Timer(0.1, lambda: signal.raise_signal(signal.SIGINT))
     timer.start()
-    with pytest.raises(KeyboardInterrupt):
-        db.wait(b"k", 0)
-    timer.join()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            db.wait(b"k", 0, 30)
+    finally:
+        timer.join()
+        signal.signal(signal.SIGINT, old)
 
 
 def test_a_call_from_a_signal_handler_leaves_the_one_below_alone(db: kvsvr.Engine) -> None:
@@ -760,7 +823,50 @@ def files_of(path: Path) -> dict[str, tuple[bytes, int]]:
     }
 
 
+@pytest.mark.parametrize("readonly", [1, 0, "no", None], ids=repr)
+def test_readonly_is_a_bool(path: Path, readonly: Any) -> None:
+    with pytest.raises(kvsvr.UsageError, match="readonly"):
+        kvsvr.open(path, readonly=readonly)
+    assert not path.exists()
+
+
+def test_an_empty_path_is_refused() -> None:
+    with pytest.raises(kvsvr.UsageError, match="empty"):
+        kvsvr.open("")
+
+
+def test_a_store_is_neither_pickled_nor_copied(db: kvsvr.Engine) -> None:
+    for call in (pickle.dumps, copy.copy, copy.deepcopy):
+        with pytest.raises(TypeError, match="pass its path"):
+            call(db)
+
+
+@pytest.mark.timeout(240)
+def test_the_largest_value_is_stored_and_found_again(path: Path) -> None:
+    """1 GiB is the limit; one byte more is refused."""
+    size = 1 << 30
+    value = b"first" + bytes(size - 9) + b"last"
+    try:
+        with kvsvr.open(path, sync="none") as db:
+            db.put(b"k", value)
+            assert db.get(b"k") == value
+        with kvsvr.open(path, sync="none") as db:
+            assert db.get(b"k") == value
+            with pytest.raises(kvsvr.UsageError, match="1 GiB"):
+                db.put(b"k", bytes(size + 1))
+            db.delete(b"k")
+    finally:
+        shutil.rmtree(path)
+
+
 # --- closing ---
+
+
+def test_a_closed_store_is_no_context(path: Path) -> None:
+    db = kvsvr.open(path)
+    db.close()
+    with pytest.raises(kvsvr.ClosedError, match="open it again"), db:
+        pass
 
 
 def test_closed_it_refuses_every_call(path: Path) -> None:
@@ -1050,9 +1156,9 @@ def test_every_flipped_bit_and_cut_of_the_catalog_is_noticed(path: Path) -> None
 )
 def test_errors_cross_process_borders(error: kvsvr.KvError) -> None:
     """A worker's exception reaches the parent of a process pool with its fields."""
-    copy = pickle.loads(pickle.dumps(error))
-    assert type(copy) is type(error)
-    assert (str(copy), vars(copy)) == (str(error), vars(error))
+    other = pickle.loads(pickle.dumps(error))
+    assert type(other) is type(error)
+    assert (str(other), vars(other)) == (str(error), vars(error))
 
 
 def test_a_long_key_is_cut_in_messages() -> None:

@@ -440,7 +440,8 @@ def test_wait_times_out_on_time(db: kvsvr.Engine, timeout: float) -> None:
 
 
 WAITER = """
-import sys, kvsvr
+import signal, sys, kvsvr
+signal.signal(signal.SIGINT, signal.default_int_handler)  # Ignored, and inherited so, under nohup and behind &.
 with kvsvr.open(sys.argv[1]) as writer:
     db = kvsvr.open(sys.argv[1], readonly=True) if sys.argv[2] == "True" else writer
     print("waits", flush=True)
@@ -460,12 +461,15 @@ def test_ctrl_c_ends_a_wait_and_nothing_else(path: Path, readonly: bool) -> None
     with subprocess.Popen(
         [sys.executable, "-c", WAITER, str(path), str(readonly)], stdout=subprocess.PIPE, text=True
     ) as child:
-        assert child.stdout is not None
-        assert child.stdout.readline() == "waits\n"
-        time.sleep(0.2)
-        before = time.monotonic()
-        child.send_signal(signal.SIGINT)
-        assert child.stdout.readline() == "interrupted\n"
-        assert time.monotonic() - before < 5
-        assert "b'v'" in child.stdout.readline()
-        assert child.wait(20) == 0
+        try:
+            assert child.stdout is not None
+            assert child.stdout.readline() == "waits\n"
+            time.sleep(0.2)
+            before = time.monotonic()
+            child.send_signal(signal.SIGINT)
+            assert child.stdout.readline() == "interrupted\n"
+            assert time.monotonic() - before < 5
+            assert "b'v'" in child.stdout.readline()
+            assert child.wait(20) == 0
+        finally:
+            child.kill()  # One that hangs would keep this block from ending.

@@ -53,6 +53,7 @@ struct kv_io {
     /* Takes the writer's lock of the directory until io is closed. KV_ELOCKED: *holder is its process id, or 0
      * where that cannot be told. */
     kv_status (*lock)(kv_io *io, int64_t *holder);
+    void (*let_go)(kv_io *io); /* for a forked child: closes its copy of the lock, which would outlive the parent's */
     /* Whether stores through a shared mapping and fdatasync work together here as the flow needs it (not so on
      * copy-on-write file systems). */
     bool (*maps_well)(kv_io *io);
@@ -65,8 +66,6 @@ struct kv_io {
 
 /* io_posix.c. `root` is created if `create` (its parent must exist). KV_ABSENT: there is none. */
 kv_status kv_io_posix_new(const char *root, bool create, kv_io **out);
-/* For a forked child: closes its copy of the writer's lock, which would otherwise outlive the parent. */
-void kv_io_posix_let_go(kv_io *io);
 /* For tests of clocks that jump: adds `shift_ms` to what now_ms answers. */
 void kv_io_posix_shift_clock(kv_io *io, int64_t shift_ms);
 

@@ -49,6 +49,9 @@ void kv_store_quiesce(kv_store *store);
 kv_status kv_store_close(kv_store *store, kv_fault *fault);
 void kv_store_free(kv_store *store); /* closes without sealing if nobody did; accepts NULL */
 
+/* In a child, right after fork: its copy of the writer's lock goes, so that it does not outlive the parent's. */
+void kv_store_let_go(kv_store *store);
+
 kv_status kv_caller_new(kv_store *store, kv_caller **out);
 void kv_caller_free(kv_caller *caller); /* before or after close, not after kv_store_free */
 
