@@ -1,0 +1,80 @@
+"""kvsvr export: every key as a line of JSON or a row of CSV."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import click
+
+from kvsvr.ops.cli.common import (
+    directory_argument,
+    format_of,
+    format_option,
+    json_option,
+    output,
+    print_json,
+    progress,
+    say,
+)
+from kvsvr.ops.records import Format, writer
+from kvsvr.ops.transfer import dump
+from kvsvr.store import Engine
+from kvsvr.store import open as open_store
+
+PROGRESS_EVERY = 1000
+
+
+@click.command("export")
+@directory_argument
+@click.argument("file", type=click.Path(dir_okay=False, allow_dash=True, path_type=Path))
+@format_option
+@json_option
+def command(directory: Path, file: Path, format_: str | None, as_json: bool) -> None:
+    """Write every key with value and expiry to FILE, or to stdout (-).
+
+    FILE appears whole or not at all. A writer may go on meanwhile; each key is as of the moment it was read.
+    """
+    to_stdout = str(file) == "-"
+    with open_store(directory, readonly=True) as db, output() if to_stdout else _whole(file) as stream:
+        count = _write(db, stream, format_of(file, format_))
+    summary = {"exported_count": count, "file": str(file)}
+    if as_json and not to_stdout:
+        print_json(summary)
+    else:
+        say(json.dumps(summary) if as_json else f"{count} keys exported")
+
+
+def _write(db: Engine, stream: BinaryIO, format_: Format) -> int:
+    head, encode = writer(format_)
+    stream.write(head)
+    count = 0
+    with progress("export", len(db)) as advance:
+        for count, record in enumerate(dump(db), 1):
+            stream.write(encode(record))
+            if count % PROGRESS_EVERY == 0:
+                advance(count)
+    return count
+
+
+@contextmanager
+def _whole(file: Path) -> Iterator[BinaryIO]:
+    """A file that takes its name when it is complete and on disk. A pipe or device is written as it is."""
+    if file.exists() and not file.is_file():
+        with open(file, "wb") as stream:
+            yield stream
+        return
+    new = file.with_name(file.name + ".new")
+    try:
+        with open(new, "wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(new, file)
+    except BaseException:
+        new.unlink(missing_ok=True)
+        raise
