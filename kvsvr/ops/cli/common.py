@@ -13,6 +13,8 @@ import click
 
 from kvsvr.errors import UsageError
 from kvsvr.ops.records import Format
+from kvsvr.store import Engine
+from kvsvr.store import open as open_store
 
 FAILED: Final = 1
 USAGE: Final = 2
@@ -70,6 +72,13 @@ def shown(data: bytes, *, as_hex: bool) -> str:
 def format_of(file: Path, chosen: str | None) -> Format:
     name = chosen or file.suffix.lower().lstrip(".")
     return "csv" if name == "csv" else "jsonl"
+
+
+def reading(directory: Path) -> Engine:
+    """The store, beside whoever writes to it."""
+    if not directory.is_dir():
+        raise UsageError(f"there is no store at {directory}: check the path; put and import make one")
+    return open_store(directory, readonly=True)
 
 
 @contextmanager

@@ -19,12 +19,12 @@ from kvsvr.ops.cli.common import (
     output,
     print_json,
     progress,
+    reading,
     say,
 )
 from kvsvr.ops.records import Format, writer
 from kvsvr.ops.transfer import dump
 from kvsvr.store import Engine
-from kvsvr.store import open as open_store
 
 PROGRESS_EVERY = 1000
 
@@ -40,7 +40,7 @@ def command(directory: Path, file: Path, format_: str | None, as_json: bool) -> 
     FILE appears whole or not at all. A writer may go on meanwhile; each key is as of the moment it was read.
     """
     to_stdout = str(file) == "-"
-    with open_store(directory, readonly=True) as db, output() if to_stdout else _whole(file) as stream:
+    with reading(directory) as db, output() if to_stdout else _whole(file) as stream:
         count = _write(db, stream, format_of(file, format_))
     summary = {"exported_count": count, "file": str(file)}
     if as_json and not to_stdout:

@@ -13,12 +13,12 @@ from kvsvr.ops.cli.common import (
     json_option,
     output,
     print_json,
+    reading,
     say,
     shown,
     to_bytes,
 )
 from kvsvr.ops.records import fields
-from kvsvr.store import open as open_store
 
 
 @click.command("get")
@@ -30,7 +30,7 @@ from kvsvr.store import open as open_store
 def command(ctx: click.Context, directory: Path, key: str, as_hex: bool, as_json: bool) -> None:
     """Write the value of KEY to stdout, byte for byte. Exit code 1 if it is absent."""
     name = to_bytes(key, as_hex=as_hex)
-    with open_store(directory, readonly=True) as db:
+    with reading(directory) as db:
         found = db.get_versioned(name)
     if found is None:
         print_json(None) if as_json else say(f"kvsvr: {shown(name, as_hex=as_hex)} is absent")

@@ -75,9 +75,8 @@ def _load(directory: Path, stream: BinaryIO, format_: Format, skip: Skip | None)
             for done in load(db, reader(format_)(stream), skip=skip):
                 advance(stream.tell() if size is not None else done.written_count)
         except BadInput as error:
-            error.args = (
-                f"{error}. The {done.written_count} keys before it were imported; --skip-errors goes on behind it",
-            )
+            before = f"Records before it were imported: {done.written_count}"
+            error.args = (f"{error}. {before}. --skip-errors goes on behind it",)
             raise
     return done
 

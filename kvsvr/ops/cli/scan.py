@@ -7,9 +7,8 @@ from pathlib import Path
 
 import click
 
-from kvsvr.ops.cli.common import directory_argument, hex_option, json_option, output, shown, to_bytes
+from kvsvr.ops.cli.common import directory_argument, hex_option, json_option, output, reading, shown, to_bytes
 from kvsvr.ops.records import fields
-from kvsvr.store import open as open_store
 
 
 @click.command("scan")
@@ -39,7 +38,7 @@ def command(
     a line.
     """
     bounds = [None if text is None else to_bytes(text, as_hex=as_hex) for text in (start, stop, prefix)]
-    with open_store(directory, readonly=True) as db, output() as stream:
+    with reading(directory) as db, output() as stream:
         if keys_only:
             for key in db.keys(bounds[0], bounds[1], prefix=bounds[2], reverse=reverse, limit=limit):
                 stream.write(_line(key, None, as_hex, as_json))

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import click
 
-from kvsvr.ops.cli.common import directory_argument, json_option, print_json
-from kvsvr.store import open as open_store
+from kvsvr.ops.cli.common import directory_argument, json_option, print_json, reading
 
 
 @click.command("stats")
@@ -15,7 +14,7 @@ from kvsvr.store import open as open_store
 @json_option
 def command(directory: Path, as_json: bool) -> None:
     """Print the store's figures, a name and a number a line, as db.stats() gives them to a read-only opener."""
-    with open_store(directory, readonly=True) as db:
+    with reading(directory) as db:
         figures = db.stats()
     if as_json:
         print_json(figures)
