@@ -16,7 +16,7 @@ TTL_MAX: Final = 10**12  # seconds; what the store takes
 
 
 def dump(db: Engine) -> Iterator[Record]:
-    """Every key in order, each with value and expiry of one moment; a key that goes meanwhile may be missing."""
+    """Every key in order, its value and expiry of one moment; a key that comes or goes meanwhile may be missing."""
     for key in db:
         found = db.get_versioned(key)
         if found is not None:

@@ -98,9 +98,9 @@ def say(message: str) -> None:
 
 
 @contextmanager
-def progress(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """A bar on stderr, to be called with how far it is; nothing where stderr is no terminal."""
-    if not sys.stderr.isatty():
+def progress(what: str, total: int | None, *, visible: bool = True) -> Iterator[Callable[[int], None]]:
+    """A bar on stderr, to be called with how far it is; nothing where stderr is no terminal, or not `visible`."""
+    if not visible or not sys.stderr.isatty():
         yield lambda _: None
         return
     from rich.console import Console  # Here, because it takes longer to import than a get takes.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -37,11 +38,14 @@ PROGRESS_EVERY = 1000
 def command(directory: Path, file: Path, format_: str | None, as_json: bool) -> None:
     """Write every key with value and expiry to FILE, or to stdout (-).
 
-    FILE appears whole or not at all. A writer may go on meanwhile; each key is as of the moment it was read.
+    FILE appears whole or not at all. A writer may go on meanwhile; what it writes meanwhile may or may not be in it.
     """
     to_stdout = str(file) == "-"
     with reading(directory) as db, output() if to_stdout else _whole(file) as stream:
-        count = _write(db, stream, format_of(file, format_))
+        # On a terminal that the data goes to, a bar would be drawn over it.
+        visible = not (to_stdout and sys.stdout.isatty())
+        with progress("export", len(db), visible=visible) as advance:
+            count = _write(db, stream, format_of(file, format_), advance)
     summary = {"exported_count": count, "file": str(file)}
     if as_json and not to_stdout:
         print_json(summary)
@@ -49,15 +53,14 @@ def command(directory: Path, file: Path, format_: str | None, as_json: bool) -> 
         say(json.dumps(summary) if as_json else f"{count} keys exported")
 
 
-def _write(db: Engine, stream: BinaryIO, format_: Format) -> int:
+def _write(db: Engine, stream: BinaryIO, format_: Format, advance: Callable[[int], None]) -> int:
     head, encode = writer(format_)
     stream.write(head)
     count = 0
-    with progress("export", len(db)) as advance:
-        for count, record in enumerate(dump(db), 1):
-            stream.write(encode(record))
-            if count % PROGRESS_EVERY == 0:
-                advance(count)
+    for count, record in enumerate(dump(db), 1):
+        stream.write(encode(record))
+        if count % PROGRESS_EVERY == 0:
+            advance(count)
     return count
 
 
