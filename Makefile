@@ -57,12 +57,12 @@ $(VENV)/tools:
 
 # Without isolation, so that what is built stays in build/ and only what changed is built again.
 $(VENV)/built: $(VENV)/tools pyproject.toml $(NATIVE)
-	$(BIN)/python -m pip install --quiet --no-build-isolation -e '.[demo]'
+	$(BIN)/python -m pip install --quiet --no-build-isolation -e '.[cli,demo]'
 	touch $@
 
 # With the stores that bench compares with, so that no adapter goes untested.
 $(VENV)/tested: $(VENV)/built
-	$(BIN)/python -m pip install --quiet --no-build-isolation -e '.[bench,demo,test]'
+	$(BIN)/python -m pip install --quiet --no-build-isolation -e '.[bench,cli,demo,test]'
 	touch $@
 
 clean:

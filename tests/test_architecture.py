@@ -33,6 +33,9 @@ SOLE_IMPORTERS: dict[str, set[str]] = {
 SOCKETS = {"socket", "socketserver", "asyncio", "http", "ssl"}
 SOCKET_FLOORS = {"kvsvr.node", "kvsvr.gateway", "kvsvr.ops"}
 
+# What the extra `cli` brings: a program that embeds a store shall not need it.
+TERMINAL = {"click", "rich"}
+
 FILES = sorted(ROOT.rglob("*.py"))
 
 
@@ -75,6 +78,8 @@ def complaints(module: str, source: str) -> list[str]:
                 found.append(f"{module} imports {name}, which only {sorted(importers) or 'nobody'} may")
         if name.partition(".")[0] in SOCKETS and floor not in SOCKET_FLOORS:
             found.append(f"{module} imports {name}: no sockets on this floor")
+        if name.partition(".")[0] in TERMINAL and not within(module, "kvsvr.ops.cli"):
+            found.append(f"{module} imports {name}: only the command does")
     return found
 
 
@@ -86,7 +91,9 @@ def test_imports_go_down(file: Path) -> None:
 
 def test_every_floor_in_use_was_looked_at() -> None:
     """The files are found: a check over nothing would pass."""
-    assert {"kvsvr", "kvsvr.store", "kvsvr.native", "kvsvr.types"} <= {floor_of(module_of(file)) for file in FILES}
+    assert {"kvsvr", "kvsvr.ops", "kvsvr.store", "kvsvr.native", "kvsvr.types"} <= {
+        floor_of(module_of(file)) for file in FILES
+    }
 
 
 @pytest.mark.parametrize(
@@ -101,6 +108,9 @@ def test_every_floor_in_use_was_looked_at() -> None:
         ("kvsvr.services.queue", "import kvsvr.native"),
         ("kvsvr.node.node", "from kvsvr.ops import launcher"),
         ("kvsvr.store.batch", "import pickle"),
+        ("kvsvr.store.engine", "from kvsvr.ops.records import Record"),
+        ("kvsvr.ops.cli.get", "from kvsvr.native import KEY_SIZE_MAX"),
+        ("kvsvr.ops.doctor", "import click"),
     ],
 )
 def test_a_wrong_import_is_seen(module: str, source: str) -> None:

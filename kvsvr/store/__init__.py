@@ -1,6 +1,7 @@
 """The store inside this process: `open`, and what it gives."""
 
+from kvsvr.native import KEY_SIZE_MAX
 from kvsvr.store.batch import Batch
 from kvsvr.store.engine import Engine, open
 
-__all__ = ["Batch", "Engine", "open"]
+__all__ = ["KEY_SIZE_MAX", "Batch", "Engine", "open"]
