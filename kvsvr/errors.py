@@ -54,7 +54,7 @@ class VersionConflict(KvError):
 
     def __init__(self, key: bytes, current: int) -> None:
         now = f"at version {current}" if current else "absent"
-        super().__init__(f"{_shown(key)} is {now}, not what the call expected: read it again, then decide")
+        super().__init__(f"{shown(key)} is {now}, not what the call expected: read it again, then decide")
         self.key = key
         self.current = current
 
@@ -118,6 +118,6 @@ class Unknown(KvError):
     """The answer was lost: the write may have happened or not. Read before writing again."""
 
 
-def _shown(key: bytes) -> str:
+def shown(key: bytes) -> str:
     """A key as an error shows it: keys may have 65,535 bytes, messages should not."""
     return repr(key) if len(key) <= 64 else f"{key[:64]!r}... ({len(key)} bytes)"

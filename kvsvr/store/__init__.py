@@ -2,5 +2,6 @@
 
 from kvsvr.store.batch import Batch
 from kvsvr.store.engine import Engine, open
+from kvsvr.store.transaction import Transaction
 
-__all__ = ["Batch", "Engine", "open"]
+__all__ = ["Batch", "Engine", "Transaction", "open"]
