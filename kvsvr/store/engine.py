@@ -1,7 +1,7 @@
 """The engine: one open store, its keys and values. What each call promises is in its docstring.
 
-Threads: any number, all methods. Calls release the GIL; reads take no lock, writers one short one in C. A batch
-belongs to one thread.
+Threads: any number, all methods. Calls release the GIL; reads take no lock, writers one short one in C, and so do the
+reads of a transaction. A batch or transaction belongs to one thread.
 
 Life: an Engine is closed by close() or by `with`. One that is dropped, or still open when the interpreter ends, is
 closed by its finalizer. That holds everything but the Engine itself, so neither the housekeeping thread nor a

@@ -3,6 +3,7 @@
  * from Python. */
 #include <ftw.h>
 #include <pthread.h>
+#include <sched.h>
 #include <unistd.h>
 
 #include "check.h"
@@ -477,6 +478,8 @@ static const char *const purses[PURSES] = {"p0", "p1", "p2", "p3", "p4", "p5"};
 static kv_result read_purses(kv_caller *c, kv_expectation *reads, int64_t *numbers) {
     uint64_t sequence = 0;
     for (size_t i = 0; i < PURSES; i++) {
+        /* On few processors the others would hardly ever come between. */
+        if (i == PURSES / 2) sched_yield();
         kv_result size = get_with(c, purses[i], reads, i, &sequence);
         if (size < 0) return size;
         memcpy(&numbers[i], kv_caller_answer(c)->small, sizeof numbers[i]);

@@ -4,7 +4,7 @@
  * answers are left in, and what its last failure was. Every call that works on data takes a caller.
  *
  * Threads: any number of callers at a time, each used by one thread at a time. Writers take one short lock;
- * readers take none. close() may overlap with everything: calls that come later, or are inside and find out, get
+ * readers take none, but for those of a transaction (kv_get_with). close() may overlap with everything: calls that come later, or are inside and find out, get
  * KV_ECLOSED; it waits for the rest. free() overlaps with nothing. Threads it starts (unless options.background is
  * false): one for group commits, one that prepares segments; close() joins both.
  *
