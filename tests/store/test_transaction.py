@@ -434,11 +434,13 @@ def test_no_batch_is_seen_in_part(db: kvsvr.Engine, padding: int) -> None:
     done = threading.Event()
 
     def write() -> None:
-        for number in range(40 if padding else 1500):
-            with db.batch() as batch:
-                for name in names:
-                    batch.put(name, b"%08d" % number + b"x" * padding)
-        done.set()
+        try:
+            for number in range(40 if padding else 1500):
+                with db.batch() as batch:
+                    for name in names:
+                        batch.put(name, b"%08d" % number + b"x" * padding)
+        finally:
+            done.set()
 
     writer = threading.Thread(target=write)
     writer.start()
