@@ -435,7 +435,8 @@ TEST(a_batch_is_written_only_if_all_that_was_expected_holds) {
     kv_answer *answer = kv_caller_answer(c);
     uint8_t large[200] = {0};
     uint64_t version = (uint64_t)put_text(c, "a", "1", 1);
-    kv_operation writes[2] = {{.key = (const uint8_t *)"b", .key_size = 1, .value = (const uint8_t *)"2", .value_size = 1},
+    const uint8_t *two = (const uint8_t *)"2";
+    kv_operation writes[2] = {{.key = (const uint8_t *)"b", .key_size = 1, .value = two, .value_size = 1},
                               {.key = (const uint8_t *)"c", .key_size = 1, .value = large, .value_size = sizeof large}};
     kv_expectation reads[3] = {expect_text("a", version), expect_text("b", 0), expect_text("c", 7)};
 

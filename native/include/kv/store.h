@@ -3,10 +3,10 @@
  * A kv_store is one open directory; a kv_caller is one thread's way into it: its place in the epoch, a buffer that
  * answers are left in, and what its last failure was. Every call that works on data takes a caller.
  *
- * Threads: any number of callers at a time, each used by one thread at a time. Writers take one short lock;
- * readers take none, but for those of a transaction (kv_get_with). close() may overlap with everything: calls that come later, or are inside and find out, get
- * KV_ECLOSED; it waits for the rest. free() overlaps with nothing. Threads it starts (unless options.background is
- * false): one for group commits, one that prepares segments; close() joins both.
+ * Threads: any number of callers at a time, each used by one thread at a time. Writers take one short lock; readers
+ * take none, but for those of a transaction (kv_get_with). close() may overlap with everything: calls that come later,
+ * or are inside and find out, get KV_ECLOSED; it waits for the rest. free() overlaps with nothing. Threads it starts
+ * (unless options.background is false): one for group commits, one that prepares segments; close() joins both.
  *
  * A process that was forked from the opener gets KV_EFORKED from everything; free() then only gives memory back. */
 #ifndef KV_STORE_H
