@@ -281,7 +281,7 @@ class Direct(Side):
 
         def loop() -> list[Any]:
             for count, group, _held in prepared:
-                kv_batch(pointer, group, count, durable)
+                kv_batch(pointer, group, count, ffi.NULL, 0, durable)
             callers.append(caller)
             return []
 

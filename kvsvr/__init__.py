@@ -14,7 +14,7 @@ from kvsvr.errors import (
     VersionConflict,
     WrongType,
 )
-from kvsvr.store import Batch, Engine, open
+from kvsvr.store import Batch, Engine, Transaction, open
 from kvsvr.types import BytesLike, Store, Versioned
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "LockedError",
     "SnapshotExpired",
     "Store",
+    "Transaction",
     "Unavailable",
     "Unknown",
     "UsageError",

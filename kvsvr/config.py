@@ -8,6 +8,7 @@ from typing import Literal, TypeAlias, get_args
 from kvsvr.errors import UsageError, shown
 
 SyncMode: TypeAlias = Literal["none", "batch", "always"]
+SlotMode: TypeAlias = Literal["any", "strict"]
 
 SYNC_MS_LIMIT = 60_000
 
@@ -28,11 +29,16 @@ class Config:
     write_calls: bool = False
     """Write with write() rather than through mappings. File systems that need it get it unasked."""
 
+    slots: SlotMode = "any"
+    """"strict": the keys of a batch or transaction share one hash slot, as a replica set will demand of them."""
+
     def __post_init__(self) -> None:
         if self.sync not in get_args(SyncMode):
             raise UsageError(f'sync is "none", "batch" or "always", not {shown(self.sync)}')
         if not isinstance(self.readonly, bool):
             raise UsageError(f"readonly is True or False, not {shown(self.readonly)}")
+        if self.slots not in get_args(SlotMode):
+            raise UsageError(f'slots is "any" or "strict", not {shown(self.slots)}')
         if not _is_count(self.sync_ms_max, SYNC_MS_LIMIT):
             raise UsageError(f"sync_ms_max is 1 to {SYNC_MS_LIMIT} milliseconds, not {shown(self.sync_ms_max)}")
         if self.checkpoint_size is not None and not _is_count(self.checkpoint_size, 1 << 62):

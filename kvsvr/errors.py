@@ -55,7 +55,7 @@ class VersionConflict(KvError):
 
     def __init__(self, key: bytes, current: int) -> None:
         now = f"at version {current}" if current else "absent"
-        super().__init__(f"{_shown(key)} is {now}, not what the call expected: read it again, then decide")
+        super().__init__(f"{shown_key(key)} is {now}, not what the call expected: read it again, then decide")
         self.key = key
         self.current = current
 
@@ -128,6 +128,6 @@ def shown(value: object) -> str:
     return text if len(text) <= 64 else f"{text[:64]}..."
 
 
-def _shown(key: bytes) -> str:
+def shown_key(key: bytes) -> str:
     """A key as an error shows it: keys may have 65,535 bytes, messages should not."""
     return repr(key) if len(key) <= 64 else f"{key[:64]!r}... ({len(key)} bytes)"

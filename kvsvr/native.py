@@ -42,10 +42,12 @@ from kvsvr.types import BytesLike
 
 __all__ = [
     "ABSENT",
+    "CONFLICT",
     "KEY_SIZE_MAX",
     "SMALL_SIZE",
     "Caller",
     "Checkpoint",
+    "Expectations",
     "Handle",
     "Many",
     "borrow",
@@ -146,6 +148,36 @@ assert [ffi.offsetof("kv_operation", name) for name in ("key", "value", "value_s
     24,
     32,
 ]
+
+
+_EXPECTATION: Final = Struct("=QQI4x")
+assert _EXPECTATION.size == ffi.sizeof("kv_expectation")
+assert [ffi.offsetof("kv_expectation", name) for name in ("key", "version", "key_size")] == [0, 8, 16]
+
+
+class Expectations:
+    """Keys at versions, as `kv_expectation[]` that grows; keeps the keys its pointers point to."""
+
+    __slots__ = ("_held", "_packed", "keys")
+
+    def __init__(self) -> None:
+        self.keys: list[bytes] = []
+        self._held: list[Any] = []
+        self._packed = bytearray()
+
+    def add(self, key: bytes, version: int) -> None:
+        address = ffi.from_buffer("uint8_t[]", key)
+        self._packed += _EXPECTATION.pack(int(ffi.cast("uintptr_t", address)), version, len(key))
+        self._held.append(address)
+        self.keys.append(key)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @property
+    def pointer(self) -> Any:
+        """For one call: as long as it lives, nothing can be added."""
+        return ffi.from_buffer("kv_expectation[]", self._packed)
 
 
 def operations(batch: dict[bytes, tuple[bytes | None, int]]) -> tuple[Any, list[Any]]:

@@ -2,8 +2,7 @@
 
 Each check is a function that yields Findings. The thresholds are at the top, so that they can be argued about.
 
-The store is opened read-only, beside a writer if there is one. Run it in a process that has no store open for
-writing in that directory: POSIX drops a process's locks on a file when it closes any descriptor of that file.
+The store is opened read-only, beside a writer if there is one.
 """
 
 from __future__ import annotations
@@ -81,7 +80,7 @@ def examine(directory: Path) -> Iterator[Finding]:
 
 
 def lock_holder(directory: Path) -> int:
-    """The process that has the store open for writing; 0: none."""
+    """The process that has the store open for writing, -1 if it did not say which it is; 0: none."""
     try:
         descriptor = os.open(directory / "LOCK", os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -90,10 +89,14 @@ def lock_holder(directory: Path) -> int:
         raise DiskError(f"LOCK: {error.strerror}", path=str(directory), errno=error.errno or 0) from error
     try:
         asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
-        kind, _, _, _, process = _FLOCK.unpack(fcntl.fcntl(descriptor, fcntl.F_GETLK, asked))
+        kind, *_ = _FLOCK.unpack(fcntl.fcntl(descriptor, fcntl.F_GETLK, asked))
+        text = os.pread(descriptor, 32, 0).strip()
     finally:
         os.close(descriptor)
-    return 0 if kind == fcntl.F_UNLCK else process
+    if kind == fcntl.F_UNLCK:
+        return 0
+    # The lock belongs to an open file, not to a process: who took it has written its number.
+    return int(text) if text.isdigit() else -1
 
 
 def _lock(holder: int) -> Finding:

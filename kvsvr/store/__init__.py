@@ -3,5 +3,6 @@
 from kvsvr.native import KEY_SIZE_MAX
 from kvsvr.store.batch import Batch
 from kvsvr.store.engine import Engine, open
+from kvsvr.store.transaction import Transaction
 
-__all__ = ["KEY_SIZE_MAX", "Batch", "Engine", "open"]
+__all__ = ["KEY_SIZE_MAX", "Batch", "Engine", "Transaction", "open"]

@@ -2,33 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from types import TracebackType
-from typing import TypeAlias
+from typing import Any, ClassVar, Self, TypeAlias
 
+from kvsvr.config import SlotMode
 from kvsvr.errors import UsageError
-from kvsvr.native import KEY_SIZE_MAX, borrow, own, ttl_ms
+from kvsvr.native import CONFLICT, KEY_SIZE_MAX, Expectations, Handle, borrow, ffi, lib, operations, own, ttl_ms
+from kvsvr.store.slots import OneSlot
 from kvsvr.types import BytesLike
 
 Operations: TypeAlias = dict[bytes, tuple[bytes | None, int]]
 
 
-class Batch:
-    """Collects operations; the last one of a key wins. Nothing is visible, and nothing on disk, before the block ends.
+class Writes:
+    """What batches and transactions have in common: a `with` block that collects operations and writes them."""
 
-        with db.batch() as b:
-            b.put(b"from", b"90")
-            b.put(b"to", b"110")
-        b.version  # one version for both
+    __slots__ = ("_done", "_durable", "_handle", "_operations", "_slot", "_version")
 
-    An exception in the block writes nothing. Keys and values are copied as they come, so buffers may be used again.
-    Not for several threads at a time.
-    """
+    _again: ClassVar[str]
+    """What to tell who uses it after its end."""
 
-    __slots__ = ("_done", "_operations", "_version", "_write")
-
-    def __init__(self, write: Callable[[Operations], int]) -> None:
-        self._write = write
+    def __init__(self, handle: Handle, *, durable: bool, slots: SlotMode) -> None:
+        self._handle = handle
+        self._durable = durable
+        self._slot = OneSlot() if slots == "strict" else None
         self._operations: Operations = {}
         self._done = False
         self._version: int | None = None
@@ -40,33 +37,76 @@ class Batch:
 
     def put(self, key: BytesLike, value: BytesLike, ttl: float | None = None) -> None:
         content = value if value.__class__ is bytes else bytes(borrow(value, "value"))
-        self._add(key, content, 0 if ttl is None else ttl_ms(ttl))
+        self._operations[self._name(key)] = content, 0 if ttl is None else ttl_ms(ttl)
 
     def delete(self, key: BytesLike) -> None:
-        """A key that is absent when the batch is written stays so, and does not count."""
-        self._add(key, None, 0)
+        """A key that is absent when this is written stays so, and does not count."""
+        self._operations[self._name(key)] = None, 0
 
     def __len__(self) -> int:
         return len(self._operations)
 
-    def _add(self, key: BytesLike, value: bytes | None, expiry: int) -> None:
-        if self._done:
-            raise UsageError("the batch has been written: begin another with db.batch()")
+    def __bool__(self) -> bool:
+        """True, also when empty."""
+        return True
+
+    def _name(self, key: BytesLike) -> bytes:
+        self._refuse_done()
         name = key if key.__class__ is bytes else own(key)
         # Here, not when it is written: the traceback then points at the line that is wrong.
         if not 0 < len(name) <= KEY_SIZE_MAX:
             raise UsageError(f"a key has 1 to {KEY_SIZE_MAX} bytes; this one has {len(name)}")
-        self._operations[name] = value, expiry
+        if self._slot is not None:
+            self._slot.enter(name)
+        return name
 
-    def __enter__(self) -> Batch:
+    def _refuse_done(self) -> None:
         if self._done:
-            raise UsageError("the batch has been written: begin another with db.batch()")
+            raise UsageError(self._again)
+
+    def _write(self, operations_: Operations) -> int:
+        return write(self._handle, operations_, None, durable=self._durable)
+
+    def __enter__(self) -> Self:
+        self._refuse_done()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._done = True
-        operations, self._operations = self._operations, {}
+        collected, self._operations = self._operations, {}
         if kind is None:
-            self._version = self._write(operations)
+            self._version = self._write(collected)
+
+
+class Batch(Writes):
+    """Collects operations; the last one of a key wins. Nothing is visible, and nothing on disk, before the block ends.
+
+        with db.batch() as b:
+            b.put(b"from", b"90")
+            b.put(b"to", b"110")
+        b.version  # one version for both
+
+    An exception in the block writes nothing. Keys and values are copied as they come, so buffers may be used again.
+    Not for several threads at a time.
+    """
+
+    __slots__ = ()
+
+    _again = "the batch has been written: begin another with db.batch()"
+
+
+def write(handle: Handle, batch: Operations, expected: Expectations | None, *, durable: bool) -> int:
+    """Writes all of it if all that is expected holds; the version, 0 if there was nothing to do."""
+    pointer, held = operations(batch)
+    expectations: Any = ffi.NULL if expected is None else expected.pointer
+    count = 0 if expected is None else len(expected)
+    caller = handle.take()
+    version: int = lib.kv_batch(caller.pointer, pointer, len(batch), expectations, count, durable)
+    del held  # C has copied what it needs.
+    if version < 0:
+        key = expected.keys[caller.answer.number] if expected is not None and version == CONFLICT else None
+        raise handle.failed(version, caller, key)
+    handle.callers.append(caller)
+    return version

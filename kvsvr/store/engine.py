@@ -1,7 +1,7 @@
 """The engine: one open store, its keys and values. What each call promises is in its docstring.
 
-Threads: any number, all methods. Calls release the GIL; reads take no lock, writers one short one in C. A batch
-belongs to one thread.
+Threads: any number, all methods. Calls release the GIL; reads take no lock, writers one short one in C, and so do the
+reads of a transaction. A batch or transaction belongs to one thread.
 
 Life: an Engine is closed by close() or by `with`. One that is dropped, or still open when the interpreter ends, is
 closed by its finalizer. That holds everything but the Engine itself, and neither the housekeeping thread, nor a batch,
@@ -24,7 +24,7 @@ import threading
 import time
 import warnings
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
 from itertools import chain, islice
@@ -32,13 +32,14 @@ from struct import iter_unpack
 from types import TracebackType
 from typing import Any, Final, NoReturn, TypeVar, overload
 
-from kvsvr.config import Config, SyncMode
+from kvsvr.config import Config, SlotMode, SyncMode
 from kvsvr.errors import ClosedError, DiskError, LockedError, UsageError, shown
-from kvsvr.native import ABSENT, SMALL_SIZE, Handle, Many, borrow, ffi, lib, operations, own, ttl_ms
-from kvsvr.store.batch import Batch, Operations
+from kvsvr.native import ABSENT, SMALL_SIZE, Handle, Many, borrow, ffi, lib, own, ttl_ms
+from kvsvr.store.batch import Batch
 from kvsvr.store.catalog import Catalog, sync_directory
 from kvsvr.store.housekeeping import Housekeeper
 from kvsvr.store.scan import limit_of, pages, span_of
+from kvsvr.store.transaction import ATTEMPTS, Transaction, run
 from kvsvr.types import BytesLike, Versioned
 
 T = TypeVar("T")
@@ -72,6 +73,7 @@ def open(
     sync_ms_max: int = 10,
     checkpoint_size: int | None = 64 << 20,
     write_calls: bool = False,
+    slots: SlotMode = "any",
 ) -> Engine:
     """Opens the store in the directory `path`; makes it if there is none and its parent is there.
 
@@ -86,6 +88,7 @@ def open(
             readonly=readonly,
             checkpoint_size=checkpoint_size,
             write_calls=write_calls,
+            slots=slots,
         ),
     )
 
@@ -321,20 +324,30 @@ class Engine:
 
     def batch(self, *, durable: bool = False) -> Batch:
         """A `with` block whose puts and deletes are written together at its end: all or nothing, one version."""
+        return Batch(self._handle, durable=durable, slots=self._config.slots)
 
-        handle = self._handle  # And not self: a batch that is kept must not keep the store open.
+    # --- transactions ---
 
-        def write(batch: Operations) -> int:
-            pointer, held = operations(batch)
-            caller = handle.take()
-            version: int = lib.kv_batch(caller.pointer, pointer, len(batch), durable)
-            del held  # C has copied what it needs.
-            if version < 0:
-                raise handle.failed(version, caller)
-            handle.callers.append(caller)
-            return version
+    def transaction(self, *, durable: bool = False) -> Transaction:
+        """A `with` block that reads as of one moment, and whose writes are written at its end: all of them, if nothing
+        it has read has changed meanwhile, absent keys included; else VersionConflict, and nothing."""
+        self._refuse_readonly()
+        return Transaction(self._handle, durable=durable, slots=self._config.slots)
 
-        return Batch(write)
+    def run(self, fn: Callable[[Transaction], T], *, attempts: int = ATTEMPTS, durable: bool = False) -> T:
+        """Calls fn(t) with a transaction, commits, and returns what fn returned.
+
+        After a VersionConflict once more, with a new transaction, up to `attempts` times in all; then the last one is
+        raised. So fn may run several times: what it does besides reading and writing through `t` should bear that.
+        """
+        self._refuse_readonly()
+        return run(lambda: self.transaction(durable=durable), fn, attempts)
+
+    def _refuse_readonly(self) -> None:
+        if self._config.readonly:
+            raise UsageError(
+                f"{self._handle.path} was opened with readonly=True, and transactions need the writer: open it without"
+            )
 
     # --- keys in order ---
 

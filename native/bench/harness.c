@@ -102,7 +102,7 @@ static kv_result get_many_all(kv_caller *c, const work *w) {
 
 static kv_result batch_all(kv_caller *c, const work *w) {
     for (size_t i = 0; i < w->count; i += MANY) {
-        kv_result result = kv_batch(c, w->operations + i, group_count(w, i), w->durable);
+        kv_result result = kv_batch(c, w->operations + i, group_count(w, i), NULL, 0, w->durable);
         if (result <= 0) return wrong(result);
     }
     return 0;

@@ -35,6 +35,8 @@ typedef struct envelope {
     write_op base; /* first: store_write() hands it to the step */
     item *items;
     size_t count;
+    const kv_expectation *expectations; /* of a batch: what has to hold before anything is planned */
+    size_t expectation_count;
     bool one_version;
     size_t written_count;
 } envelope;
@@ -149,9 +151,10 @@ static kv_status envelope_show(kv_caller *c, envelope *e, kv_position position) 
 static kv_status step_envelope(kv_caller *c, write_op *w) {
     envelope *e = (envelope *)w;
     kv_position position;
-    uint64_t size;
-    kv_status status = envelope_plan(c, e, &size);
+    uint64_t size, never = UINT64_MAX;
     w->result = 0;
+    kv_status status = store_expect(c, e->expectations, e->expectation_count, &never);
+    if (status == KV_OK) status = envelope_plan(c, e, &size);
     if (status != KV_OK || e->written_count == 0) return status;
     status = envelope_encode(c, e, size, &position);
     if (status != KV_OK) return status;
@@ -293,32 +296,36 @@ static void batch_give_up(kv_caller *c, const item *items, size_t count) {
     }
 }
 
-static kv_result batch_write(kv_caller *c, const kv_operation *operations, size_t count, int durable, item *items,
+/* `e` has its items and expectations; they are filled in from the operations. */
+static kv_result batch_write(kv_caller *c, const kv_operation *operations, size_t count, int durable, envelope *e,
                              uint64_t *seen, size_t capacity) {
-    envelope e = {.items = items, .one_version = true};
+    item *items = e->items;
     for (size_t i = 0; i < count; i++) {
         kv_status status = batch_item(c, &operations[i], &items[i]);
         bool again = status == KV_OK && seen_before(seen, capacity, items[i].hash);
-        e.count = status == KV_OK ? i + 1 : i;
+        e->count = status == KV_OK ? i + 1 : i;
         if (status == KV_OK && !again) continue;
-        batch_give_up(c, items, e.count);
+        batch_give_up(c, items, e->count);
         return again ? caller_fail(c, KV_EUSAGE, "the keys of a batch differ")
                      : caller_fail(c, status, "an operation of the batch cannot be written");
     }
-    kv_result result = store_write(c, step_envelope, &e.base, durable);
-    if (result < 0 && e.base.result == 0) batch_give_up(c, items, count);
+    kv_result result = store_write(c, step_envelope, &e->base, durable);
+    if (result < 0 && e->base.result == 0) batch_give_up(c, items, count);
     return result;
 }
 
-kv_result kv_batch(kv_caller *c, const kv_operation *operations, size_t count, int durable) {
+kv_result kv_batch(kv_caller *c, const kv_operation *operations, size_t count, const kv_expectation *expectations,
+                   size_t expectation_count, int durable) {
     size_t capacity = 16;
     if (count > UINT32_MAX / 64) return caller_fail(c, KV_EBATCHSIZE, "a batch fits into one segment");
     while (capacity < 2 * count) capacity *= 2;
     item *items = calloc(count + 1, sizeof *items);
     uint64_t *seen = calloc(capacity, sizeof *seen);
+    envelope e = {.items = items, .expectations = expectations, .expectation_count = expectation_count,
+                  .one_version = true};
     kv_result result = items == NULL || seen == NULL
                            ? caller_fail(c, KV_ENOMEM, "no memory for the batch")
-                           : batch_write(c, operations, count, durable, items, seen, capacity);
+                           : batch_write(c, operations, count, durable, &e, seen, capacity);
     free(items);
     free(seen);
     return result;

@@ -104,7 +104,7 @@ kv_result answer_expired(kv_caller *c, int64_t expires_ms) {
     kv_store *store = c->store;
     if (!store->options.readonly && atomic_load(&store->clock_ms) < expires_ms) {
         write_op w = {.number = expires_ms};
-        store_write(c, step_note_clock, &w, NOT_DURABLE);
+        store_hold(c, step_note_clock, &w, 0);
     }
     return kv_ending(KV_ABSENT);
 }
@@ -242,12 +242,9 @@ static kv_status under_guard(kv_caller *c, write_step step, write_op *w) {
     return status;
 }
 
-/* Runs one step under the writer lock; waits, if asked to, until what it wrote is durable. */
-kv_result store_write(kv_caller *c, write_step step, write_op *w, int durable) {
+kv_result store_hold(kv_caller *c, write_step step, write_op *w, int durable) {
     kv_store *store = c->store;
     if (KV_UNLIKELY(*store->alive == 0)) return caller_fail(c, KV_EFORKED, "opened before fork");
-    if (durable == NOT_DURABLE) durable = 0;
-    else durable |= store->options.sync == KV_SYNC_ALWAYS;
     /* Inside the epoch while waiting for the disk: close() waits for us before it takes the flow away. */
     if (durable) kv_epoch_enter(store->epoch, c->slot);
     c->answer.fault.status = KV_OK;
@@ -278,6 +275,10 @@ kv_result store_write(kv_caller *c, write_step step, write_op *w, int durable) {
     return result;
 }
 
+kv_result store_write(kv_caller *c, write_step step, write_op *w, int durable) {
+    return store_hold(c, step, w, durable || c->store->options.sync == KV_SYNC_ALWAYS);
+}
+
 /* Sets out: hash, find. Location 0 in w->old: absent. */
 static kv_status write_begin(kv_caller *c, write_op *w) {
     w->hash = store_hash(c->store, w->key, w->key_size);
@@ -303,18 +304,22 @@ static kv_status write_end(kv_caller *c, write_op *w, kv_record *record) {
     return status;
 }
 
-/* A decision that rests on what stands there (its version, its value, its expiry) rests on bytes that are intact, and
- * on a time that is written down. */
-static kv_status write_begin_trusting(kv_caller *c, write_op *w, bool *alive) {
+kv_status store_find_trusted(kv_caller *c, const uint8_t *key, size_t key_size, uint64_t hash, found *out, bool *alive) {
     kv_store *store = c->store;
-    kv_status status = write_begin(c, w);
+    kv_status status = store_find(store, key, key_size, hash, out, &c->answer.fault);
     *alive = false;
-    if (status != KV_OK || w->old.location == 0) return status;
-    if (!kv_record_intact(w->old.bytes, w->old.place, &w->old.record))
-        return fault_corrupt(&c->answer.fault, w->old.location, "the record's checksum is wrong");
-    *alive = found_alive(store, &w->old);
-    bool gone = !*alive && !found_tombstone(&w->old);
-    return gone ? store_note_clock(store, (int64_t)w->old.record.expires_ms) : KV_OK;
+    if (status == KV_ABSENT) return KV_OK;
+    if (status != KV_OK) return status;
+    if (!kv_record_intact(out->bytes, out->place, &out->record))
+        return fault_corrupt(&c->answer.fault, out->location, "the record's checksum is wrong");
+    *alive = found_alive(store, out);
+    bool gone = !*alive && !found_tombstone(out);
+    return gone ? store_note_clock(store, (int64_t)out->record.expires_ms) : KV_OK;
+}
+
+static kv_status write_begin_trusting(kv_caller *c, write_op *w, bool *alive) {
+    w->hash = store_hash(c->store, w->key, w->key_size);
+    return store_find_trusted(c, w->key, w->key_size, w->hash, &w->old, alive);
 }
 
 static uint64_t expiry_after(const kv_store *store, const write_op *w, bool alive) {

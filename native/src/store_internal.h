@@ -2,6 +2,7 @@
  *
  *   store.c       one key: find, write, put, get, delete, cas, incr, append, expire
  *   many.c        many keys in one call; batches
+ *   expect.c      what transactions have read, and whether it still holds
  *   scan.c        keys in order
  *   store_open.c  open, replay, close; counters
  *   wake.c        the two threads, and who waits for a version
@@ -151,7 +152,12 @@ bool found_alive(kv_store *store, const found *f); /* there, no tombstone, not e
 kv_status store_append(kv_store *store, kv_record *record, kv_position *position, uint32_t *used);
 kv_status store_index_put(kv_store *store, uint64_t hash, const found *old, const kv_record *record,
                           kv_position position, uint32_t used);
-enum { NOT_DURABLE = -1 }; /* not even where every write is */
+/* Finds what a decision may rest on (its version, its value, its expiry): bytes that are intact, and a time that is
+ * written down. Location 0: never seen, or forgotten. Writer lock. */
+kv_status store_find_trusted(kv_caller *c, const uint8_t *key, size_t key_size, uint64_t hash, found *out, bool *alive);
+/* Runs one step under the writer lock; waits, if asked to, until what it wrote is durable. store_write() also does
+ * where the store is open with KV_SYNC_ALWAYS. */
+kv_result store_hold(kv_caller *c, write_step step, write_op *w, int durable);
 kv_result store_write(kv_caller *c, write_step step, write_op *w, int durable);
 bool store_look_again(kv_caller *c, int look);
 kv_status answer_room(kv_caller *c, uint64_t size, uint8_t **out);
@@ -173,6 +179,10 @@ void store_prefetch(kv_store *store, uint64_t location); /* the record there; 0:
 kv_status gather_room(kv_caller *c, uint64_t used, uint64_t more, uint8_t **out);
 /* Puts the value of a key behind what is gathered; *size -1: there is none. KV_MORE: its file is missing. */
 kv_status gather_value(kv_caller *c, const uint8_t *key, uint32_t key_size, uint64_t hash, gathering *g, int64_t *size);
+
+/* expect.c: KV_OK if nothing was written since *sequence, or all of it still holds, which *sequence then remembers.
+ * KV_ECONFLICT: answer.number is the one that does not, answer.version what its key is at. Writer lock. */
+kv_status store_expect(kv_caller *c, const kv_expectation *expectations, size_t count, uint64_t *sequence);
 
 /* scan.c: names that may be live */
 enum { CANDIDATE_COUNT_MAX = 32 };

@@ -671,7 +671,7 @@ static void do_get(history *h) {
         const uint8_t *value = h->pool + t.keys[key].at;
         expect(h, "get", size, same && memcmp(answer_bytes(h->caller, size), value, (size_t)size) == 0);
     }
-    acknowledge(h, waited(h, 0, size));
+    acknowledge(h, false); /* A read waits for no disk, though it may have had the time written down. */
 }
 
 /* Keys and values one behind the other, as the calls for many want them. */
@@ -747,26 +747,47 @@ static void do_delete_many(history *h) {
     acknowledge(h, waited(h, durable, written));
 }
 
+enum { EXPECTATION_COUNT_MAX = 3 };
+
+/* What a batch stands on, now and then: keys at the versions they have, the last perhaps at another. Looks at them as
+ * the engine will. Whether all of it holds. */
+static bool draw_expectations(history *h, twin *t, char (*texts)[KEY_TEXT_SIZE], kv_expectation *out, size_t *count) {
+    *count = below(&h->random, 3) == 0 ? 1 + (size_t)below(&h->random, EXPECTATION_COUNT_MAX) : 0;
+    for (size_t i = 0; i < *count; i++) {
+        int key = draw_key(h);
+        uint64_t current = twin_look(h, t, key) ? t->keys[key].version : 0;
+        bool wrong = i + 1 == *count && below(&h->random, 3) == 0;
+        out[i] = (kv_expectation){.key = (const uint8_t *)texts[i], .key_size = (uint32_t)key_text(key, texts[i]),
+                                  .version = current + (wrong ? 7 : 0)};
+        if (wrong) return false;
+    }
+    return true;
+}
+
 static void do_batch(history *h) {
     static _Thread_local gathered g;
     kv_operation operations[ITEM_COUNT_MAX];
+    kv_expectation expectations[EXPECTATION_COUNT_MAX];
+    char texts[EXPECTATION_COUNT_MAX][KEY_TEXT_SIZE];
+    size_t expectation_count;
     gather_items(h, &g, true);
     int durable = draw_durable(h), changes = 0;
     twin t = *newest(h), look = t;
+    bool holds = draw_expectations(h, &look, texts, expectations, &expectation_count);
     const uint8_t *key = g.key_bytes, *value = g.value_bytes;
     for (size_t i = 0; i < g.count; i++) {
         bool deletes = below(&h->random, 4) == 0;
         operations[i] = (kv_operation){.key = key, .key_size = g.key_sizes[i], .value = deletes ? NULL : value,
                                        .value_size = deletes ? 0 : g.value_sizes[i],
                                        .ttl_ms = deletes ? 0 : draw_ttl(h)};
-        if (deletes) twin_look(h, &look, g.keys[i]);
+        if (deletes && holds) twin_look(h, &look, g.keys[i]);
         key += g.key_sizes[i];
         value += g.value_sizes[i];
     }
     /* Deadlines are fixed when the batch is handed over; that something has expired is found afterwards. */
-    kv_result version = kv_batch(h->caller, operations, g.count, durable);
+    kv_result version = kv_batch(h->caller, operations, g.count, expectations, expectation_count, durable);
     twin after = look;
-    for (size_t i = 0; i < g.count; i++) {
+    for (size_t i = 0; holds && i < g.count; i++) {
         bool deletes = operations[i].value == NULL;
         if (deletes && !twin_alive(h, &look, g.keys[i])) continue;
         changes++;
@@ -774,7 +795,8 @@ static void do_batch(history *h) {
         else after.keys[g.keys[i]] = value_keep(h, operations[i].value, operations[i].value_size, (uint64_t)version,
                                                 twin_deadline(h, &t, operations[i].ttl_ms));
     }
-    expect(h, "batch", version, changes == 0 ? version == 0 : newer(h, version));
+    if (!holds) expect(h, "batch against another version", version, version == KV_ECONFLICT);
+    else expect(h, "batch", version, changes == 0 ? version == 0 : newer(h, version));
     if (changes != 0) push(h, &after, (uint64_t)version);
     acknowledge(h, waited(h, durable, version));
 }

@@ -128,7 +128,7 @@ static void fault_batch(faulty *f, int durable) {
                                        .value = big, .value_size = size};
         after.keys[keys[i]] = value_keep(&f->h, big, size, 1, 0);
     }
-    settle_outcome(f, kv_batch(f->h.caller, operations, 3, durable), &after, durable);
+    settle_outcome(f, kv_batch(f->h.caller, operations, 3, NULL, 0, durable), &after, durable);
 }
 
 static void fault_sync(faulty *f) {

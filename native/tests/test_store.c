@@ -3,6 +3,7 @@
  * from Python. */
 #include <ftw.h>
 #include <pthread.h>
+#include <sched.h>
 #include <unistd.h>
 
 #include "check.h"
@@ -416,7 +417,129 @@ TEST(scans_list_what_stays_once_and_in_order) {
     directory_remove();
 }
 
+/* --- transactions: expectations, and reads of one moment --- */
+
+static kv_expectation expect_text(const char *key, uint64_t version) {
+    return (kv_expectation){.key = (const uint8_t *)key, .key_size = (uint32_t)strlen(key), .version = version};
+}
+
+static kv_result get_with(kv_caller *c, const char *key, const kv_expectation *all, size_t count, uint64_t *sequence) {
+    return kv_get_with(c, (const uint8_t *)key, strlen(key), all, count, sequence);
+}
+
+TEST(a_batch_is_written_only_if_all_that_was_expected_holds) {
+    directory_make();
+    kv_store *store = open_store((kv_options){.sync = KV_SYNC_NONE, .inline_size_max = 100}, NULL, 0);
+    kv_caller *c;
+    CHECK_EQ(kv_caller_new(store, &c), KV_OK);
+    kv_answer *answer = kv_caller_answer(c);
+    uint8_t large[200] = {0};
+    uint64_t version = (uint64_t)put_text(c, "a", "1", 1);
+    const uint8_t *two = (const uint8_t *)"2";
+    kv_operation writes[2] = {{.key = (const uint8_t *)"b", .key_size = 1, .value = two, .value_size = 1},
+                              {.key = (const uint8_t *)"c", .key_size = 1, .value = large, .value_size = sizeof large}};
+    kv_expectation reads[3] = {expect_text("a", version), expect_text("b", 0), expect_text("c", 7)};
+
+    CHECK_EQ(kv_batch(c, writes, 2, reads, 3, 0), KV_ECONFLICT);
+    CHECK_EQ(answer->version, 0);
+    CHECK_EQ(answer->number, 2);
+    CHECK_EQ(kv_look(c, (const uint8_t *)"b", 1), kv_ending(KV_ABSENT));
+    CHECK_EQ(kv_batch(c, NULL, 0, reads, 3, 1), KV_ECONFLICT);
+    CHECK_EQ(kv_batch(c, NULL, 0, reads, 2, 0), 0);
+    kv_result written = kv_batch(c, writes, 2, reads, 2, 1);
+    CHECK(written > (kv_result)version);
+    CHECK_EQ(kv_batch(c, writes, 2, reads, 2, 0), KV_ECONFLICT);
+    CHECK_EQ(answer->version, written);
+    CHECK_EQ(answer->number, 1);
+    reads[0].key_size = 0;
+    CHECK_EQ(kv_batch(c, NULL, 0, reads, 1, 0), KV_EKEYSIZE);
+
+    uint64_t sequence = 0;
+    reads[0] = expect_text("a", version);
+    CHECK_EQ(get_with(c, "a", NULL, 0, &sequence), 1);
+    CHECK_EQ(answer->version, version);
+    CHECK_EQ(get_with(c, "c", reads, 1, &sequence), sizeof large);
+    CHECK_EQ(memcmp(answer->small, large, sizeof large), 0);
+    CHECK_EQ(get_with(c, "none", reads, 1, &sequence), kv_ending(KV_ABSENT));
+    CHECK_EQ(answer->version, 0);
+    put_text(c, "other", "1", 1);
+    CHECK_EQ(get_with(c, "b", reads, 1, &sequence), 1);
+    put_text(c, "a", "2", 1);
+    CHECK_EQ(get_with(c, "b", reads, 1, &sequence), KV_ECONFLICT);
+    CHECK_EQ(get_with(c, "b", reads, 1, &sequence), KV_ECONFLICT);
+    CHECK_EQ(answer->number, 0);
+    close_store(store);
+    directory_remove();
+}
+
+enum { PURSES = 6, PURSE_START = 1000 };
+static const char *const purses[PURSES] = {"p0", "p1", "p2", "p3", "p4", "p5"};
+
+/* Reads all purses, each read making sure of those before. KV_ECONFLICT, or 0 with numbers of one moment. */
+static kv_result read_purses(kv_caller *c, kv_expectation *reads, int64_t *numbers) {
+    uint64_t sequence = 0;
+    for (size_t i = 0; i < PURSES; i++) {
+        /* On few processors the others would hardly ever come between. */
+        if (i == PURSES / 2) sched_yield();
+        kv_result size = get_with(c, purses[i], reads, i, &sequence);
+        if (size < 0) return size;
+        memcpy(&numbers[i], kv_caller_answer(c)->small, sizeof numbers[i]);
+        reads[i] = expect_text(purses[i], kv_caller_answer(c)->version);
+    }
+    return 0;
+}
+
+static void *move_money(void *argument) {
+    worker *w = argument;
+    kv_caller *c;
+    kv_expectation reads[PURSES];
+    int64_t numbers[PURSES];
+    if (kv_caller_new(w->store, &c) != KV_OK) return NULL;
+    for (int i = 0; i < ROUNDS / 5; i++) {
+        kv_result result = read_purses(c, reads, numbers);
+        int64_t sum = 0;
+        for (size_t k = 0; result == 0 && k < PURSES; k++) sum += numbers[k];
+        if (result == 0 && sum != PURSES * PURSE_START) w->failures++;
+        size_t from = (size_t)(i + w->number) % PURSES, to = (from + 1) % PURSES;
+        if (result == 0) {
+            numbers[from] -= 1 + i % 7;
+            numbers[to] += 1 + i % 7;
+            kv_operation writes[2];
+            for (size_t k = 0; k < 2; k++)
+                writes[k] = (kv_operation){.key = (const uint8_t *)purses[k == 0 ? from : to], .key_size = 2,
+                                           .value = (const uint8_t *)&numbers[k == 0 ? from : to], .value_size = 8};
+            result = kv_batch(c, writes, 2, reads, PURSES, 0);
+        }
+        w->written += result > 0;
+        if (result <= 0 && result != KV_ECONFLICT) w->failures++;
+    }
+    kv_caller_free(c);
+    return NULL;
+}
+
+TEST(transactions_of_all_threads_keep_the_sum) {
+    worker workers[THREADS];
+    kv_caller *c;
+    kv_expectation reads[PURSES];
+    int64_t numbers[PURSES], sum = 0, start = PURSE_START;
+    uint64_t written = 0;
+    directory_make();
+    kv_store *store = open_store((kv_options){.sync = KV_SYNC_BATCH, .background = 1}, NULL, 0);
+    CHECK_EQ(kv_caller_new(store, &c), KV_OK);
+    for (size_t i = 0; i < PURSES; i++) put_text(c, purses[i], &start, sizeof start);
+    run(store, move_money, workers);
+    CHECK_EQ(read_purses(c, reads, numbers), 0);
+    for (size_t i = 0; i < PURSES; i++) sum += numbers[i];
+    CHECK_EQ(sum, PURSES * PURSE_START);
+    for (int i = 0; i < THREADS; i++) written += workers[i].written;
+    CHECK(written > 0);
+    close_store(store);
+    directory_remove();
+}
+
 int main(void) {
+    RUN(a_batch_is_written_only_if_all_that_was_expected_holds);
+    RUN(transactions_of_all_threads_keep_the_sum);
     RUN(increments_of_all_threads_add_up);
     RUN(reads_are_whole_while_checkpoints_are_made);
     RUN(durable_writes_of_several_threads_share_a_sync);

@@ -459,6 +459,90 @@ class Machine(RuleBasedStateMachine):
             raise LookupError
         self.check_record(key)
 
+    @rule(
+        reads=st.lists(keys, min_size=1, max_size=6),
+        steps=st.lists(st.tuples(keys, st.one_of(st.none(), small_or_any), ttls), max_size=6),
+        between=st.sampled_from([None, "put", "put", "delete", "expire", "time"]),
+        to_what_was_read=st.booleans(),
+        again=st.lists(keys, max_size=3),
+        durable=st.booleans(),
+    )
+    def transaction(
+        self,
+        reads: list[bytes],
+        steps: list[tuple[bytes, bytes | None, float | None]],
+        between: str | None,
+        to_what_was_read: bool,
+        again: list[bytes],
+        durable: bool,
+    ) -> None:
+        """Reads, perhaps somebody else's write or a while, more reads, then its own writes: whole, or a conflict."""
+        seen: dict[bytes, Record | None] = {}
+        conflict = False
+        try:
+            with self.db.transaction(durable=durable) as t:
+                for key in reads:
+                    self.read_in(t, key, seen)
+                if between is not None:
+                    self.interfere(reads[-1] if to_what_was_read else KEYS[0], between)
+                for key in again:
+                    conflict = key not in seen and self.overtaken(seen)
+                    self.read_in(t, key, seen)
+                for key, value, ttl in steps:
+                    if value is None:
+                        t.delete(key)
+                    else:
+                        t.put(key, value, ttl)
+                for key, value, _ in steps[-1:]:
+                    assert t.get(key) == value
+                deadlines = {key: self.twin.deadline(ttl) for key, _, ttl in steps}
+                conflict = self.overtaken(seen)
+        except kvsvr.VersionConflict as error:
+            assert conflict
+            now = self.twin.look(error.key)
+            assert error.current == (now.version if now else 0)
+            assert now != seen[error.key]
+            self.note_time()
+            assert t.version is None
+            for key, _, _ in steps:
+                self.check_record(key)
+            return
+        assert not conflict
+        self.note_time()
+        self.wrote(t.version, {key: value for key, value, _ in steps}, deadlines)
+
+    def read_in(self, t: kvsvr.Transaction, key: bytes, seen: dict[bytes, Record | None]) -> None:
+        value = t.get(key)
+        if key not in seen:
+            seen[key] = self.twin.look(key)
+        record = seen[key]
+        assert value == (record.value if record else None)
+        assert (key in t) == (record is not None)
+        self.note_time()
+
+    def overtaken(self, seen: dict[bytes, Record | None]) -> bool:
+        """Whether something is not as it was seen. Looks no further than the first: that is what the engine does."""
+        return any(self.twin.look(key) != record for key, record in seen.items())
+
+    def interfere(self, key: bytes, how: str) -> None:
+        match how:
+            case "put":
+                self.twin.write(key, b"between", self.db.put(key, b"between"))
+            case "delete":
+                self.delete(key, as_item=False)
+            case "expire":
+                self.expire(key, TICK_S / 2)
+            case "time":
+                self.the_clock_jumps(1)
+
+    def wrote(self, version: int | None, last: dict[bytes, bytes | None], deadlines: dict[bytes, float | None]) -> None:
+        done = {key: value for key, value in last.items() if value is not None or self.twin.look(key) is not None}
+        assert version is not None
+        assert (version > self.twin.newest) if done else (version == 0)
+        for key, value in done.items():
+            self.twin.records[key] = Record(value, version, None if value is None else deadlines[key])
+        self.twin.newest = max(self.twin.newest, version)
+
     @rule(pairs=st.integers(1, 3))
     def much_is_written(self, pairs: int) -> None:
         """So that segments end, and the index grows, within few steps."""

@@ -3,10 +3,10 @@
  * A kv_store is one open directory; a kv_caller is one thread's way into it: its place in the epoch, a buffer that
  * answers are left in, and what its last failure was. Every call that works on data takes a caller.
  *
- * Threads: any number of callers at a time, each used by one thread at a time. Writers take one short lock;
- * readers take none. close() may overlap with everything: calls that come later, or are inside and find out, get
- * KV_ECLOSED; it waits for the rest. free() overlaps with nothing. Threads it starts (unless options.background is
- * false): one for group commits, one that prepares segments; close() joins both.
+ * Threads: any number of callers at a time, each used by one thread at a time. Writers take one short lock; readers
+ * take none, but for those of a transaction (kv_get_with). close() may overlap with everything: calls that come later,
+ * or are inside and find out, get KV_ECLOSED; it waits for the rest. free() overlaps with nothing. Threads it starts
+ * (unless options.background is false): one for group commits, one that prepares segments; close() joins both.
  *
  * A process that was forked from the opener gets KV_EFORKED from everything; free() then only gives memory back. */
 #ifndef KV_STORE_H
@@ -103,7 +103,7 @@ kv_result kv_delete_many(kv_caller *c, const kv_many *many, int durable);       
  * -1: absent. As single gets: not one moment for all. */
 kv_result kv_get_many(kv_caller *c, const kv_many *many, int64_t *sizes);
 
-/* --- a batch: all of it or nothing, under one version. Keys differ. --- */
+/* --- a batch: all of it or nothing, under one version. Keys of operations differ. --- */
 typedef struct kv_operation {
     const uint8_t *key;
     const uint8_t *value; /* NULL: delete (of a key that is absent: nothing) */
@@ -111,8 +111,23 @@ typedef struct kv_operation {
     int64_t ttl_ms;
     uint32_t key_size;
 } kv_operation;
-kv_result kv_batch(kv_caller *c, const kv_operation *operations, size_t count, int durable);
-                                       /* the version; 0 if there was nothing to do */
+/* What a transaction has read: a key, and the version it was at. */
+typedef struct kv_expectation {
+    const uint8_t *key;
+    uint64_t version; /* 0: absent, or expired */
+    uint32_t key_size;
+} kv_expectation;
+/* The version; 0 if there was nothing to do. Before anything is written, and under the same hold of the lock, the
+ * expectations are checked, also if there is nothing to write: the first that does not hold is KV_ECONFLICT, with the
+ * version the key has in answer.version and the expectation's index in answer.number. Then nothing is written. */
+kv_result kv_batch(kv_caller *c, const kv_operation *operations, size_t count, const kv_expectation *expectations,
+                   size_t expectation_count, int durable);
+/* A get of one moment with earlier reads, and never of part of a batch: it takes the writer lock (so KV_EREADONLY for
+ * read-only openers) and answers as kv_get, with version 0 where there is nothing; but first, if anything was written
+ * since *sequence, it checks the expectations as kv_batch does. *sequence is where all of it was last known to hold: 0
+ * at first, then what the call before left there. */
+kv_result kv_get_with(kv_caller *c, const uint8_t *key, size_t key_size, const kv_expectation *expectations,
+                      size_t count, uint64_t *sequence);
 
 /* Waits until the key's version is above `version`, at most timeout_ms. The version it has then (see kv_version). */
 kv_result kv_wait(kv_caller *c, const uint8_t *key, size_t key_size, uint64_t version, int64_t timeout_ms);
