@@ -113,7 +113,6 @@ struct kv_flow {
 
     /* refresh(): where a read-only opener stands. */
     kv_position replayed;
-    uint64_t replayed_sequence;
 };
 
 static inline kv_position position_of(uint64_t order) {

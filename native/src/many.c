@@ -61,12 +61,10 @@ void store_prefetch(kv_store *store, uint64_t location) {
     __builtin_prefetch(bytes + 64);
 }
 
-static void prefetch_items(kv_store *store, item *items, size_t count) {
+/* Their hashes are set. */
+static void prefetch_items(kv_store *store, const item *items, size_t count) {
     kv_probe probe;
-    for (size_t i = 0; i < count; i++) {
-        items[i].hash = store_hash(store, items[i].key, items[i].key_size);
-        kv_index_prefetch(store->index, items[i].hash);
-    }
+    for (size_t i = 0; i < count; i++) kv_index_prefetch(store->index, items[i].hash);
     for (size_t i = 0; i < count; i++) store_prefetch(store, kv_index_first(store->index, items[i].hash, &probe));
 }
 
@@ -224,7 +222,8 @@ static void envelope_fill(kv_caller *c, many_cursor *m, int64_t ttl_ms, envelope
         kv_record record = item_record(one);
         size += kv_record_size(&record);
         if (e->count > 0 && size > ENVELOPE_SIZE_MAX) return;
-        if (seen_before(seen, 2 * ENVELOPE_COUNT_MAX, store_hash(store, one->key, one->key_size))) return;
+        one->hash = store_hash(store, one->key, one->key_size);
+        if (seen_before(seen, 2 * ENVELOPE_COUNT_MAX, one->hash)) return;
         e->count++;
         cursor_step(m);
     }
@@ -403,6 +402,7 @@ static kv_status gather(kv_caller *c, const kv_many *many, int64_t *sizes, gathe
         for (size_t i = 0; i < count; i++) {
             block[i].key = key;
             block[i].key_size = many->key_sizes[from + i];
+            block[i].hash = store_hash(c->store, key, block[i].key_size);
             key += block[i].key_size;
         }
         prefetch_items(c->store, block, count);
