@@ -166,7 +166,7 @@ kv_status big_fault(kv_caller *c, const found *f) {
 /* --- files that nothing points to any more --- */
 
 /* Without memory to remember it the file stays until the next open sweeps it. */
-void big_retire(kv_store *store, const kv_big *big, kv_position since) {
+void big_retire(kv_store *store, const kv_big *big, kv_position since, uint64_t replaced) {
     if (store->retired_count == store->retired_capacity) {
         size_t capacity = store->retired_capacity == 0 ? 16 : store->retired_capacity * 2;
         big_retired *larger = realloc(store->retired, capacity * sizeof *larger);
@@ -175,7 +175,8 @@ void big_retire(kv_store *store, const kv_big *big, kv_position since) {
         store->retired_capacity = capacity;
     }
     store->retired[store->retired_count++] =
-        (big_retired){.file_id = big->file_id, .size = big->size, .since = kv_position_order(since)};
+        (big_retired){
+            .file_id = big->file_id, .size = big->size, .since = kv_position_order(since), .replaced = replaced};
     store->retired_size += big->size;
 }
 
@@ -184,11 +185,11 @@ static uint64_t *take_durable(kv_store *store, size_t *count) {
     *count = 0;
     uint64_t *ids = store->retired_count == 0 ? NULL : malloc(store->retired_count * sizeof *ids);
     if (ids == NULL) return NULL;
-    uint64_t durable = kv_position_order(kv_flow_durable(store->flow));
+    uint64_t durable = kv_position_order(kv_flow_durable(store->flow)), oldest = snapshot_oldest(store);
     size_t kept = 0;
     for (size_t i = 0; i < store->retired_count; i++) {
         big_retired one = store->retired[i];
-        if (one.since > durable) {
+        if (one.since > durable || one.replaced > oldest) {
             store->retired[kept++] = one;
         } else {
             ids[(*count)++] = one.file_id;

@@ -1,7 +1,8 @@
 /* checkpoint.c -- an image of the index and the counters, and sorted runs of all names, as of one position, so that
  * opening replays a tail only.
  *
- *   index/%016x.idx    slots of tables, then the map of all tables, then the ids of value files in use
+ *   index/%016x.idx    slots of tables, then the map of all tables, then the ids of value files in use, then
+ *                      those of tables that were dropped and not swept yet
  *   runs/%016x.run     names in order (run.c)
  *   the description    a few hundred bytes for the catalog: position, counters, where the map is
  *
@@ -37,9 +38,15 @@
  *       96    8 map: file id
  *      104    8 map: offset
  *      112    8 map: size
- *      120    8 map: checksum    XXH64 of map and value file ids, seed = file id
+ *      120    8 map: checksum    XXH64 of map and ids, seed = file id
  *      128    8 value file ids: count
- *      136    8 segments: count n, then n times 16 bytes: id (8), live bytes (8)
+ *      136    8 table count
+ *      144    8 row count
+ *      152    8 row tombstone count
+ *      160    8 clock: location  of the newest CLOCK record; 0: none
+ *      168    8 clock: size      bytes of that record
+ *      176    8 retired table ids: count
+ *      184    8 segments: count n, then n times 16 bytes: id (8), live bytes (8)
  *       ..    8 index files: count m, then m times their ids (8)
  *       ..    8 sorted runs: count r, then r times 32 bytes, oldest first: id, name count, size, checksum of the footer
  *       ..    8 checksum         XXH64 of everything before it, seed 0
@@ -56,7 +63,7 @@ enum {
     CHECKPOINT_FORMAT = 1, /* of the description */
     INDEX_FORMAT = 1,
     INDEX_HEADER_SIZE = 16,
-    FIXED_WORDS = 17, /* up to and with the count of value file ids */
+    FIXED_WORDS = 23, /* up to and with the count of retired table ids */
     PATH_SIZE = 40,
     STEP_TABLES = 8,  /* copied in one hold of the writer lock: some 10 us */
     STEP_SIZE = 1 << 18,
@@ -74,8 +81,8 @@ struct kv_checkpoint {
     uint64_t sequence;
     int64_t clock_ms;
     counters counters; /* as of the position */
-    uint64_t *big_ids;
-    uint64_t big_id_count;
+    uint64_t *ids; /* of value files, then of retired tables */
+    uint64_t big_id_count, table_id_count;
     uint8_t *buffer;
     size_t buffer_used, buffer_capacity;
     uint64_t map_offset, map_size, map_checksum;
@@ -110,17 +117,29 @@ static void index_path(uint64_t id, char path[PATH_SIZE]) {
 
 /* --- making one --- */
 
+static uint64_t copy_ids(const big_set *set, uint64_t *to) {
+    uint64_t count = 0;
+    for (uint64_t i = 0; i < set->capacity; i++)
+        if (set->ids[i] != 0) to[count++] = set->ids[i];
+    return count;
+}
+
 static kv_status copy_counters(kv_checkpoint *k) {
     kv_store *store = k->store;
     k->counters = store->counters;
     size_t bytes = store->counters.segment_capacity * sizeof(uint64_t);
     k->counters.segment_live = malloc(bytes + 1);
-    k->big_ids = malloc((store->bigs.count + 1) * sizeof *k->big_ids);
-    if (k->counters.segment_live == NULL || k->big_ids == NULL) return KV_ENOMEM;
+    k->ids = malloc((store->bigs.count + store->retired_tables.count + 1) * sizeof *k->ids);
+    if (k->counters.segment_live == NULL || k->ids == NULL) return KV_ENOMEM;
     if (bytes != 0) memcpy(k->counters.segment_live, store->counters.segment_live, bytes);
-    for (uint64_t i = 0; i < store->bigs.capacity; i++)
-        if (store->bigs.ids[i] != 0) k->big_ids[k->big_id_count++] = store->bigs.ids[i];
+    k->big_id_count = copy_ids(&store->bigs, k->ids);
+    k->table_id_count = copy_ids(&store->retired_tables, k->ids + k->big_id_count);
     return KV_OK;
+}
+
+/* Names that a run would hold: keys, rows, and the newest change of each row, deleted ones included. */
+static uint64_t name_count(const counters *n) {
+    return n->key_count + n->table_count + 2 * n->row_count + n->row_tombstone_count;
 }
 
 /* The moment: everything below is as of this position, because the writer lock is held. */
@@ -138,7 +157,7 @@ static kv_status fix_moment(kv_checkpoint *k) {
     if (status != KV_OK) return status;
     store->checkpointing = k->counted = true;
     k->looked = k->position;
-    status = kv_order_build_begin(store->order, atomic_load(&k->counters.key_count), &k->build);
+    status = kv_order_build_begin(store->order, name_count(&k->counters), &k->build);
     k->building = status == KV_OK;
     return status == KV_EOF ? KV_OK : status;
 }
@@ -260,7 +279,7 @@ static kv_status collect_files(kv_checkpoint *k, const uint8_t *map, size_t size
 static kv_status write_map(kv_checkpoint *k, const uint8_t *map, size_t size) {
     kv_io *io = k->store->io;
     kv_status status = buffer_add(k, map, size);
-    if (status == KV_OK) status = buffer_add(k, k->big_ids, k->big_id_count * sizeof *k->big_ids);
+    if (status == KV_OK) status = buffer_add(k, k->ids, (k->big_id_count + k->table_id_count) * sizeof *k->ids);
     if (status == KV_OK) status = collect_files(k, map, size);
     if (status != KV_OK) return status;
     k->map_offset = k->size;
@@ -284,13 +303,18 @@ static kv_status run_open(kv_checkpoint *k) {
     return kv_run_writer_new(io, k->run_id, &k->writer);
 }
 
-/* A name goes into the run unless its key is deleted. Expired ones stay: until they are reclaimed they are keys. */
+/* A name goes into the run unless what it names is deleted - a change, unless it was overtaken by a later one. Expired
+ * keys stay: until they are reclaimed they are keys. So does what a snapshot may still want to list. */
 static kv_status run_name(kv_checkpoint *k, const candidate *one) {
+    kv_store *store = k->store;
     found f;
     kv_fault fault;
-    kv_status status = store_find(k->store, one->key, one->key_size, one->hash, &f, &fault);
-    if (status == KV_ABSENT || (status == KV_OK && found_tombstone(&f))) return KV_OK;
-    if (status == KV_OK) status = run_open(k);
+    kv_status status = store_find(store, &one->at, &f, &fault);
+    if (status != KV_OK && status != KV_ABSENT) return status;
+    bool change = one->space == KV_SPACE_CHANGES;
+    bool live = status == KV_OK && (change ? f.record.version == one->version : !found_tombstone(&f));
+    if (!live && !snapshot_wants(store, one->at.hash)) return KV_OK;
+    status = run_open(k);
     return status == KV_OK ? kv_run_write(k->writer, one->name, one->name_size) : status;
 }
 
@@ -374,6 +398,12 @@ static kv_status describe(kv_checkpoint *k) {
     word[14] = k->map_size;
     word[15] = k->map_checksum;
     word[16] = k->big_id_count;
+    word[17] = atomic_load(&k->counters.table_count);
+    word[18] = atomic_load(&k->counters.row_count);
+    word[19] = atomic_load(&k->counters.row_tombstone_count);
+    word[20] = k->counters.clock_location;
+    word[21] = k->counters.clock_used;
+    word[22] = k->table_id_count;
     word[at = FIXED_WORDS] = segment_count;
     for (uint32_t i = 0; i < k->counters.segment_capacity; i++) {
         if (k->counters.segment_live[i] == 0) continue;
@@ -550,7 +580,7 @@ void kv_checkpoint_free(kv_checkpoint *k) {
     free(k->last);
     free(k->runs);
     free(k->counters.segment_live);
-    free(k->big_ids);
+    free(k->ids);
     free(k->buffer);
     free(k->file_ids);
     free(k->description);
@@ -618,16 +648,19 @@ static kv_status map_file(kv_store *store, uint64_t id, kv_index_file *out) {
 
 static kv_status load_map(kv_store *store, const parsed *p, const kv_index_file *files) {
     uint64_t id = word_at(p->bytes, 12), offset = word_at(p->bytes, 13), size = word_at(p->bytes, 14);
-    uint64_t big_count = word_at(p->bytes, 16);
+    uint64_t big_count = word_at(p->bytes, 16), table_count = word_at(p->bytes, 22);
     const kv_index_file *holder = NULL;
     for (uint64_t i = 0; i < p->file_count; i++)
         if (files[i].id == id) holder = &files[i];
     if (holder == NULL || offset > holder->size || size > holder->size - offset) return KV_ECORRUPT;
-    if (big_count > (holder->size - offset - size) / 8) return KV_ECORRUPT;
-    const uint8_t *map = holder->bytes + offset, *bigs = map + size;
-    if (kv_xxh64(map, size + big_count * 8, id) != word_at(p->bytes, 15)) return KV_ECORRUPT;
+    uint64_t room = (holder->size - offset - size) / 8;
+    if (big_count > room || table_count > room - big_count) return KV_ECORRUPT;
+    const uint8_t *map = holder->bytes + offset, *ids = map + size;
+    if (kv_xxh64(map, size + (big_count + table_count) * 8, id) != word_at(p->bytes, 15)) return KV_ECORRUPT;
     kv_status status = kv_index_load(store->index, map, size, files, p->file_count);
-    for (uint64_t i = 0; status == KV_OK && i < big_count; i++) status = big_set_add(&store->bigs, word_at(bigs, i));
+    for (uint64_t i = 0; status == KV_OK && i < big_count; i++) status = big_set_add(&store->bigs, word_at(ids, i));
+    for (uint64_t i = 0; status == KV_OK && i < table_count; i++)
+        status = big_set_add(&store->retired_tables, word_at(ids, big_count + i));
     return status;
 }
 
@@ -637,6 +670,11 @@ static kv_status load_counters(kv_store *store, const parsed *p) {
     atomic_store(&n->tombstone_count, word_at(p->bytes, 9));
     n->big_count = word_at(p->bytes, 10);
     n->big_size = word_at(p->bytes, 11);
+    atomic_store(&n->table_count, word_at(p->bytes, 17));
+    atomic_store(&n->row_count, word_at(p->bytes, 18));
+    atomic_store(&n->row_tombstone_count, word_at(p->bytes, 19));
+    n->clock_location = word_at(p->bytes, 20);
+    n->clock_used = (uint32_t)word_at(p->bytes, 21);
     for (uint64_t i = 0; i < p->segment_count; i++) {
         uint64_t id = word_at(p->segments, 2 * i), live = word_at(p->segments, 2 * i + 1);
         kv_status status = id > UINT32_MAX ? KV_ECORRUPT : counters_room(n, (uint32_t)id);

@@ -12,12 +12,29 @@
  * alive now, and whoever finds something newly expired looks at everything again. */
 #include "store_internal.h"
 
+/* What stands under a name. A row of a table that is not there is absent, too. */
+static kv_status find_now(kv_caller *c, const uint8_t *table, size_t table_size, const uint8_t *key, size_t key_size,
+                          found *out, bool *alive) {
+    out->location = 0;
+    *alive = false;
+    if (name_check(table, table_size, key_size) != KV_OK) return KV_EKEYSIZE;
+    if (table == NULL) {
+        target t = target_key(c->store, key, key_size);
+        return store_find_trusted(c, &t, out, alive);
+    }
+    table_state state;
+    kv_status status = store_find_table(c, table, table_size, &state);
+    if (status != KV_OK || state.id == 0) return status;
+    target t = target_row(c->store, state.id, key, key_size);
+    return store_find_trusted(c, &t, out, alive);
+}
+
 static kv_status expect_one(kv_caller *c, const kv_expectation *one) {
     found now;
     bool alive;
-    if (key_check(one->key_size) != KV_OK) return KV_EKEYSIZE;
-    uint64_t hash = store_hash(c->store, one->key, one->key_size);
-    kv_status status = store_find_trusted(c, one->key, one->key_size, hash, &now, &alive);
+    kv_status status = find_now(c, one->table, one->table_size, one->key, one->key_size, &now, &alive);
+    /* It was a row of a table, and there is a value now: another thing, and no longer what was read. */
+    if (status == KV_EWRONGTYPE) status = KV_OK;
     if (status != KV_OK) return status;
     c->answer.version = alive ? now.record.version : 0;
     return c->answer.version == one->version ? KV_OK : KV_ECONFLICT;
@@ -50,12 +67,11 @@ typedef struct held_read {
 
 static kv_status step_read(kv_caller *c, write_op *w) {
     held_read *r = (held_read *)w;
-    uint64_t hash = store_hash(c->store, w->key, w->key_size);
     bool alive;
     kv_status status;
     do {
         status = store_expect(c, r->expectations, r->count, r->sequence);
-        if (status == KV_OK) status = store_find_trusted(c, w->key, w->key_size, hash, &w->old, &alive);
+        if (status == KV_OK) status = find_now(c, w->table, w->table_size, w->key, w->key_size, &w->old, &alive);
         if (status != KV_OK) return status;
     } while (*r->sequence != kv_flow_sequence(c->store->flow));
 
@@ -64,6 +80,7 @@ static kv_status step_read(kv_caller *c, write_op *w) {
     c->answer.version = alive ? record->version : 0;
     c->answer.expires_ms = alive ? (int64_t)record->expires_ms : 0;
     if (!alive) return KV_OK;
+    if (found_table(&w->old)) return KV_EWRONGTYPE;
     r->is_big = (record->flags & KV_FLAG_BIG) != 0;
     if (r->is_big && kv_big_decode(record, &r->big) != KV_OK)
         return fault_corrupt(&c->answer.fault, w->old.location, "no description of a value file");
@@ -86,13 +103,12 @@ static kv_status read_file(kv_caller *c, const kv_big *big) {
     return status;
 }
 
-kv_result kv_get_with(kv_caller *c, const uint8_t *key, size_t key_size, const kv_expectation *expectations,
-                      size_t count, uint64_t *sequence) {
-    if (key_check(key_size) != KV_OK) return caller_fail(c, KV_EKEYSIZE, "keys have 1 to 65535 bytes");
+static kv_result get_with(kv_caller *c, const write_op *asked, const kv_expectation *expectations, size_t count,
+                          uint64_t *sequence) {
+    if (name_check(asked->table, asked->table_size, asked->key_size) != KV_OK) return refuse_name(c);
     uint64_t location = 0;
     for (;;) {
-        held_read r = {.base = {.key = key, .key_size = key_size},
-                       .expectations = expectations, .count = count, .sequence = sequence};
+        held_read r = {.base = *asked, .expectations = expectations, .count = count, .sequence = sequence};
         /* Nothing to wait for, also where every write waits: the commit does. */
         kv_result result = store_hold(c, step_read, &r.base, 0);
         if (result < 0 || !r.is_big) return result;
@@ -103,4 +119,16 @@ kv_result kv_get_with(kv_caller *c, const uint8_t *key, size_t key_size, const k
         if (r.base.old.location == location) return caller_fail(c, KV_ECORRUPT, "the value's file is missing");
         location = r.base.old.location;
     }
+}
+
+kv_result kv_get_with(kv_caller *c, const uint8_t *key, size_t key_size, const kv_expectation *expectations,
+                      size_t count, uint64_t *sequence) {
+    write_op asked = {.key = key, .key_size = key_size};
+    return get_with(c, &asked, expectations, count, sequence);
+}
+
+kv_result kv_row_get_with(kv_caller *c, const uint8_t *table, size_t table_size, const uint8_t *row, size_t row_size,
+                          const kv_expectation *expectations, size_t count, uint64_t *sequence) {
+    write_op asked = {.table = table, .table_size = table_size, .key = row, .key_size = row_size};
+    return get_with(c, &asked, expectations, count, sequence);
 }

@@ -16,40 +16,68 @@
 
 enum { BLOCK = 32, ENVELOPE_SIZE_MAX = 1 << 20, ENVELOPE_COUNT_MAX = 8192 };
 
+enum { NO_TABLE = -1 };
+
 typedef struct item {
-    const uint8_t *key;
+    target at;       /* of a row: complete only once its table is known, under the lock */
     const uint8_t *value;
-    uint64_t hash;
     uint64_t expires_ms;
-    uint32_t key_size;
     uint32_t value_size;
     uint32_t offset; /* of its record, from the start of the envelope */
     uint32_t size;   /* of its record; 0: there is nothing to write */
+    int32_t table;   /* which of the envelope's; NO_TABLE: a key */
     uint8_t kind;
     uint8_t flags;
-    uint8_t big[KV_BIG_SIZE];
+    bool append;     /* a row under an id of its own, which is in `bytes` */
+    uint8_t bytes[KV_BIG_SIZE]; /* or the kv_big that stands for its value */
+    uint8_t row_id[KV_ROW_ID_SIZE];
 } item;
+
+/* A table that a batch writes rows of. */
+typedef struct batch_table {
+    const uint8_t *key;
+    size_t key_size;
+    table_state state; /* before the batch, but for row count and next row: those are as of after it */
+    uint64_t id;       /* it has, or gets */
+    bool is_new;
+    size_t last;       /* its last item that is written; its record becomes the head */
+    size_t written_count;
+} batch_table;
 
 /* One envelope to be written. */
 typedef struct envelope {
     write_op base; /* first: store_write() hands it to the step */
     item *items;
     size_t count;
+    batch_table *tables;
+    size_t table_count;
+    size_t new_table_count;
     const kv_expectation *expectations; /* of a batch: what has to hold before anything is planned */
     size_t expectation_count;
     bool one_version;
     size_t written_count;
 } envelope;
 
-static kv_record item_record(const item *one) {
-    return (kv_record){.kind = one->kind,
-                       .flags = one->flags,
-                       .options = one->expires_ms != 0 ? KV_HAS_EXPIRY : 0,
-                       .expires_ms = one->expires_ms,
-                       .key = one->key,
-                       .key_size = one->key_size,
-                       .value = one->value,
-                       .value_size = one->value_size};
+static kv_record item_record(const envelope *e, const item *one) {
+    kv_record record = {.kind = one->kind,
+                        .flags = one->flags,
+                        .options = one->expires_ms != 0 ? KV_HAS_EXPIRY : 0,
+                        .expires_ms = one->expires_ms,
+                        .key = one->at.key,
+                        .key_size = (uint32_t)one->at.key_size,
+                        .value = one->value,
+                        .value_size = one->value_size};
+    if (one->table == NO_TABLE) {
+        record.table_id = one->at.table_id; /* of a table that is dropped */
+        if (one->kind == KV_KIND_TABLE_DROP) record.options |= KV_HAS_TABLE;
+        return record;
+    }
+    const batch_table *table = &e->tables[one->table];
+    record.options |= KV_HAS_TABLE;
+    record.table_id = table->id;
+    record.row_count = table->state.row_count;
+    record.next_row = table->state.next_row;
+    return record;
 }
 
 void store_prefetch(kv_store *store, uint64_t location) {
@@ -64,40 +92,118 @@ void store_prefetch(kv_store *store, uint64_t location) {
 /* Their hashes are set. */
 static void prefetch_items(kv_store *store, const item *items, size_t count) {
     kv_probe probe;
-    for (size_t i = 0; i < count; i++) kv_index_prefetch(store->index, items[i].hash);
-    for (size_t i = 0; i < count; i++) store_prefetch(store, kv_index_first(store->index, items[i].hash, &probe));
+    for (size_t i = 0; i < count; i++) kv_index_prefetch(store->index, items[i].at.hash);
+    for (size_t i = 0; i < count; i++) store_prefetch(store, kv_index_first(store->index, items[i].at.hash, &probe));
 }
 
 /* --- writing --- */
 
-/* What becomes of one item: nothing, if it deletes what is not there. */
-static kv_status item_plan(kv_caller *c, item *one) {
+static kv_status tables_plan(kv_caller *c, envelope *e) {
+    e->new_table_count = 0;
+    for (size_t i = 0; i < e->table_count; i++) {
+        batch_table *table = &e->tables[i];
+        kv_status status = store_find_table(c, table->key, table->key_size, &table->state);
+        if (status != KV_OK) return status;
+        table->is_new = false; /* Until a row of it is written. */
+        table->id = table->state.id;
+        table->written_count = 0;
+    }
+    return KV_OK;
+}
+
+/* A row finds its table, and an append its row. *there: a record that is no tombstone. */
+static kv_status row_find(kv_caller *c, envelope *e, item *one, found *old) {
+    batch_table *table = &e->tables[one->table];
+    kv_store *store = c->store;
+    uint64_t sequence = kv_flow_sequence(store->flow);
+    old->location = 0;
+    if (one->append) {
+        uint64_t id;
+        kv_status status = store_next_row(c, &table->state, sequence + 1, one->row_id, &id);
+        if (status != KV_OK) return status;
+        table->state.next_row = id + 1;
+        one->at = (target){.key = one->row_id, .key_size = KV_ROW_ID_SIZE};
+    }
+    if (table->id == 0 && one->kind == KV_KIND_ROW_PUT) {
+        /* Its number is one of the sequence, which the batch's version then lies at or above: never used again. */
+        table->is_new = true;
+        table->id = sequence + ++e->new_table_count;
+    }
+    if (table->id == 0) return KV_ABSENT;
+    one->at = target_row(store, table->id, one->at.key, one->at.key_size);
+    return table->is_new ? KV_ABSENT : store_find(store, &one->at, old, &c->answer.fault);
+}
+
+/* What becomes of one row. */
+static kv_status row_plan(kv_caller *c, envelope *e, size_t i) {
+    item *one = &e->items[i];
+    batch_table *table = &e->tables[one->table];
+    found old;
+    kv_status status = row_find(c, e, one, &old);
+    if (status != KV_OK && status != KV_ABSENT) return status;
+    bool there = old.location != 0 && !found_tombstone(&old), put = one->kind == KV_KIND_ROW_PUT;
+    one->size = 0;
+    if (!put && !found_alive(c->store, &old))
+        return there ? store_note_clock(c->store, (int64_t)old.record.expires_ms) : KV_OK;
+    if (put && !there) one->flags |= KV_FLAG_CREATED;
+    table->state.row_count += (uint64_t)((put && !there) - (!put && there));
+    table->last = i;
+    table->written_count++;
+    kv_record record = item_record(e, one);
+    one->size = (uint32_t)kv_record_size(&record);
+    return KV_OK;
+}
+
+/* What becomes of one key: nothing, if it deletes what is not there. */
+static kv_status item_plan(kv_caller *c, envelope *e, size_t i) {
+    item *one = &e->items[i];
     kv_store *store = c->store;
     found old;
-    kv_status status = store_find(store, one->key, one->key_size, one->hash, &old, &c->answer.fault);
+    if (KV_UNLIKELY(one->table != NO_TABLE)) return row_plan(c, e, i);
+    kv_status status = store_find(store, &one->at, &old, &c->answer.fault);
     if (status != KV_OK && status != KV_ABSENT) return status;
     bool there = old.location != 0 && !found_tombstone(&old);
     one->size = 0;
-    if (one->kind == KV_KIND_DELETE && !found_alive(store, &old))
+    if (one->kind != KV_KIND_PUT && !found_alive(store, &old))
         return there ? store_note_clock(store, (int64_t)old.record.expires_ms) : KV_OK;
     if (one->kind == KV_KIND_PUT && !there) one->flags |= KV_FLAG_CREATED;
-    kv_record record = item_record(one);
+    if (one->kind != KV_KIND_PUT && found_table(&old)) {
+        one->kind = KV_KIND_TABLE_DROP;
+        one->at.table_id = old.record.table_id;
+    }
+    kv_record record = item_record(e, one);
     one->size = (uint32_t)kv_record_size(&record);
     return KV_OK;
+}
+
+/* The tables that come into being, as items behind the others: there is room for them. */
+static void plan_new_tables(envelope *e) {
+    for (size_t i = 0; i < e->table_count; i++) {
+        const batch_table *table = &e->tables[i];
+        const found *before = &table->state.at;
+        if (!table->is_new) continue;
+        item *one = &e->items[e->count++];
+        *one = (item){.at = table->state.key, .kind = KV_KIND_TABLE_NEW, .table = (int32_t)i};
+        if (before->location == 0 || found_tombstone(before)) one->flags = KV_FLAG_CREATED;
+        kv_record record = item_record(e, one);
+        one->size = (uint32_t)kv_record_size(&record);
+    }
 }
 
 static kv_status envelope_plan(kv_caller *c, envelope *e, uint64_t *size) {
     *size = 0;
     e->written_count = 0;
+    kv_status status = tables_plan(c, e);
     for (size_t from = 0; from < e->count; from += BLOCK) {
         size_t until = from + BLOCK < e->count ? from + BLOCK : e->count;
         prefetch_items(c->store, e->items + from, until - from);
-        for (size_t i = from; i < until; i++) {
-            kv_status status = item_plan(c, &e->items[i]);
-            if (status != KV_OK) return status;
-            *size += e->items[i].size;
-            if (e->items[i].size != 0) e->written_count++;
-        }
+        for (size_t i = from; status == KV_OK && i < until; i++) status = item_plan(c, e, i);
+    }
+    if (status != KV_OK) return status;
+    plan_new_tables(e);
+    for (size_t i = 0; i < e->count; i++) {
+        *size += e->items[i].size;
+        if (e->items[i].size != 0) e->written_count++;
     }
     return KV_OK;
 }
@@ -113,11 +219,12 @@ static kv_status envelope_encode(kv_caller *c, envelope *e, uint64_t size, kv_po
     kv_status status = kv_flow_reserve(store->flow, size + at, e->written_count, &bytes, position);
     if (status != KV_OK) return status;
     if (at != 0) kv_record_encode(&head, kv_place(salt, position->segment, position->offset), bytes);
+    if (e->one_version) sequence += e->new_table_count > 1 ? e->new_table_count : 1;
     for (size_t i = 0; i < e->count; i++) {
         item *one = &e->items[i];
         if (one->size == 0) continue;
-        kv_record record = item_record(one);
-        if (!e->one_version || sequence == kv_flow_sequence(store->flow)) sequence++;
+        kv_record record = item_record(e, one);
+        if (!e->one_version) sequence++;
         record.version = sequence;
         one->offset = at;
         kv_record_encode(&record, kv_place(salt, position->segment, position->offset + at), bytes + at);
@@ -128,21 +235,37 @@ static kv_status envelope_encode(kv_caller *c, envelope *e, uint64_t size, kv_po
     return status;
 }
 
-static kv_status envelope_show(kv_caller *c, envelope *e, kv_position position) {
-    kv_store *store = c->store;
+static kv_status item_show(kv_caller *c, envelope *e, const item *one, kv_position position) {
+    found old;
+    kv_record record = item_record(e, one);
+    kv_position at = {.segment = position.segment, .offset = position.offset + one->offset};
+    record.version = kv_flow_sequence(c->store->flow);
+    kv_status status = store_find(c->store, &one->at, &old, &c->answer.fault);
+    if (status != KV_OK && status != KV_ABSENT) return status;
+    return store_index_put(c->store, one->at.hash, &old, &record, at, one->size);
+}
+
+/* Last, so that who reads the table's version finds everything up to it. */
+static kv_status heads_show(kv_caller *c, envelope *e, kv_position position) {
     kv_status status = KV_OK;
-    for (size_t i = 0; status == KV_OK && i < e->count; i++) {
-        const item *one = &e->items[i];
-        if (one->size == 0) continue;
-        found old;
-        kv_record record = item_record(one);
+    for (size_t i = 0; status == KV_OK && i < e->table_count; i++) {
+        if (e->tables[i].written_count == 0) continue;
+        const item *one = &e->items[e->tables[i].last];
+        kv_record record = item_record(e, one);
+        record.version = kv_flow_sequence(c->store->flow);
         kv_position at = {.segment = position.segment, .offset = position.offset + one->offset};
-        status = store_find(store, one->key, one->key_size, one->hash, &old, &c->answer.fault);
-        if (status == KV_ABSENT) status = KV_OK;
-        if (status == KV_OK) status = store_index_put(store, one->hash, &old, &record, at, one->size);
+        status = store_put_head(c->store, &record, at, &c->answer.fault);
     }
+    return status;
+}
+
+static kv_status envelope_show(kv_caller *c, envelope *e, kv_position position) {
+    kv_status status = KV_OK;
+    for (size_t i = 0; status == KV_OK && i < e->count; i++)
+        if (e->items[i].size != 0) status = item_show(c, e, &e->items[i], position);
+    if (status == KV_OK) status = heads_show(c, e, position);
     /* In the log and not wholly in the index: only a reopen brings the two together again. */
-    if (status != KV_OK) kv_flow_set_poison(store->flow, status, 0);
+    if (status != KV_OK) kv_flow_set_poison(c->store->flow, status, 0);
     return status;
 }
 
@@ -215,15 +338,16 @@ static void envelope_fill(kv_caller *c, many_cursor *m, int64_t ttl_ms, envelope
     e->count = 0;
     while (m->next < m->many->count && e->count < ENVELOPE_COUNT_MAX) {
         item *one = &e->items[e->count];
-        *one = (item){.key = m->key, .value = m->value, .key_size = m->many->key_sizes[m->next], .kind = kind};
+        *one = (item){.at = {.key = m->key, .key_size = m->many->key_sizes[m->next]}, .value = m->value, .kind = kind,
+                      .table = NO_TABLE};
         one->value_size = next_value_size(m);
         if (one->value_size > store->options.inline_size_max) return;
         one->expires_ms = (uint64_t)store_deadline(store, ttl_ms);
-        kv_record record = item_record(one);
+        kv_record record = item_record(e, one);
         size += kv_record_size(&record);
         if (e->count > 0 && size > ENVELOPE_SIZE_MAX) return;
-        one->hash = store_hash(store, one->key, one->key_size);
-        if (seen_before(seen, 2 * ENVELOPE_COUNT_MAX, one->hash)) return;
+        one->at = target_key(store, one->at.key, one->at.key_size);
+        if (seen_before(seen, 2 * ENVELOPE_COUNT_MAX, one->at.hash)) return;
         e->count++;
         cursor_step(m);
     }
@@ -266,67 +390,110 @@ kv_result kv_delete_many(kv_caller *c, const kv_many *many, int durable) {
 
 /* --- batches --- */
 
-static kv_status batch_item(kv_caller *c, const kv_operation *operation, item *one) {
-    if (key_check(operation->key_size) != KV_OK) return KV_EKEYSIZE;
+/* Hashes of names that came before; room for twice what is put in. */
+typedef struct name_set {
+    uint64_t *seen;
+    size_t capacity;
+} name_set;
+
+/* The batch's entry for a table. A new one counts as a name: its key is not written as well. KV_EUSAGE: it was. */
+static kv_status batch_find_table(kv_caller *c, envelope *e, const kv_operation *operation, name_set *names, int32_t *out) {
+    /* From the last: operations on one table usually follow one another. */
+    for (size_t i = e->table_count; i-- > 0;) {
+        const batch_table *one = &e->tables[i];
+        *out = (int32_t)i;
+        if (one->key_size == operation->table_size && memcmp(one->key, operation->table, one->key_size) == 0) return KV_OK;
+    }
+    *out = (int32_t)e->table_count;
+    e->tables[e->table_count++] = (batch_table){.key = operation->table, .key_size = operation->table_size};
+    uint64_t hash = store_hash(c->store, operation->table, operation->table_size);
+    return seen_before(names->seen, names->capacity, hash) ? KV_EUSAGE : KV_OK;
+}
+
+/* KV_EUSAGE: the name came before. */
+static kv_status batch_name(kv_caller *c, envelope *e, const kv_operation *operation, name_set *names, item *one) {
+    kv_store *store = c->store;
+    one->at = (target){.key = operation->key, .key_size = operation->key_size};
+    one->table = NO_TABLE;
+    if (operation->table == NULL) {
+        one->at = target_key(store, operation->key, operation->key_size);
+        return seen_before(names->seen, names->capacity, one->at.hash) ? KV_EUSAGE : KV_OK;
+    }
+    one->kind = operation->value == NULL ? KV_KIND_ROW_DELETE : KV_KIND_ROW_PUT;
+    one->append = operation->key == NULL;
+    kv_status status = batch_find_table(c, e, operation, names, &one->table);
+    if (status != KV_OK || one->append) return status;
+    /* Which table that is, and so the row's own hash, is known under the lock only: any that parts tables will do. */
+    uint64_t hash = kv_xxh64(operation->key, operation->key_size, store->hash_seed ^ (uint64_t)(one->table + 1));
+    return seen_before(names->seen, names->capacity, hash) ? KV_EUSAGE : KV_OK;
+}
+
+static kv_status batch_item(kv_caller *c, envelope *e, const kv_operation *operation, name_set *names, item *one) {
+    if (name_check(operation->table, operation->table_size, operation->key_size) != KV_OK) return KV_EKEYSIZE;
     if (operation->value_size > KV_VALUE_SIZE_MAX) return KV_EVALUESIZE;
-    *one = (item){.key = operation->key,
-                  .key_size = operation->key_size,
-                  .kind = operation->value == NULL ? KV_KIND_DELETE : KV_KIND_PUT,
+    *one = (item){.kind = operation->value == NULL ? KV_KIND_DELETE : KV_KIND_PUT,
                   .value = operation->value,
                   .value_size = (uint32_t)operation->value_size,
-                  .hash = store_hash(c->store, operation->key, operation->key_size),
                   .expires_ms = (uint64_t)store_deadline(c->store, operation->ttl_ms)};
-    if (operation->value_size <= c->store->options.inline_size_max) return KV_OK;
+    kv_status status = batch_name(c, e, operation, names, one);
+    if (status != KV_OK || operation->value_size <= c->store->options.inline_size_max) return status;
     kv_big big;
-    kv_status status = big_write(c, operation->value, operation->value_size, &big);
+    status = big_write(c, operation->value, operation->value_size, &big);
     if (status != KV_OK) return status;
-    kv_big_encode(&big, one->big);
-    one->value = one->big;
+    kv_big_encode(&big, one->bytes);
+    one->value = one->bytes;
     one->value_size = KV_BIG_SIZE;
     one->flags = KV_FLAG_BIG;
     return KV_OK;
 }
 
-static void batch_give_up(kv_caller *c, const item *items, size_t count) {
+static void batch_give_up(kv_caller *c, const envelope *e, size_t count) {
     for (size_t i = 0; i < count; i++) {
         kv_big big;
-        kv_record record = item_record(&items[i]);
+        kv_record record = item_record(e, &e->items[i]);
         if (kv_big_decode(&record, &big) == KV_OK) big_give_up(c->store, &big);
     }
 }
 
-/* `e` has its items and expectations; they are filled in from the operations. */
-static kv_result batch_write(kv_caller *c, const kv_operation *operations, size_t count, int durable, envelope *e,
-                             uint64_t *seen, size_t capacity) {
-    item *items = e->items;
+static void tell_row_ids(kv_operation *operations, const item *items, size_t count) {
+    for (size_t i = 0; i < count; i++)
+        if (items[i].append) operations[i].row_id = __builtin_bswap64(kv_load64(items[i].row_id));
+}
+
+/* `e` has its arrays and expectations; they are filled in from the operations. */
+static kv_result batch_write(kv_caller *c, kv_operation *operations, size_t count, int durable, envelope *e,
+                             name_set *names) {
     for (size_t i = 0; i < count; i++) {
-        kv_status status = batch_item(c, &operations[i], &items[i]);
-        bool again = status == KV_OK && seen_before(seen, capacity, items[i].hash);
-        e->count = status == KV_OK ? i + 1 : i;
-        if (status == KV_OK && !again) continue;
-        batch_give_up(c, items, e->count);
-        return again ? caller_fail(c, KV_EUSAGE, "the keys of a batch differ")
-                     : caller_fail(c, status, "an operation of the batch cannot be written");
+        kv_status status = batch_item(c, e, &operations[i], names, &e->items[i]);
+        if (status == KV_OK) continue;
+        batch_give_up(c, e, i);
+        return caller_fail(c, status, status == KV_EUSAGE ? "the names of a batch differ, and a key is not written with rows "
+                                                            "under it" : "an operation of the batch cannot be written");
     }
+    e->count = count;
     kv_result result = store_write(c, step_envelope, &e->base, durable);
-    if (result < 0 && e->base.result == 0) batch_give_up(c, items, count);
+    if (result < 0 && e->base.result == 0) batch_give_up(c, e, count);
+    if (e->base.result > 0) tell_row_ids(operations, e->items, count);
     return result;
 }
 
-kv_result kv_batch(kv_caller *c, const kv_operation *operations, size_t count, const kv_expectation *expectations,
+kv_result kv_batch(kv_caller *c, kv_operation *operations, size_t count, const kv_expectation *expectations,
                    size_t expectation_count, int durable) {
-    size_t capacity = 16;
+    name_set names = {.capacity = 16};
+    size_t row_count = 0;
     if (count > UINT32_MAX / 64) return caller_fail(c, KV_EBATCHSIZE, "a batch fits into one segment");
-    while (capacity < 2 * count) capacity *= 2;
-    item *items = calloc(count + 1, sizeof *items);
-    uint64_t *seen = calloc(capacity, sizeof *seen);
-    envelope e = {.items = items, .expectations = expectations, .expectation_count = expectation_count,
-                  .one_version = true};
-    kv_result result = items == NULL || seen == NULL
-                           ? caller_fail(c, KV_ENOMEM, "no memory for the batch")
-                           : batch_write(c, operations, count, durable, &e, seen, capacity);
-    free(items);
-    free(seen);
+    for (size_t i = 0; i < count; i++) row_count += operations[i].table != NULL;
+    while (names.capacity < 2 * (count + row_count)) names.capacity *= 2;
+    names.seen = calloc(names.capacity, sizeof *names.seen);
+    envelope e = {.expectations = expectations, .expectation_count = expectation_count, .one_version = true};
+    e.items = calloc(count + row_count + 1, sizeof *e.items); /* every row may bring its table with it */
+    e.tables = calloc(row_count + 1, sizeof *e.tables);
+    bool room = names.seen != NULL && e.items != NULL && e.tables != NULL;
+    kv_result result = room ? batch_write(c, operations, count, durable, &e, &names)
+                            : caller_fail(c, KV_ENOMEM, "no memory for the batch");
+    free(e.items);
+    free(e.tables);
+    free(names.seen);
     return result;
 }
 
@@ -352,22 +519,22 @@ kv_status gather_room(kv_caller *c, uint64_t used, uint64_t more, uint8_t **out)
     return KV_OK;
 }
 
-static kv_status gather_once(kv_caller *c, const uint8_t *key, uint32_t key_size, uint64_t hash, gathering *g,
-                             int64_t *size, uint64_t *location) {
+static kv_status gather_once(kv_caller *c, const target *t, gathering *g, int64_t *size, uint64_t *location) {
     found f;
     uint8_t *to;
     kv_big big = {0};
     *size = -1;
-    kv_status status = store_find(c->store, key, key_size, hash, &f, &c->answer.fault);
+    kv_status status = reader_find(c, t, &f);
     *location = f.location;
     if (status != KV_OK) return status == KV_ABSENT ? KV_OK : status;
     if (!kv_record_intact(f.bytes, f.place, &f.record))
         return fault_corrupt(&c->answer.fault, f.location, "the record's checksum is wrong");
-    if (found_tombstone(&f)) return KV_OK;
-    if (!found_alive(c->store, &f)) {
+    if (found_tombstone(&f) || (found_table(&f) && g->skip_tables)) return KV_OK;
+    if (!reader_alive(c, &f)) {
         if ((int64_t)f.record.expires_ms > g->expired_ms) g->expired_ms = (int64_t)f.record.expires_ms;
         return KV_OK;
     }
+    if (found_table(&f)) return KV_EWRONGTYPE;
     bool is_big = (f.record.flags & KV_FLAG_BIG) != 0;
     if (is_big && kv_big_decode(&f.record, &big) != KV_OK)
         return fault_corrupt(&c->answer.fault, f.location, "no description of a value file");
@@ -383,12 +550,12 @@ static kv_status gather_once(kv_caller *c, const uint8_t *key, uint32_t key_size
 }
 
 /* As a single read: a value file that is gone means that the record has been replaced. KV_MORE: it was not. */
-kv_status gather_value(kv_caller *c, const uint8_t *key, uint32_t key_size, uint64_t hash, gathering *g, int64_t *size) {
+kv_status gather_value(kv_caller *c, const target *t, gathering *g, int64_t *size) {
     uint64_t location = 0, before;
     kv_status status;
     do {
         before = location;
-        status = gather_once(c, key, key_size, hash, g, size, &location);
+        status = gather_once(c, t, g, size, &location);
     } while (status == KV_MORE && location != before);
     if (status == KV_MORE) fault_corrupt(&c->answer.fault, location, "the value's file is missing");
     return status;
@@ -400,15 +567,12 @@ static kv_status gather(kv_caller *c, const kv_many *many, int64_t *sizes, gathe
     for (size_t from = 0; from < many->count; from += BLOCK) {
         size_t count = many->count - from < BLOCK ? many->count - from : BLOCK;
         for (size_t i = 0; i < count; i++) {
-            block[i].key = key;
-            block[i].key_size = many->key_sizes[from + i];
-            block[i].hash = store_hash(c->store, key, block[i].key_size);
-            key += block[i].key_size;
+            block[i].at = target_key(c->store, key, many->key_sizes[from + i]);
+            key += many->key_sizes[from + i];
         }
         prefetch_items(c->store, block, count);
         for (size_t i = 0; i < count; i++) {
-            const item *one = &block[i];
-            kv_status status = gather_value(c, one->key, one->key_size, one->hash, g, &sizes[from + i]);
+            kv_status status = gather_value(c, &block[i].at, g, &sizes[from + i]);
             if (status != KV_OK) return status;
         }
     }

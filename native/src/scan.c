@@ -1,4 +1,4 @@
-/* scan.c -- keys in order, a page at a time.
+/* scan.c -- keys, tables and rows in order, and the changes of a table, a page at a time.
  *
  * The order lists candidates; the index says which of them are live, and where their values are. A page holds the epoch
  * and a cursor; between pages nothing is held, so a scan may stop, for ever, without costing anybody anything. The next
@@ -16,6 +16,7 @@ enum {
     PAGE_SIZE_MAX = 1 << 20,    /* a page is full when it has so many bytes; the entry that makes it so is in it */
     LOOK_COUNT_MAX = 1 << 14,   /* candidates looked at for one page */
     BOUND_SIZE_MAX = KV_KEY_SIZE_MAX + 1, /* of a longer bound the first bytes say as much: keys are shorter */
+    CHANGE_HEAD_SIZE = TABLE_NAME_SIZE + 8,
     KEPT_SIZE_MAX = 1 << 18,
 };
 
@@ -53,20 +54,40 @@ static kv_status candidates_copy(kv_order_cursor *cursor, candidates *block, siz
     return status;
 }
 
+void table_name(unsigned space, uint64_t table_id, uint8_t name[TABLE_NAME_SIZE]) {
+    name[0] = (uint8_t)space;
+    kv_store64(name + 1, __builtin_bswap64(table_id));
+}
+
+static uint64_t name_number(const uint8_t *name) { return __builtin_bswap64(kv_load64(name)); }
+
+/* What a name is about; false: no name of ours. */
+static bool candidate_parse(const kv_store *store, candidate *one) {
+    const uint8_t *name = one->name, *end = name + one->name_size;
+    one->space = name[0];
+    one->version = 0;
+    if (one->space == KV_SPACE_KEYS) {
+        one->at = target_key(store, name + 1, one->name_size - 1);
+        return true;
+    }
+    size_t head = one->space == KV_SPACE_ROWS ? TABLE_NAME_SIZE : CHANGE_HEAD_SIZE;
+    if (one->space > KV_SPACE_CHANGES || one->name_size < head) return false;
+    if (one->space == KV_SPACE_CHANGES) one->version = name_number(name + TABLE_NAME_SIZE);
+    one->at = target_row(store, name_number(name + 1), name + head, (size_t)(end - name) - head);
+    return true;
+}
+
 kv_status candidates_take(kv_store *store, kv_order_cursor *cursor, size_t count, candidates *block) {
     KV_ASSERT(count <= CANDIDATE_COUNT_MAX);
     kv_probe probe;
     kv_status status = candidates_copy(cursor, block, count);
     if (status != KV_OK && status != KV_EOF) return status;
     for (size_t i = 0; i < block->count; i++) {
-        candidate *one = &block->at[i];
-        one->key = one->name + 1;
-        one->key_size = one->name_size - 1;
-        one->hash = store_hash(store, one->key, one->key_size);
-        kv_index_prefetch(store->index, one->hash);
+        if (!candidate_parse(store, &block->at[i])) return KV_ECORRUPT;
+        kv_index_prefetch(store->index, block->at[i].at.hash);
     }
     for (size_t i = 0; i < block->count; i++)
-        store_prefetch(store, kv_index_first(store->index, block->at[i].hash, &probe));
+        store_prefetch(store, kv_index_first(store->index, block->at[i].at.hash, &probe));
     return status;
 }
 
@@ -98,6 +119,9 @@ typedef struct paging {
     kv_page *page;
     gathering gathered;
     uint64_t looked_count;
+    unsigned space;
+    uint64_t table_id;  /* of the rows */
+    size_t head_size;   /* of the names: what comes before key or row */
 } paging;
 
 void scan_free(scan_scratch *scratch) {
@@ -113,7 +137,7 @@ static kv_status scratch_get(kv_caller *c, scan_scratch **out) {
     if (c->scan == NULL) {
         scan_scratch *scratch = calloc(1, sizeof *scratch);
         if (scratch == NULL) return KV_ENOMEM;
-        scratch->bound = malloc(1 + BOUND_SIZE_MAX);
+        scratch->bound = malloc(CHANGE_HEAD_SIZE + BOUND_SIZE_MAX);
         kv_status status = kv_order_cursor_new(&scratch->cursor);
         if (status != KV_OK || scratch->bound == NULL) {
             scan_free(scratch);
@@ -135,38 +159,56 @@ static kv_status sizes_room(scan_scratch *scratch, size_t count) {
     return KV_OK;
 }
 
+/* Which names the range is of. */
+static kv_status page_space(paging *p) {
+    const kv_range *range = p->range;
+    table_state table;
+    p->space = KV_SPACE_KEYS;
+    p->head_size = 1;
+    p->gathered.skip_tables = true;
+    if (range->what != KV_SCAN_ROWS) return KV_OK;
+    kv_status status = reader_find_table(p->caller, range->table, range->table_size, &table);
+    p->space = KV_SPACE_ROWS;
+    p->head_size = TABLE_NAME_SIZE;
+    p->table_id = table.id;
+    return status;
+}
+
 static kv_status page_seek(paging *p) {
     const kv_range *range = p->range;
+    kv_store *store = p->caller->store;
     uint8_t *bound = p->scratch->bound;
     const uint8_t *key = range->reverse ? range->stop : range->start;
     size_t size = range->reverse ? range->stop_size : range->start_size;
     if (size > BOUND_SIZE_MAX) size = BOUND_SIZE_MAX;
-    bound[0] = KV_SPACE_KEYS;
-    if (key != NULL && size != 0) memcpy(bound + 1, key, size);
-    /* Backwards from the end: below everything that is no key. */
-    if (range->reverse && key == NULL) bound[0] = KV_SPACE_KEYS + 1;
     if (key == NULL) size = 0;
+    /* Backwards from the end: below everything that comes behind the space, or the table. */
+    bool behind = range->reverse && key == NULL;
+    if (p->space == KV_SPACE_KEYS) bound[0] = behind ? KV_SPACE_KEYS + 1 : KV_SPACE_KEYS;
+    else table_name(p->space, p->table_id + behind, bound);
+    if (size != 0) memcpy(bound + p->head_size, key, size);
     enum kv_seek how = range->reverse ? KV_SEEK_LT : KV_SEEK_GE;
-    kv_store *store = p->caller->store;
-    return kv_order_seek(store->order, store->flow, p->scratch->cursor, how, bound, 1 + size);
+    return kv_order_seek(store->order, store->flow, p->scratch->cursor, how, bound, p->head_size + size);
 }
 
 /* Behind the bound that the direction leads to. */
-static bool candidate_outside(const kv_range *range, const candidate *one) {
-    if (one->name[0] != KV_SPACE_KEYS) return true;
+static bool candidate_outside(const paging *p, const candidate *one) {
+    const kv_range *range = p->range;
+    if (one->space != p->space || one->at.table_id != p->table_id) return true;
     if (range->reverse)
-        return range->start != NULL && kv_name_compare(one->key, one->key_size, range->start, range->start_size) < 0;
-    return range->stop != NULL && kv_name_compare(one->key, one->key_size, range->stop, range->stop_size) >= 0;
+        return range->start != NULL &&
+               kv_name_compare(one->at.key, one->at.key_size, range->start, range->start_size) < 0;
+    return range->stop != NULL && kv_name_compare(one->at.key, one->at.key_size, range->stop, range->stop_size) >= 0;
 }
 
-/* Whether the key is live; no byte of a value is read. */
-static kv_status look_up(paging *p, const candidate *one, int64_t *size) {
-    kv_store *store = p->caller->store;
+/* Whether the name is live and of the kind that is asked for; no byte of a value is read. */
+static kv_status look_up(paging *p, const target *t, int64_t *size) {
     found f;
     *size = -1;
-    kv_status status = store_find(store, one->key, one->key_size, one->hash, &f, &p->caller->answer.fault);
+    kv_status status = reader_find(p->caller, t, &f);
     if (status != KV_OK) return status == KV_ABSENT ? KV_OK : status;
-    if (found_alive(store, &f)) *size = 0;
+    if (found_table(&f) != (p->range->what == KV_SCAN_TABLES)) return KV_OK;
+    if (reader_alive(p->caller, &f)) *size = 0;
     else if (!found_tombstone(&f) && (int64_t)f.record.expires_ms > p->gathered.expired_ms)
         p->gathered.expired_ms = (int64_t)f.record.expires_ms;
     return KV_OK;
@@ -185,28 +227,27 @@ static void page_count(paging *p, uint32_t key_size, uint32_t value_size) {
 }
 
 /* Key and value, if the key is live, behind what the page has. */
-static kv_status page_add(paging *p, const candidate *one) {
+static kv_status page_add(paging *p, const target *t) {
     uint8_t *to;
     int64_t size;
     uint64_t before = p->gathered.used;
     kv_status status = sizes_room(p->scratch, p->page->count + 1);
-    if (status == KV_OK) status = gather_room(p->caller, before, one->key_size, &to);
+    if (status == KV_OK) status = gather_room(p->caller, before, t->key_size, &to);
     if (status != KV_OK) return status;
-    memcpy(to, one->key, one->key_size);
-    p->gathered.used += one->key_size;
-    status = p->range->with_values ? gather_value(p->caller, one->key, one->key_size, one->hash, &p->gathered, &size)
-                                   : look_up(p, one, &size);
+    if (t->key_size != 0) memcpy(to, t->key, t->key_size);
+    p->gathered.used += t->key_size;
+    status = p->range->with_values ? gather_value(p->caller, t, &p->gathered, &size) : look_up(p, t, &size);
     if (status != KV_OK || size < 0) p->gathered.used = before;
-    else page_count(p, one->key_size, (uint32_t)size);
+    else page_count(p, (uint32_t)t->key_size, (uint32_t)size);
     return status;
 }
 
-static kv_status page_resume(paging *p, const candidate *last) {
+static kv_status page_resume(paging *p, const target *last) {
     uint8_t *to;
     kv_status status = gather_room(p->caller, p->gathered.used, last->key_size, &to);
     if (status != KV_OK) return status;
-    memcpy(to, last->key, last->key_size);
-    p->page->resume_size = last->key_size;
+    if (last->key_size != 0) memcpy(to, last->key, last->key_size);
+    p->page->resume_size = (uint32_t)last->key_size;
     p->page->more = 1;
     return KV_OK;
 }
@@ -222,13 +263,13 @@ static kv_status page_block(paging *p) {
     if (taken != KV_OK && taken != KV_EOF) return taken;
     for (size_t i = 0; i < block->count; i++) {
         const candidate *one = &block->at[i];
-        if (candidate_outside(p->range, one)) return KV_EOF;
-        kv_status status = page_add(p, one);
+        if (candidate_outside(p, one)) return KV_EOF;
+        kv_status status = page_add(p, &one->at);
         if (status != KV_OK) return status;
         p->looked_count++;
         bool full = p->gathered.used >= PAGE_SIZE_MAX || p->page->count == p->range->count_max;
         if (!full && p->looked_count < LOOK_COUNT_MAX) continue;
-        status = page_resume(p, one);
+        status = page_resume(p, &one->at);
         return status == KV_OK ? KV_MORE : status;
     }
     return taken;
@@ -236,54 +277,175 @@ static kv_status page_block(paging *p) {
 
 static kv_status page_fill(paging *p) {
     kv_store *store = p->caller->store;
-    kv_status status = page_seek(p);
+    kv_status status = page_space(p);
+    if (status != KV_OK) return status;
+    status = page_seek(p);
     if (status == KV_ECORRUPT) return order_fault(store, p->scratch->cursor, &p->caller->answer.fault);
     while (status == KV_OK) status = page_block(p);
     p->page->size = p->gathered.used;
     return status == KV_EOF ? KV_OK : status;
 }
 
-static kv_status page_guarded(paging *p) {
+static kv_status page_guarded(paging *p, kv_status (*fill)(paging *p)) {
     kv_guard guard;
     kv_status status;
     if (KV_GUARD_CAUGHT(&guard)) status = KV_EMAPPING;
-    else status = page_fill(p);
+    else status = fill(p);
     kv_guard_leave(&guard);
     return status;
 }
 
 /* *gone: the file of a value is, see store_look_again(). */
-static kv_status page_inside(kv_caller *c, const kv_range *range, kv_page *page, int64_t *expired_ms, bool *gone) {
-    paging p = {.caller = c, .range = range, .page = page};
-    *page = (kv_page){.equal = 1};
+static kv_status page_inside(paging *p, kv_status (*fill)(paging *p), bool *gone) {
+    kv_caller *c = p->caller;
+    *p->page = (kv_page){.equal = 1};
+    p->gathered = (gathering){0};
+    p->looked_count = 0;
+    c->answer.expires_ms = 0;
     kv_epoch_enter(c->store->epoch, c->slot);
     kv_status status = store_usable(c->store);
-    if (status == KV_OK) status = scratch_get(c, &p.scratch);
-    if (status == KV_OK) status = page_guarded(&p);
+    if (status == KV_OK) status = scratch_get(c, &p->scratch);
+    if (status == KV_OK) status = page_guarded(p, fill);
     kv_epoch_leave(c->slot);
     /* A full page ends with KV_MORE as a missing file does: `more` tells them apart. */
-    *gone = status == KV_MORE && !page->more;
-    if (status == KV_MORE && page->more) status = KV_OK;
-    *expired_ms = p.gathered.expired_ms;
-    if (p.scratch == NULL) return status;
-    page->sizes = p.scratch->sizes;
-    if (p.scratch->block.capacity > KEPT_SIZE_MAX) {
-        free(p.scratch->block.bytes);
-        p.scratch->block = (candidates){0};
+    *gone = status == KV_MORE && !p->page->more;
+    if (status == KV_MORE && p->page->more) status = KV_OK;
+    if (status == KV_ABSENT && c->answer.expires_ms > p->gathered.expired_ms) /* the table has expired */
+        p->gathered.expired_ms = c->answer.expires_ms;
+    if (p->scratch == NULL) return status;
+    p->page->sizes = p->scratch->sizes;
+    if (p->scratch->block.capacity > KEPT_SIZE_MAX) {
+        free(p->scratch->block.bytes);
+        p->scratch->block = (candidates){0};
     }
     return status;
 }
 
-kv_result kv_scan(kv_caller *c, const kv_range *range, kv_page *page) {
-    int64_t expired_ms;
+/* A page, by `fill`; what all of them end with. */
+static kv_result page_make(paging *p, kv_status (*fill)(paging *p)) {
+    kv_caller *c = p->caller;
     bool gone;
-    if (range->count_max == 0) return caller_fail(c, KV_EUSAGE, "a page has at least one entry");
+    if (p->range->count_max == 0) return caller_fail(c, KV_EUSAGE, "a page has at least one entry");
+    if (p->range->table != NULL && key_check(p->range->table_size) != KV_OK) return refuse_name(c);
     c->answer.fault.status = KV_OK;
-    kv_status status = page_inside(c, range, page, &expired_ms, &gone);
-    for (int look = 0; gone && store_look_again(c, look); look++)
-        status = page_inside(c, range, page, &expired_ms, &gone);
+    kv_status status = page_inside(p, fill, &gone);
+    for (int look = 0; gone && store_look_again(c, look); look++) status = page_inside(p, fill, &gone);
     if (gone) return caller_fail(c, KV_ECORRUPT, "the value's file is missing");
-    if (status != KV_OK) return caller_fail(c, status, "the scan failed");
-    if (expired_ms != 0) answer_expired(c, expired_ms);
-    return (kv_result)(page->size + page->resume_size);
+    if (status != KV_OK && status != KV_ABSENT) return caller_fail(c, status, "the scan failed");
+    if (p->gathered.expired_ms != 0) answer_expired(c, p->gathered.expired_ms);
+    return status == KV_ABSENT ? kv_ending(status) : (kv_result)(p->page->size + p->page->resume_size);
+}
+
+kv_result kv_scan(kv_caller *c, const kv_range *range, kv_page *page) {
+    paging p = {.caller = c, .range = range, .page = page};
+    return page_make(&p, page_fill);
+}
+
+/* --- the change feed --- */
+
+typedef struct change_paging {
+    paging base; /* first: page_make() hands it to the fill */
+    uint64_t since;
+    uint64_t newest; /* the table's version when the page began: what is above it may be half shown */
+    kv_change_page *out;
+} change_paging;
+
+static kv_status change_seek(change_paging *p) {
+    kv_store *store = p->base.caller->store;
+    uint8_t *bound = p->base.scratch->bound;
+    table_name(KV_SPACE_CHANGES, p->base.table_id, bound);
+    kv_store64(bound + TABLE_NAME_SIZE, __builtin_bswap64(p->since + 1));
+    return kv_order_seek(store->order, store->flow, p->base.scratch->cursor, KV_SEEK_GE, bound, CHANGE_HEAD_SIZE);
+}
+
+/* The row, if this is still its newest record; else it comes again, under the version it has now. */
+static kv_status change_add(change_paging *p, const candidate *one) {
+    found f;
+    kv_caller *c = p->base.caller;
+    kv_status status = reader_find(c, &one->at, &f);
+    if (status == KV_ABSENT || (status == KV_OK && f.record.version != one->version)) return KV_OK;
+    if (status != KV_OK) return status;
+    if (reader_alive(c, &f)) return page_add(&p->base, &one->at);
+    uint8_t *to;
+    status = sizes_room(p->base.scratch, p->base.page->count + 1);
+    if (status == KV_OK) status = gather_room(c, p->base.gathered.used, one->at.key_size, &to);
+    if (status != KV_OK) return status;
+    if (one->at.key_size != 0) memcpy(to, one->at.key, one->at.key_size);
+    p->base.gathered.used += one->at.key_size;
+    page_count(&p->base, (uint32_t)one->at.key_size, (uint32_t)KV_DELETED);
+    if (!found_tombstone(&f) && (int64_t)f.record.expires_ms > p->base.gathered.expired_ms)
+        p->base.gathered.expired_ms = (int64_t)f.record.expires_ms;
+    return KV_OK;
+}
+
+/* As page_block(), but that a page ends between two versions only. */
+static kv_status change_block(change_paging *p) {
+    paging *base = &p->base;
+    kv_store *store = base->caller->store;
+    candidates *block = &base->scratch->block;
+    kv_status taken = candidates_take(store, base->scratch->cursor, CANDIDATE_COUNT_MAX, block);
+    if (taken == KV_ECORRUPT) return order_fault(store, base->scratch->cursor, &base->caller->answer.fault);
+    if (taken != KV_OK && taken != KV_EOF) return taken;
+    for (size_t i = 0; i < block->count; i++) {
+        const candidate *one = &block->at[i];
+        bool outside = one->space != KV_SPACE_CHANGES || one->at.table_id != base->table_id;
+        if (outside || one->version > p->newest) return KV_EOF;
+        bool full = base->gathered.used >= PAGE_SIZE_MAX || base->page->count >= base->range->count_max ||
+                    base->looked_count >= LOOK_COUNT_MAX;
+        if (full && one->version != p->out->version) {
+            base->page->more = p->out->more = 1;
+            return KV_MORE;
+        }
+        kv_status status = change_add(p, one);
+        if (status != KV_OK) return status;
+        p->out->version = one->version;
+        base->looked_count++;
+    }
+    return taken;
+}
+
+static kv_status find_floor(kv_caller *c, uint64_t table_id, uint64_t *floor) {
+    found f;
+    target t = target_table(c->store, table_id, KV_LOC_FLOOR);
+    kv_status status = reader_find(c, &t, &f);
+    *floor = status == KV_OK && f.record.value_size == 8 ? kv_load64(f.record.value) : 0;
+    return status == KV_ABSENT ? KV_OK : status;
+}
+
+/* A table's id is the number it was made under: who has seen something below that saw another table. */
+static kv_status change_begin(change_paging *p) {
+    kv_caller *c = p->base.caller;
+    kv_change_page *out = p->out;
+    table_state table;
+    *out = (kv_change_page){.complete = p->since == 0};
+    kv_status status = reader_find_table(c, p->base.range->table, p->base.range->table_size, &table);
+    if (status == KV_OK) status = find_floor(c, table.id, &out->floor);
+    if (status != KV_OK) return status;
+    if (out->floor < table.id) out->floor = table.id;
+    out->complete = p->since == 0 || p->since >= out->floor;
+    out->version = p->since;
+    p->newest = table.version;
+    p->base.table_id = table.id;
+    return KV_OK;
+}
+
+static kv_status change_fill(paging *base) {
+    change_paging *p = (change_paging *)base;
+    kv_status status = change_begin(p);
+    if (status != KV_OK) return status;
+    *base->page = (kv_page){.equal = 1};
+    status = change_seek(p);
+    if (status == KV_ECORRUPT) return order_fault(base->caller->store, base->scratch->cursor, &base->caller->answer.fault);
+    while (status == KV_OK) status = change_block(p);
+    base->page->size = base->gathered.used;
+    if (status == KV_EOF) p->out->version = p->newest > p->since ? p->newest : p->since;
+    return status == KV_EOF ? KV_OK : status;
+}
+
+kv_result kv_changes(kv_caller *c, const uint8_t *table, size_t table_size, uint64_t since, uint64_t count_max,
+                     kv_change_page *out) {
+    kv_range range = {.what = KV_SCAN_ROWS, .count_max = count_max, .with_values = 1, .table = table, .table_size = table_size};
+    change_paging p = {.base = {.caller = c, .range = &range, .page = &out->page}, .since = since, .out = out};
+    kv_result size = page_make(&p.base, change_fill);
+    return size == kv_ending(KV_ABSENT) ? 0 : size;
 }

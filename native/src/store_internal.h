@@ -1,9 +1,15 @@
 /* store_internal.h -- what the files of the store share, and nobody else sees.
  *
- *   store.c       one key: find, write, put, get, delete, cas, incr, append, expire
+ *   store.c       what every call goes through: the clock, appending, holding the writer lock
+ *   find.c        from a name to its record
+ *   show.c        what a record does to index, order and counters
+ *   write.c       one key or row: put, delete, cas, incr, append, expire
+ *   read.c        one key or row: get, look, version
+ *   table.c       a table as a whole: changes, trim, and the sweep of what was dropped
+ *   snapshot.c    a moment that stays
  *   many.c        many keys in one call; batches
  *   expect.c      what transactions have read, and whether it still holds
- *   scan.c        keys in order
+ *   scan.c        keys, tables and rows in order
  *   store_open.c  open, replay, close; counters
  *   wake.c        the two threads, and who waits for a version
  *   bigs.c        values in files of their own
@@ -22,6 +28,7 @@
 #include "kv/index.h"
 #include "kv/order.h"
 #include "kv/store.h"
+#include "kv/undo.h"
 #include "kv/xxh64.h"
 
 enum store_state { STORE_OPEN = 1, STORE_QUIET = 2, STORE_CLOSED = 3 };
@@ -38,11 +45,17 @@ typedef struct big_retired {
     uint64_t file_id;
     uint64_t size;
     uint64_t since; /* kv_position_order() behind the record that took its place */
+    uint64_t replaced; /* the sequence of that record: snapshots from before it still read the file */
 } big_retired;
 
 typedef struct counters {
-    _Atomic uint64_t key_count;
-    _Atomic uint64_t tombstone_count;
+    _Atomic uint64_t key_count;           /* that have a value */
+    _Atomic uint64_t table_count;
+    _Atomic uint64_t row_count;           /* of all tables, dropped ones included until they are swept */
+    _Atomic uint64_t tombstone_count;     /* of keys and tables */
+    _Atomic uint64_t row_tombstone_count;
+    uint64_t clock_location;              /* of the newest CLOCK; 0: none */
+    uint32_t clock_used;
     uint64_t big_count;
     uint64_t big_size;
     uint64_t live_size;
@@ -69,6 +82,12 @@ struct kv_store {
     big_retired *retired;
     size_t retired_count, retired_capacity;
     uint64_t retired_size;
+    big_set retired_tables;      /* ids no key names any more, to be swept */
+    uint64_t retired_sequence;   /* when the last of them was retired */
+    kv_snapshot *snapshots;      /* those that are open, oldest first; NULL: none */
+    kv_snapshot *newest_snapshot;
+    uint64_t snapshot_count;
+    kv_undo *undo;               /* what they need of the past */
     uint64_t generation;         /* high half of the ids of value and index files: unlike that of every opener before */
     _Atomic uint32_t big_next;   /* the low half of the next value file's id */
     bool checkpointing;          /* one is under way; writer lock */
@@ -76,6 +95,7 @@ struct kv_store {
     _Atomic bool big_dir_made;
     _Atomic bool index_damaged;  /* an index file or a run did not hold what was written: no more checkpoints on top */
     uint64_t replayed_count;
+    big_set orphans;             /* while replaying: tables that have rows and, so far, no key */
     uint64_t checkpoint_order;   /* kv_position_order() of the newest published checkpoint */
     uint64_t checkpoint_sequence;
     uint8_t **index_mappings;    /* index files that tables still load from, until close */
@@ -109,6 +129,7 @@ struct kv_caller {
     kv_store *store;
     kv_epoch_slot *slot;
     kv_answer answer;
+    kv_snapshot *snapshot; /* what its reads are as of; NULL: now */
     scan_scratch *scan; /* NULL until the first scan */
     kv_caller *next, *previous;
 };
@@ -123,62 +144,129 @@ typedef struct found {
     uint64_t place;
 } found;
 
+/* What a slot of the index is for (find.c). */
+enum { SLOT_CLASSES = KV_LOC_ROW | KV_LOC_HEAD | KV_LOC_FLOOR };
+typedef struct target {
+    const uint8_t *key; /* of a row: the row */
+    size_t key_size;
+    uint64_t table_id;
+    uint64_t hash;
+    unsigned class;     /* one of SLOT_CLASSES; 0: a key */
+} target;
+
+/* A table as it stands. */
+typedef struct table_state {
+    target key;  /* of the table */
+    found at;    /* what its key's slot points at */
+    found head;  /* its newest record */
+    uint64_t id; /* 0: there is no such table */
+    uint64_t version;
+    uint64_t row_count;
+    uint64_t next_row;
+} table_state;
+
+enum { KV_ROW_ID_SIZE = 8 };
+
 /* One write under the lock: what is asked for, what stands there, what comes of it. */
 typedef struct write_op {
     const uint8_t *key;
     size_t key_size;
     const uint8_t *value;
     size_t value_size;
-    uint64_t hash;
+    const uint8_t *table; /* the key is a row of this table; NULL: a key */
+    size_t table_size;
     int64_t ttl_ms;
     int64_t number;     /* incr: by how much; cas, delete: the version asked for */
     uint8_t flags;      /* KV_FLAG_BIG: value is a kv_big */
     bool keep_expiry;
+    uint8_t row_id[KV_ROW_ID_SIZE]; /* of a row that gets one */
+    target at;
     found old;
+    table_state state;  /* of the table, where there is one */
     kv_result result;
     kv_position upto;   /* what has to be durable for it to be */
 } write_op;
 typedef kv_status (*write_step)(kv_caller *c, write_op *w);
 
 /* store.c */
-uint64_t store_hash(const kv_store *store, const uint8_t *key, size_t size);
-kv_status store_find(kv_store *store, const uint8_t *key, size_t key_size, uint64_t hash, found *out, kv_fault *fault);
 kv_status store_usable(const kv_store *store); /* open, and not in a forked child; the first look of every call */
 kv_status store_writable(const kv_store *store);
 int64_t store_now(const kv_store *store);
 void store_set_clock(kv_store *store, int64_t clock_ms); /* writer lock, or nobody else is there yet */
-bool found_tombstone(const found *f);
-bool found_alive(kv_store *store, const found *f); /* there, no tombstone, not expired */
 kv_status store_append(kv_store *store, kv_record *record, kv_position *position, uint32_t *used);
-kv_status store_index_put(kv_store *store, uint64_t hash, const found *old, const kv_record *record,
-                          kv_position position, uint32_t used);
-/* Finds what a decision may rest on (its version, its value, its expiry): bytes that are intact, and a time that is
- * written down. Location 0: never seen, or forgotten. Writer lock. */
-kv_status store_find_trusted(kv_caller *c, const uint8_t *key, size_t key_size, uint64_t hash, found *out, bool *alive);
+kv_status store_append_pair(kv_store *store, kv_record *first, kv_record *second, kv_position at[2], uint32_t used[2]);
 /* Runs one step under the writer lock; waits, if asked to, until what it wrote is durable. store_write() also does
  * where the store is open with KV_SYNC_ALWAYS. */
 kv_result store_hold(kv_caller *c, write_step step, write_op *w, int durable);
 kv_result store_write(kv_caller *c, write_step step, write_op *w, int durable);
-bool store_look_again(kv_caller *c, int look);
-kv_status answer_room(kv_caller *c, uint64_t size, uint8_t **out);
 kv_result caller_fail(kv_caller *c, kv_status status, const char *what);
 kv_status key_check(size_t key_size);
+kv_status name_check(const uint8_t *table, size_t table_size, size_t key_size); /* of a key, or of a row in a table */
+kv_result refuse_name(kv_caller *c);
 kv_status fault_corrupt(kv_fault *fault, uint64_t location, const char *what);
-kv_status big_fault(kv_caller *c, const found *f); /* KV_ECORRUPT: its value file is not what was written */
 int64_t store_deadline(const kv_store *store, int64_t ttl_ms); /* 0: never */
 kv_status store_note_clock(kv_store *store, int64_t expires_ms); /* writer lock */
 kv_result answer_expired(kv_caller *c, int64_t expires_ms);          /* KV_ABSENT, after noting the clock */
+
+/* find.c */
+uint64_t store_hash(const kv_store *store, const uint8_t *key, size_t size);
+target target_key(const kv_store *store, const uint8_t *key, size_t size);
+target target_row(const kv_store *store, uint64_t table_id, const uint8_t *row, size_t size);
+target target_table(const kv_store *store, uint64_t table_id, unsigned class);
+target target_of(const kv_store *store, const kv_record *record); /* the slot of its name */
+kv_status store_find(kv_store *store, const target *t, found *out, kv_fault *fault); /* KV_ABSENT: location 0 */
+kv_status store_look_at(kv_store *store, const target *t, found *out, kv_fault *fault); /* at out->location */
+/* The slot with this hash that holds this location; false: there is none any more. Reads no record. */
+bool store_probe(kv_store *store, uint64_t hash, uint64_t location, kv_probe *probe);
+bool found_tombstone(const found *f);
+bool found_table(const found *f);
+bool found_alive(kv_store *store, const found *f); /* there, no tombstone, not expired */
+/* Finds what a decision may rest on (its version, its value, its expiry): bytes that are intact, and a time that is
+ * written down. Location 0: never seen, or forgotten. Writer lock. */
+kv_status store_find_trusted(kv_caller *c, const target *t, found *out, bool *alive);
+kv_status store_find_table(kv_caller *c, const uint8_t *key, size_t size, table_state *out); /* id 0: absent; KV_EWRONGTYPE */
+/* As of the caller's snapshot, or now. */
+kv_status reader_find(kv_caller *c, const target *t, found *out);
+kv_status reader_find_table(kv_caller *c, const uint8_t *key, size_t size, table_state *out); /* KV_ABSENT; KV_EWRONGTYPE */
+bool reader_alive(kv_caller *c, const found *f);
+
+/* show.c */
+kv_status store_index_put(kv_store *store, uint64_t hash, const found *old, const kv_record *record,
+                          kv_position position, uint32_t used);
+kv_status store_put_head(kv_store *store, const kv_record *record, kv_position position, kv_fault *fault);
+kv_status store_show(kv_store *store, const kv_record *record, kv_position position, uint32_t used, kv_fault *fault);
+kv_status store_show_clock(kv_store *store, const kv_record *record, kv_position position, uint32_t used);
+kv_status store_hide(kv_store *store, const found *old); /* takes a slot out of the index; not a table's key */
+void count_live(counters *n, uint32_t segment, int64_t size);
+
+/* write.c */
+kv_status store_next_row(kv_caller *c, const table_state *table, uint64_t version, uint8_t row[KV_ROW_ID_SIZE], uint64_t *id);
+
+/* read.c */
+bool store_look_again(kv_caller *c, int look);
+kv_status answer_room(kv_caller *c, uint64_t size, uint8_t **out);
+
+/* snapshot.c */
+/* What a slot pointed at goes into the undo table, if an open snapshot may want it; before the slot changes. Writer lock. */
+kv_status snapshot_keep(kv_store *store, uint64_t hash, const found *old, const kv_record *by);
+/* What the caller's snapshot sees in place of what the index has (`status`, *out). */
+kv_status snapshot_find(kv_caller *c, const target *t, kv_status status, found *out);
+bool snapshot_wants(kv_store *store, uint64_t hash); /* one may want to list what has this hash. Any thread. */
+uint64_t snapshot_size(const kv_store *store);
+int64_t snapshot_now(const kv_snapshot *snapshot);
+uint64_t snapshot_oldest(const kv_store *store); /* the sequence of the oldest open one; UINT64_MAX: none. Writer lock. */
 
 /* many.c: values one behind the other in the caller's answer */
 typedef struct gathering {
     uint64_t used;      /* bytes gathered */
     int64_t expired_ms; /* the latest expiry of a key that was left out for it */
+    bool skip_tables;   /* whose key has no value; else KV_EWRONGTYPE */
 } gathering;
 void store_prefetch(kv_store *store, uint64_t location); /* the record there; 0: nothing */
 /* Room for `more` bytes behind the `used` ones; the small buffer as long as everything fits. */
 kv_status gather_room(kv_caller *c, uint64_t used, uint64_t more, uint8_t **out);
 /* Puts the value of a key behind what is gathered; *size -1: there is none. KV_MORE: its file is missing. */
-kv_status gather_value(kv_caller *c, const uint8_t *key, uint32_t key_size, uint64_t hash, gathering *g, int64_t *size);
+kv_status gather_value(kv_caller *c, const target *t, gathering *g, int64_t *size);
 
 /* expect.c: KV_OK if nothing was written since *sequence, or all of it still holds, which *sequence then remembers.
  * KV_ECONFLICT: answer.number is the one that does not, answer.version what its key is at. Writer lock. */
@@ -188,10 +276,10 @@ kv_status store_expect(kv_caller *c, const kv_expectation *expectations, size_t 
 enum { CANDIDATE_COUNT_MAX = 32 };
 typedef struct candidate {
     const uint8_t *name;
-    const uint8_t *key;
-    uint64_t hash;
     uint32_t name_size;
-    uint32_t key_size;
+    uint32_t space;
+    uint64_t version; /* of a change */
+    target at;        /* the slot it is about: of a change, the row's */
 } candidate;
 typedef struct candidates {
     candidate at[CANDIDATE_COUNT_MAX];
@@ -201,6 +289,9 @@ typedef struct candidates {
 } candidates;
 /* The next ones of a cursor, with what a look into the index will want prefetched. KV_EOF: no more behind them. */
 kv_status candidates_take(kv_store *store, kv_order_cursor *cursor, size_t count, candidates *block);
+/* Where the names of a table begin in a space: 9 bytes. */
+enum { TABLE_NAME_SIZE = 9 };
+void table_name(unsigned space, uint64_t table_id, uint8_t name[TABLE_NAME_SIZE]);
 kv_status order_fault(kv_store *store, const kv_order_cursor *cursor, kv_fault *fault); /* after KV_ECORRUPT */
 void scan_free(scan_scratch *scratch); /* accepts NULL */
 
@@ -221,10 +312,11 @@ bool file_name_id(const char *name, const char *suffix, uint64_t *id); /* "%016x
 kv_status big_set_add(big_set *set, uint64_t id);
 void big_set_remove(big_set *set, uint64_t id);
 bool big_set_has(const big_set *set, uint64_t id);
+kv_status big_fault(kv_caller *c, const found *f); /* KV_ECORRUPT: its value file is not what was written */
 kv_status big_write(kv_caller *c, const uint8_t *value, size_t size, kv_big *out);
 void big_give_up(kv_store *store, const kv_big *big); /* its record was never appended */
 kv_status big_read(kv_caller *c, const kv_big *big, uint8_t *to);
-void big_retire(kv_store *store, const kv_big *big, kv_position since);
+void big_retire(kv_store *store, const kv_big *big, kv_position since, uint64_t replaced);
 void big_reap(kv_store *store);          /* unlinks what is retired and durable; what fails, the next open sweeps */
 kv_status big_sweep(kv_store *store);    /* at open: unlinks what no record points to */
 

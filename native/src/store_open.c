@@ -11,6 +11,8 @@
 
 #include "store_internal.h"
 
+static const uint64_t SNAPSHOT_SIZE_MAX = (uint64_t)1 << 30;
+
 /* --- the directory --- */
 
 static bool name_is_ours(const char *name) {
@@ -76,12 +78,32 @@ kv_status counters_room(counters *n, uint32_t segment) {
 /* Keys must not be able to choose their slots: the seed is the store's, and nobody outside knows it. */
 static void set_hash_seed(kv_store *store) { store->hash_seed = kv_flow_salt(store->flow) * 0x9E3779B185EBCA87ULL + 1; }
 
+/* A row may come before its table: compaction moves records on. Which tables never come is known at the end. */
+static kv_status replay_row(kv_store *store, const kv_record *record, kv_fault *fault) {
+    found head;
+    target t = target_table(store, record->table_id, KV_LOC_HEAD);
+    kv_status status = store_find(store, &t, &head, fault);
+    return status == KV_ABSENT ? big_set_add(&store->orphans, record->table_id) : status;
+}
+
 static kv_status replay_data(kv_store *store, const kv_record *record, kv_position position, uint32_t used, kv_fault *fault) {
-    found old;
-    uint64_t hash = store_hash(store, record->key, record->key_size);
-    kv_status status = store_find(store, record->key, record->key_size, hash, &old, fault);
-    if (status != KV_OK && status != KV_ABSENT) return status;
-    return store_index_put(store, hash, &old, record, position, used);
+    bool row = record->kind == KV_KIND_ROW_PUT || record->kind == KV_KIND_ROW_DELETE;
+    bool table = record->kind != KV_KIND_PUT && record->kind != KV_KIND_DELETE;
+    if ((record->key_size == 0 && !row) || (table && record->table_id == 0))
+        return fault_corrupt(fault, kv_loc_make(position.segment, position.offset, 0), "a record without a name");
+    kv_status status = row ? replay_row(store, record, fault) : KV_OK;
+    if (record->kind == KV_KIND_TABLE_NEW) big_set_remove(&store->orphans, record->table_id);
+    return status == KV_OK ? store_show(store, record, position, used, fault) : status;
+}
+
+/* Behind the last record: rows whose table was dropped, and that drop compacted away. */
+static kv_status retire_orphans(kv_store *store) {
+    kv_status status = KV_OK;
+    for (uint64_t i = 0; status == KV_OK && i < store->orphans.capacity; i++)
+        if (store->orphans.ids[i] != 0) status = big_set_add(&store->retired_tables, store->orphans.ids[i]);
+    free(store->orphans.ids);
+    store->orphans = (big_set){0};
+    return status;
 }
 
 typedef struct replaying {
@@ -97,12 +119,14 @@ static kv_status store_replay(void *context, const kv_record *record, kv_positio
     switch (record->kind) {
     case KV_KIND_PUT:
     case KV_KIND_DELETE:
-        if (record->key_size != 0) return replay_data(store, record, position, used, r->fault);
-        return fault_corrupt(r->fault, kv_loc_make(position.segment, position.offset, 0), "a record without a key");
+    case KV_KIND_ROW_PUT:
+    case KV_KIND_ROW_DELETE:
+    case KV_KIND_TABLE_NEW:
+    case KV_KIND_TABLE_DROP:
+    case KV_KIND_TABLE_FLOOR:
+        return replay_data(store, record, position, used, r->fault);
     case KV_KIND_CLOCK:
-        if (record->value_size == 8 && (int64_t)kv_load64(record->value) > atomic_load(&store->clock_ms))
-            store_set_clock(store, (int64_t)kv_load64(record->value));
-        return KV_OK;
+        return store_show_clock(store, record, position, used);
     default:
         r->fault->status = KV_EFORMAT;
         snprintf(r->fault->what, sizeof r->fault->what, "the store holds records of kind %u, which this version does not know",
@@ -121,6 +145,10 @@ static void state_clear(kv_store *store) {
     store->counters = (counters){0};
     free(store->bigs.ids);
     store->bigs = (big_set){0};
+    free(store->retired_tables.ids);
+    store->retired_tables = (big_set){0};
+    free(store->orphans.ids);
+    store->orphans = (big_set){0};
     store->retired_count = 0;
     store->replayed_count = 0;
     store->checkpoint_order = 0;
@@ -193,6 +221,7 @@ static void default_options(kv_options *o, kv_io *io) {
     if (o->segment_size_max == 0) o->segment_size_max = KV_SEGMENT_SIZE_MAX;
     if (o->segment_size_max < o->segment_size_min) o->segment_size_max = o->segment_size_min;
     if (o->inline_size_max == 0) o->inline_size_max = KV_INLINE_SIZE_MAX;
+    if (o->snapshot_size_max == 0) o->snapshot_size_max = SNAPSHOT_SIZE_MAX;
     if (o->sync_ms_max <= 0) o->sync_ms_max = 10;
     if (!io->maps_well(io)) o->write_calls = 1;
 }
@@ -213,12 +242,15 @@ static kv_status open_store(kv_store *store, const uint8_t *checkpoint, size_t s
     bool readonly = store->options.readonly != 0;
     kv_status status = make_alive(store);
     if (status == KV_OK) status = kv_epoch_new(&store->epoch);
+    if (status == KV_OK) status = kv_undo_new(&store->undo);
     if (status == KV_OK) status = check_directory(io, readonly, fault);
     if (status == KV_OK && !readonly) status = take_lock(io, fault);
     if (status == KV_OK) status = open_guarded(store, checkpoint, size, fault);
     if (status != KV_OK) return status;
 
     set_hash_seed(store);
+    if (!readonly) status = retire_orphans(store);
+    if (status != KV_OK) return status;
     store->was_clean = kv_flow_was_clean(store->flow);
     if (readonly) return KV_OK;
     uint32_t tail = kv_flow_tail(store->flow).segment;
@@ -321,7 +353,10 @@ void kv_store_free(kv_store *store) {
     if (store->alive != NULL) munmap(store->alive, KV_PAGE_SIZE);
     free(store->counters.segment_live);
     free(store->bigs.ids);
+    free(store->retired_tables.ids);
+    free(store->orphans.ids);
     free(store->retired);
+    kv_undo_free(store->undo);
     pthread_mutex_destroy(&store->write_lock);
     pthread_mutex_destroy(&store->callers_lock);
     wake_free(store);
@@ -447,7 +482,13 @@ static kv_status measure_locked(kv_store *store, kv_stats *out) {
     const counters *n = &store->counters;
     *out = (kv_stats){
         .key_count = n->key_count,
+        .table_count = n->table_count,
+        .row_count = n->row_count,
         .tombstone_count = n->tombstone_count,
+        .row_tombstone_count = n->row_tombstone_count,
+        .retired_table_count = store->retired_tables.count,
+        .snapshot_count = store->snapshot_count,
+        .snapshot_size = snapshot_size(store),
         .live_size = n->live_size,
         .flow_size = size_behind(segments, count, 0),
         .big_count = n->big_count,

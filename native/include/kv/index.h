@@ -31,6 +31,8 @@ enum {
     KV_LOC_TABLE = 4,     /* the key is a table's */
     KV_LOC_ROW = 8,       /* the record is a table's row */
     KV_LOC_BIG = 16,      /* the value is in a file of its own */
+    KV_LOC_HEAD = 32,     /* not a row's slot: the newest record of a table, whatever row it is of */
+    KV_LOC_FLOOR = 64,    /* the floor of a table's change feed */
 };
 
 static inline uint64_t kv_loc_make(uint32_t segment, uint32_t offset, unsigned flags) {

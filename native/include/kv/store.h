@@ -35,6 +35,7 @@ typedef struct kv_options {
     uint32_t segment_size_min; /* 0: KV_SEGMENT_SIZE_MIN */
     uint32_t segment_size_max; /* 0: KV_SEGMENT_SIZE_MAX */
     uint32_t inline_size_max;  /* 0: KV_INLINE_SIZE_MAX; tests make values big that are not */
+    uint64_t snapshot_size_max; /* bytes that snapshots may hold on to, memory and old records; 0: 1 GiB */
 } kv_options;
 
 /* Opens the directory behind `io`, which the store owns from now on, also when this fails. `checkpoint` is what
@@ -69,6 +70,8 @@ typedef struct kv_answer {
 kv_answer *kv_caller_answer(kv_caller *caller);
 
 /* --- one key. `ttl_ms` 0: no expiry, else > 0. `durable`: wait until it is on disk. Versions are > 0. --- */
+/* A key may name a table instead (below): put replaces it, delete drops it, look, version and expire work on it; what
+ * wants a value answers KV_EWRONGTYPE. */
 kv_result kv_put(kv_caller *c, const uint8_t *key, size_t key_size, const uint8_t *value, size_t value_size,
                  int64_t ttl_ms, int durable);                                    /* the new version */
 kv_result kv_get(kv_caller *c, const uint8_t *key, size_t key_size);              /* size; small or large, version, expires_ms */
@@ -85,6 +88,28 @@ kv_result kv_append(kv_caller *c, const uint8_t *key, size_t key_size, const uin
                     int64_t ttl_ms, int durable);                                 /* the new length; version */
 /* Sets (ttl_ms > 0) or clears (0) the expiry. The new version. */
 kv_result kv_expire(kv_caller *c, const uint8_t *key, size_t key_size, int64_t ttl_ms, int durable);
+
+/* --- one row of a table. A table is there as soon as it has had a row; it has a key, in one namespace with the others,
+ * where a value is KV_EWRONGTYPE. Rows have 0 to 65535 bytes. All as for keys, and `version` is the row's. --- */
+kv_result kv_row_put(kv_caller *c, const uint8_t *table, size_t table_size, const uint8_t *row, size_t row_size,
+                     const uint8_t *value, size_t value_size, int64_t ttl_ms, int durable);
+kv_result kv_row_get(kv_caller *c, const uint8_t *table, size_t table_size, const uint8_t *row, size_t row_size);
+kv_result kv_row_delete(kv_caller *c, const uint8_t *table, size_t table_size, const uint8_t *row, size_t row_size,
+                        int64_t version, int durable);
+kv_result kv_row_cas(kv_caller *c, const uint8_t *table, size_t table_size, const uint8_t *row, size_t row_size,
+                     const uint8_t *value, size_t value_size, uint64_t version, int64_t ttl_ms, int durable);
+kv_result kv_row_incr(kv_caller *c, const uint8_t *table, size_t table_size, const uint8_t *row, size_t row_size,
+                      int64_t by, int64_t ttl_ms, int durable);
+/* Under a row of its own, 8 bytes, big-endian: answer.number. Above all that this table was ever given this way. */
+kv_result kv_row_append(kv_caller *c, const uint8_t *table, size_t table_size, const uint8_t *value, size_t value_size,
+                        int64_t ttl_ms, int durable);
+
+/* --- a table as a whole. Its version is that of its newest write. --- */
+kv_result kv_table_look(kv_caller *c, const uint8_t *table, size_t table_size); /* rows; answer.version, .number = its id */
+kv_result kv_table_drop(kv_caller *c, const uint8_t *table, size_t table_size, int durable); /* the drop's version */
+/* Raises the floor of the change feed to `version`, at most the table's own: deletes up to it may be forgotten. The
+ * floor as it is now. */
+kv_result kv_table_trim(kv_caller *c, const uint8_t *table, size_t table_size, uint64_t version, int durable);
 
 /* --- many keys. Keys and values lie one behind the other, their sizes in arrays beside. --- */
 typedef struct kv_many {
@@ -103,24 +128,30 @@ kv_result kv_delete_many(kv_caller *c, const kv_many *many, int durable);       
  * -1: absent. As single gets: not one moment for all. */
 kv_result kv_get_many(kv_caller *c, const kv_many *many, int64_t *sizes);
 
-/* --- a batch: all of it or nothing, under one version. Keys of operations differ. --- */
+/* --- a batch: all of it or nothing, under one version. Names of operations differ, and a key that is written is not
+ * that of a table whose rows are. --- */
 typedef struct kv_operation {
-    const uint8_t *key;
-    const uint8_t *value; /* NULL: delete (of a key that is absent: nothing) */
+    const uint8_t *key;   /* of a row: the row; NULL in a table: append, under a row of its own */
+    const uint8_t *value; /* NULL: delete (of what is absent: nothing) */
     uint64_t value_size;
     int64_t ttl_ms;
+    const uint8_t *table; /* NULL: a key */
     uint32_t key_size;
+    uint32_t table_size;
+    uint64_t row_id;      /* out: of an append */
 } kv_operation;
-/* What a transaction has read: a key, and the version it was at. */
+/* What a transaction has read: a key or row, and the version it was at. */
 typedef struct kv_expectation {
     const uint8_t *key;
-    uint64_t version; /* 0: absent, or expired */
+    uint64_t version;     /* 0: absent, or expired */
+    const uint8_t *table; /* NULL: a key */
     uint32_t key_size;
+    uint32_t table_size;
 } kv_expectation;
 /* The version; 0 if there was nothing to do. Before anything is written, and under the same hold of the lock, the
  * expectations are checked, also if there is nothing to write: the first that does not hold is KV_ECONFLICT, with the
  * version the key has in answer.version and the expectation's index in answer.number. Then nothing is written. */
-kv_result kv_batch(kv_caller *c, const kv_operation *operations, size_t count, const kv_expectation *expectations,
+kv_result kv_batch(kv_caller *c, kv_operation *operations, size_t count, const kv_expectation *expectations,
                    size_t expectation_count, int durable);
 /* A get of one moment with earlier reads, and never of part of a batch: it takes the writer lock (so KV_EREADONLY for
  * read-only openers) and answers as kv_get, with version 0 where there is nothing; but first, if anything was written
@@ -128,17 +159,25 @@ kv_result kv_batch(kv_caller *c, const kv_operation *operations, size_t count, c
  * at first, then what the call before left there. */
 kv_result kv_get_with(kv_caller *c, const uint8_t *key, size_t key_size, const kv_expectation *expectations,
                       size_t count, uint64_t *sequence);
+kv_result kv_row_get_with(kv_caller *c, const uint8_t *table, size_t table_size, const uint8_t *row, size_t row_size,
+                          const kv_expectation *expectations, size_t count, uint64_t *sequence);
 
 /* Waits until the key's version is above `version`, at most timeout_ms. The version it has then (see kv_version). */
 kv_result kv_wait(kv_caller *c, const uint8_t *key, size_t key_size, uint64_t version, int64_t timeout_ms);
-/* Neither takes a lock: live keys, expired ones included; the time expiries are judged by, ms since 1970. */
+/* Neither takes a lock: keys that have a value, expired ones included; the time expiries are judged by, ms since 1970. */
 kv_result kv_count(kv_caller *c);
 kv_result kv_now(kv_caller *c);
 kv_result kv_sync(kv_caller *c);       /* everything written so far is durable when this returns */
 kv_result kv_refresh(kv_caller *c);    /* read-only openers: takes in what was written since; records applied */
 
-/* --- keys in order, a page at a time. Nothing is held between pages; what is there throughout appears exactly once. */
+/* --- names in order, a page at a time. Nothing is held between pages; what is there throughout appears exactly once. */
+enum kv_scan_what {
+    KV_SCAN_KEYS = 0,   /* that have a value */
+    KV_SCAN_TABLES = 1, /* the keys of tables; no values */
+    KV_SCAN_ROWS = 2,   /* of `table`; KV_ABSENT, KV_EWRONGTYPE */
+};
 typedef struct kv_range {
+    int32_t what;         /* enum kv_scan_what */
     const uint8_t *start; /* the first key, if it is there; NULL: from the lowest */
     const uint8_t *stop;  /* ends before it; NULL: with the highest */
     size_t start_size;
@@ -146,6 +185,8 @@ typedef struct kv_range {
     uint64_t count_max;   /* entries of the page, at least 1 */
     int32_t reverse;      /* bool: the same range, from its end */
     int32_t with_values;  /* bool; else every value counts as empty and is not read */
+    const uint8_t *table;
+    size_t table_size;
 } kv_range;
 typedef struct kv_page {
     uint64_t count;
@@ -160,9 +201,40 @@ typedef struct kv_page {
 /* size + resume_size; small or large. The next page: `start` is that key and a zero byte; in reverse `stop` is the key. */
 kv_result kv_scan(kv_caller *c, const kv_range *range, kv_page *page);
 
+/* --- the change feed: which rows of a table were written or deleted above a version. A row is there once, as it is at
+ * the time of the page; what was dropped and made anew is another table. --- */
+typedef struct kv_change_page {
+    kv_page page;          /* rows and values; a value size of (uint32_t)KV_DELETED: the row is gone */
+    uint64_t version;      /* this far the caller has seen everything: the next page's `since` */
+    uint64_t floor;        /* below it deletes may have been forgotten */
+    int32_t complete;      /* bool: nothing between `since` and the page was forgotten. A `since` of 0 knows of nothing,
+                              so nothing it has to unlearn is missing */
+    int32_t more;          /* bool: there are changes above `version` */
+} kv_change_page;
+enum { KV_DELETED = -1 };
+/* Size of the page: at least count_max entries, if there are so many, and on to the end of a version. A table that is
+ * not there has no changes and version 0, and is complete for a `since` of 0 only. */
+kv_result kv_changes(kv_caller *c, const uint8_t *table, size_t table_size, uint64_t since, uint64_t count_max,
+                     kv_change_page *out);
+
+/* --- snapshots: the store as it is now, for reads, as long as it is open. What replaced and deleted records it holds
+ * on to is bounded by options.snapshot_size_max: then the oldest snapshot ends, and its reads answer KV_ESNAPSHOT. --- */
+typedef struct kv_snapshot kv_snapshot;
+kv_status kv_snapshot_open(kv_store *store, kv_snapshot **out);
+void kv_snapshot_close(kv_snapshot *snapshot); /* before kv_store_free(); callers bound to it read no more */
+uint64_t kv_snapshot_version(const kv_snapshot *snapshot); /* the newest version it shows */
+/* What the caller reads from now on: the snapshot, which outlives that; NULL: the present. For reads only. */
+void kv_caller_bind(kv_caller *c, kv_snapshot *snapshot);
+
 typedef struct kv_stats {
-    uint64_t key_count;        /* live keys, expired ones included until they are reclaimed */
-    uint64_t tombstone_count;
+    uint64_t key_count;        /* keys with a value, expired ones included until they are reclaimed */
+    uint64_t table_count;
+    uint64_t row_count;        /* of dropped tables, too, until they are swept */
+    uint64_t tombstone_count;  /* of keys and tables */
+    uint64_t row_tombstone_count;
+    uint64_t retired_table_count; /* dropped and not swept yet */
+    uint64_t snapshot_count;
+    uint64_t snapshot_size;    /* bytes that snapshots hold on to: memory and old records */
     uint64_t live_size;        /* bytes of records the index points to */
     uint64_t flow_size;        /* bytes of records in all segments */
     uint64_t big_count;        /* live values in files of their own */
