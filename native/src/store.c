@@ -222,7 +222,8 @@ kv_status store_index_put(kv_store *store, uint64_t hash, const found *old, cons
     kv_status status = counters_room(&store->counters, position.segment);
     if (status == KV_OK && old->location == 0) status = kv_index_insert(store->index, hash, location);
     else if (status == KV_OK) status = kv_index_replace(store->index, &old->probe, location);
-    if (status == KV_OK && (record->flags & KV_FLAG_CREATED)) status = kv_order_created(store->order, location);
+    if (status == KV_OK && (record->flags & KV_FLAG_CREATED))
+        status = kv_order_created(store->order, location, KV_SPACE_KEYS);
     if (status == KV_OK) status = count_in(store, record, position.segment, used);
     if (status == KV_OK && old->location != 0) status = count_out(store, old, record, behind);
     return status;
