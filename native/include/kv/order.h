@@ -39,9 +39,10 @@ typedef struct kv_order_cursor kv_order_cursor;
 kv_status kv_order_new(kv_epoch *epoch, pthread_mutex_t *writer_lock, kv_order **out);
 void kv_order_free(kv_order *order); /* Unmaps its runs. No reader is inside. Accepts NULL. */
 
-/* The record at `location` (index.h) brought a name of `space` (KV_SPACE_*) into being. A row's record may be noted twice:
- * with KV_FLAG_CREATED in KV_SPACE_ROWS, and, deletes too, in KV_SPACE_CHANGES. Keys and rows are told apart by the
- * record's kind, whatever `space` says of them; a change that is no row's record is damage. KV_ENOMEM: not noted. */
+/* The record at `location` (index.h) brought a name of `space` (KV_SPACE_*) into being. A row's record may be noted
+ * twice: with KV_FLAG_CREATED in KV_SPACE_ROWS, and, deletes too, in KV_SPACE_CHANGES. Keys and rows are told apart
+ * by the record's kind, whatever `space` says of them; a change that is no row's record is damage. KV_ENOMEM: not
+ * noted. */
 kv_status kv_order_created(kv_order *order, uint64_t location, unsigned space);
 /* A run that a checkpoint lists, oldest first. KV_ECORRUPT: the file is not the one that is meant. */
 kv_status kv_order_add_run(kv_order *order, kv_io *io, const kv_run_info *info);
@@ -67,7 +68,8 @@ typedef struct kv_order_build {
     size_t run_count; /* and the newest so many runs */
 } kv_order_build;
 
-/* `live_count`: live names of all spaces together; where far more are listed, all runs become one. KV_EOF: there is nothing to build, and no build_end is due. */
+/* `live_count`: live names of all spaces together; where far more are listed, all runs become one. KV_EOF: there is
+ * nothing to build, and no build_end is due. */
 kv_status kv_order_build_begin(kv_order *order, uint64_t live_count, kv_order_build *out);
 /* Inside the epoch: sorts a piece of what is not sorted yet. KV_MORE; KV_OK: all that goes into the run is. */
 kv_status kv_order_build_sort(kv_order *order, const kv_flow *flow, const kv_order_build *build);
