@@ -35,6 +35,7 @@ enum {
 };
 static const uint64_t NO_CUT = UINT64_MAX;
 static const uint64_t LOCATION_MASK = ((uint64_t)1 << 56) - 1; /* without the flags of the index */
+static const uint64_t CHANGE = (uint64_t)1 << 63; /* beside a location: the change is meant, not the row */
 
 /* What goes through the epoch, or, where that has no memory to note it, is kept until the end. */
 typedef struct passing {
@@ -44,7 +45,7 @@ typedef struct passing {
 
 typedef struct order_item {
     uint64_t word;     /* the name's first 8 bytes, the first the highest */
-    uint64_t location; /* while sorting: how much of the name the word holds, in the upper 8 bits */
+    uint64_t location; /* with CHANGE or without; while sorting, bits 56 to 59: how much of the name the word holds */
 } order_item;
 
 typedef struct order_chunk {
@@ -70,7 +71,7 @@ typedef struct order_view {
 
 typedef struct created_block {
     _Atomic(struct created_block *) next;
-    uint64_t locations[BLOCK_COUNT];
+    uint64_t locations[BLOCK_COUNT]; /* with CHANGE or without */
 } created_block;
 
 struct kv_order {
@@ -106,6 +107,18 @@ static void prefetch(const kv_flow *flow, uint64_t location) {
     if (bytes != NULL) __builtin_prefetch(bytes);
 }
 
+/* What stands before the key in the name of a record; false: a record without such a name. */
+static bool name_head(const kv_record *record, bool change, flow_name *out) {
+    bool row = record->kind == KV_KIND_ROW_PUT || record->kind == KV_KIND_ROW_DELETE;
+    out->head_size = 1;
+    out->head[0] = change ? KV_SPACE_CHANGES : row ? KV_SPACE_ROWS : KV_SPACE_KEYS;
+    if (!row) return !change;
+    kv_store64(out->head + 1, __builtin_bswap64(record->table_id));
+    if (change) kv_store64(out->head + KV_NAME_ROW_HEAD_SIZE, __builtin_bswap64(record->version));
+    out->head_size = change ? KV_NAME_HEAD_MAX : KV_NAME_ROW_HEAD_SIZE;
+    return true;
+}
+
 /* The name that the record at a location brought into being. `verify`: its checksum as well. */
 static kv_status name_at(const kv_flow *flow, uint64_t location, bool verify, flow_name *out) {
     uint32_t segment = kv_loc_segment(location), offset = kv_loc_offset(location), used;
@@ -116,10 +129,7 @@ static kv_status name_at(const kv_flow *flow, uint64_t location, bool verify, fl
     uint64_t place = kv_place(kv_flow_salt(flow), segment, offset);
     if (kv_record_peek(bytes, size, place, &record, &used) != KV_OK) return KV_ECORRUPT;
     if (verify && !kv_record_intact(bytes, place, &record)) return KV_ECORRUPT;
-    bool row = record.kind == KV_KIND_ROW_PUT;
-    out->head[0] = row ? KV_SPACE_ROWS : KV_SPACE_KEYS;
-    out->head_size = row ? KV_NAME_HEAD_MAX : 1;
-    if (row) kv_store64(out->head + 1, __builtin_bswap64(record.table_id));
+    if (!name_head(&record, (location & CHANGE) != 0, out)) return KV_ECORRUPT;
     out->key = record.key;
     out->key_size = record.key_size;
     return KV_OK;
@@ -131,6 +141,8 @@ static uint64_t name_word(const flow_name *name, uint64_t from, unsigned *held) 
     uint64_t left = size > from ? size - from : 0;
     if (from >= name->head_size && left >= WORD_SIZE) {
         word = __builtin_bswap64(kv_load64(name->key + (from - name->head_size)));
+    } else if (from == 0 && name->head_size == 1 && left > WORD_SIZE) {
+        word = (uint64_t)name->head[0] << 56 | __builtin_bswap64(kv_load64(name->key)) >> 8; /* Every key begins so. */
     } else {
         for (uint64_t i = from; i < from + WORD_SIZE; i++) {
             uint8_t byte = i >= size ? 0 : i < name->head_size ? name->head[i] : name->key[i - name->head_size];
@@ -150,18 +162,21 @@ static uint64_t bytes_word(const uint8_t *bytes, size_t size) {
 
 /* --- sorting --- */
 
+static unsigned item_held(const order_item *item) { return (unsigned)(item->location >> 56) & 15; }
+static uint64_t item_location(const order_item *item) { return item->location & (LOCATION_MASK | CHANGE); }
+
 static int by_word(const void *left, const void *right) {
     const order_item *a = left, *b = right;
     if (a->word != b->word) return a->word < b->word ? -1 : 1;
-    return (int)(a->location >> 56) - (int)(b->location >> 56);
+    return (int)item_held(a) - (int)item_held(b);
 }
 
 static kv_status load_words(const kv_flow *flow, order_item *items, size_t count, uint64_t from, uint64_t *damaged) {
     for (size_t i = 0; i < count; i++) {
         flow_name name;
         unsigned held;
-        uint64_t location = items[i].location & LOCATION_MASK;
-        if (i + AHEAD < count) prefetch(flow, items[i + AHEAD].location & LOCATION_MASK);
+        uint64_t location = item_location(&items[i]);
+        if (i + AHEAD < count) prefetch(flow, items[i + AHEAD].location);
         if (name_at(flow, location, from == 0, &name) != KV_OK) {
             *damaged = location;
             return KV_ECORRUPT;
@@ -172,11 +187,11 @@ static kv_status load_words(const kv_flow *flow, order_item *items, size_t count
     return KV_OK;
 }
 
-/* One name, brought into being several times: the newest stays, the others get location 0. */
+/* One name, so one space, brought into being several times: the newest stays, the others get location 0. */
 static void keep_newest(order_item *items, size_t count) {
     size_t newest = 0;
     for (size_t i = 1; i < count; i++)
-        if ((items[i].location & LOCATION_MASK) > (items[newest].location & LOCATION_MASK)) newest = i;
+        if (item_location(&items[i]) > item_location(&items[newest])) newest = i;
     for (size_t i = 0; i < count; i++)
         if (i != newest) items[i].location = 0;
 }
@@ -188,8 +203,9 @@ static kv_status sort_items(const kv_flow *flow, order_item *items, size_t count
     if (status != KV_OK) return status;
     qsort(items, count, sizeof *items, by_word);
     for (size_t at = 0, end; at < count; at = end) {
-        uint64_t word = items[at].word, held = items[at].location >> 56;
-        for (end = at + 1; end < count && items[end].word == word && items[end].location >> 56 == held;) end++;
+        uint64_t word = items[at].word;
+        unsigned held = item_held(&items[at]);
+        for (end = at + 1; end < count && items[end].word == word && item_held(&items[end]) == held;) end++;
         if (end - at == 1) continue;
         if (held <= WORD_SIZE) {
             keep_newest(items + at, end - at);
@@ -216,7 +232,7 @@ static kv_status chunk_sort(const kv_flow *flow, order_chunk *chunk, uint64_t *d
     kv_status status = sort_items(flow, chunk->items, chunk->count, 0, damaged);
     if (status != KV_OK) return status;
     for (size_t i = 0; i < chunk->count; i++) {
-        uint64_t location = chunk->items[i].location & LOCATION_MASK;
+        uint64_t location = item_location(&chunk->items[i]);
         if (location == 0) continue;
         chunk->items[kept++] = (order_item){.word = chunk->items[i].word, .location = location};
     }
@@ -386,7 +402,8 @@ void kv_order_free(kv_order *order) {
 
 /* --- created names --- */
 
-kv_status kv_order_created(kv_order *order, uint64_t location) {
+kv_status kv_order_created(kv_order *order, uint64_t location, unsigned space) {
+    KV_ASSERT(space <= KV_SPACE_CHANGES);
     if (KV_UNLIKELY(order->tail_used == BLOCK_COUNT)) {
         created_block *block = malloc(sizeof *block);
         if (block == NULL) return KV_ENOMEM;
@@ -395,7 +412,8 @@ kv_status kv_order_created(kv_order *order, uint64_t location) {
         order->tail = block;
         order->tail_used = 0;
     }
-    order->tail->locations[order->tail_used++] = location & LOCATION_MASK;
+    uint64_t change = space == KV_SPACE_CHANGES ? CHANGE : 0;
+    order->tail->locations[order->tail_used++] = (location & LOCATION_MASK) | change;
     uint64_t count = atomic_load_explicit(&order->created_count, memory_order_relaxed);
     atomic_store_explicit(&order->created_count, count + 1, memory_order_release);
     return KV_OK;
@@ -528,7 +546,7 @@ void kv_order_cursor_free(kv_order_cursor *cursor) {
 
 uint64_t kv_order_damage(const kv_order_cursor *cursor, uint64_t *run_id) {
     *run_id = cursor->damaged_run;
-    return cursor->damaged;
+    return cursor->damaged & LOCATION_MASK;
 }
 
 /* Sources keep their buffers from one seek to the next. */
@@ -725,7 +743,7 @@ kv_status kv_order_add_run(kv_order *order, kv_io *io, const kv_run_info *info) 
     return KV_OK;
 }
 
-kv_status kv_order_build_begin(kv_order *order, uint64_t key_count, kv_order_build *out) {
+kv_status kv_order_build_begin(kv_order *order, uint64_t live_count, kv_order_build *out) {
     const order_view *view = view_now(order);
     uint64_t created = atomic_load_explicit(&order->created_count, memory_order_relaxed);
     uint64_t fresh = created - order->in_runs_count, total = fresh, listed = fresh;
@@ -739,7 +757,7 @@ kv_status kv_order_build_begin(kv_order *order, uint64_t key_count, kv_order_bui
         out->run_count++;
     }
     /* Where most names are dead, every scan walks over them: all go into one. */
-    if (listed > 2 * key_count + DEAD_SLACK) out->run_count = view->run_count;
+    if (listed > 2 * live_count + DEAD_SLACK) out->run_count = view->run_count;
     if (fresh == 0 && out->run_count == 0) return KV_EOF;
     atomic_store(&order->cut, created);
     return KV_OK;

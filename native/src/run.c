@@ -72,8 +72,8 @@ void kv_run_path(uint64_t id, char path[KV_RUN_PATH_SIZE]) {
 
 static bool name_is_sound(const uint8_t *name, size_t size) {
     if (size < 2 || size > KV_NAME_SIZE_MAX) return false;
-    if (name[0] == KV_SPACE_KEYS) return size <= 1 + KV_KEY_SIZE_MAX;
-    return name[0] == KV_SPACE_ROWS && size >= KV_NAME_HEAD_MAX;
+    size_t head = name[0] == KV_SPACE_KEYS ? 1 : name[0] == KV_SPACE_ROWS ? KV_NAME_ROW_HEAD_SIZE : KV_NAME_HEAD_MAX;
+    return name[0] <= KV_SPACE_CHANGES && size >= head && size - head <= KV_KEY_SIZE_MAX;
 }
 
 /* --- opening --- */

@@ -114,33 +114,59 @@ static void rig_free(rig *r) {
     nftw(r->directory, remove_one, 16, FTW_DEPTH | FTW_PHYS);
 }
 
-/* Writes the record that brings a name into being; its location. */
-static uint64_t create(rig *r, const uint8_t *bytes, size_t size) {
-    bool row = bytes[0] == KV_SPACE_ROWS;
-    size_t head = row ? KV_NAME_HEAD_MAX : 1;
-    uint64_t version = kv_flow_sequence(r->flow) + 1;
-    kv_record record = {.kind = row ? KV_KIND_ROW_PUT : KV_KIND_PUT, .flags = KV_FLAG_CREATED, .version = version,
-                        .options = row ? KV_HAS_TABLE : 0, .key = bytes + head, .key_size = (uint32_t)(size - head),
-                        .value = (const uint8_t *)"v", .value_size = 1};
-    if (row) record.table_id = __builtin_bswap64(kv_load64(bytes + 1));
-    uint64_t whole = kv_record_size(&record);
+/* All flags of the index are set: none of them may find its way into the order. */
+static uint64_t append(rig *r, kv_record *record) {
+    uint64_t sequence = kv_flow_sequence(r->flow) + 1, whole;
     uint8_t *to;
     kv_position position;
+    record->options |= KV_HAS_SEQUENCE;
+    record->sequence = sequence;
+    record->value = (const uint8_t *)"v";
+    record->value_size = 1;
+    whole = kv_record_size(record);
     CHECK_EQ(kv_flow_reserve(r->flow, whole, 1, &to, &position), KV_OK);
-    kv_record_encode(&record, kv_place(kv_flow_salt(r->flow), position.segment, position.offset), to);
+    kv_record_encode(record, kv_place(kv_flow_salt(r->flow), position.segment, position.offset), to);
     CHECK_EQ(kv_flow_commit(r->flow, position, whole), KV_OK);
-    kv_flow_set_sequence(r->flow, version);
-    uint64_t location = kv_loc_make(position.segment, position.offset, KV_LOC_EXPIRY);
-    CHECK_EQ(kv_order_created(r->order, location), KV_OK);
+    kv_flow_set_sequence(r->flow, sequence);
+    return kv_loc_make(position.segment, position.offset, 255);
+}
+
+static size_t head_size(unsigned space) {
+    static const size_t sizes[] = {1, KV_NAME_ROW_HEAD_SIZE, KV_NAME_HEAD_MAX};
+    return sizes[space];
+}
+
+/* Writes the record that brings a name into being; its location. */
+static uint64_t create(rig *r, const uint8_t *bytes, size_t size) {
+    static const uint8_t kinds[] = {KV_KIND_PUT, KV_KIND_ROW_PUT, KV_KIND_ROW_DELETE};
+    unsigned space = bytes[0];
+    size_t head = head_size(space);
+    kv_record record = {.kind = kinds[space], .flags = space == KV_SPACE_CHANGES ? 0 : KV_FLAG_CREATED,
+                        .version = kv_flow_sequence(r->flow) + 1, .key = bytes + head,
+                        .key_size = (uint32_t)(size - head)};
+    if (space != KV_SPACE_KEYS) {
+        record.options = KV_HAS_TABLE;
+        record.table_id = __builtin_bswap64(kv_load64(bytes + 1));
+    }
+    if (space == KV_SPACE_CHANGES) record.version = __builtin_bswap64(kv_load64(bytes + KV_NAME_ROW_HEAD_SIZE));
+    uint64_t location = append(r, &record);
+    CHECK_EQ(kv_order_created(r->order, location, space), KV_OK);
     return location;
 }
 
+static size_t name_make(uint8_t *bytes, unsigned space, uint64_t table_id, uint64_t version, const void *row,
+                        size_t row_size) {
+    bytes[0] = (uint8_t)space;
+    if (space != KV_SPACE_KEYS) kv_store64(bytes + 1, __builtin_bswap64(table_id));
+    if (space == KV_SPACE_CHANGES) kv_store64(bytes + KV_NAME_ROW_HEAD_SIZE, __builtin_bswap64(version));
+    memcpy(bytes + head_size(space), row, row_size);
+    return head_size(space) + row_size;
+}
+
 static size_t name_random(uint8_t *bytes, size_t size_max) {
-    bool row = random_next() % 4 == 0;
-    size_t head = row ? KV_NAME_HEAD_MAX : 1, size = head + (row ? 0 : 1) + random_next() % size_max;
-    memset(bytes, 0, head);
-    bytes[0] = row;
-    if (row) bytes[8] = (uint8_t)(random_next() % 2);
+    unsigned space = (unsigned)(random_next() % 5) % 3;
+    size_t head = head_size(space), size = head + (space == KV_SPACE_KEYS) + random_next() % size_max;
+    name_make(bytes, space, random_next() % 2, 1 + random_next() % 3 * 200, "", 0);
     for (size_t at = head; at < size; at++) bytes[at] = (uint8_t)(random_next() % 3 * 127);
     return size;
 }
@@ -244,7 +270,7 @@ static kv_status build_step(rig *r, kv_epoch_slot *slot, const kv_order_build *b
     return status;
 }
 
-static void build(rig *r, kv_epoch_slot *slot, uint64_t key_count, dead_test dead) {
+static void build(rig *r, kv_epoch_slot *slot, uint64_t live_count, dead_test dead) {
     static uint8_t last[KV_NAME_SIZE_MAX];
     kv_order_build b;
     kv_order_cursor *cursor;
@@ -252,7 +278,7 @@ static void build(rig *r, kv_epoch_slot *slot, uint64_t key_count, dead_test dea
     kv_run_info info, *list;
     size_t last_size = 0, count;
     pthread_mutex_lock(&r->writer_lock);
-    kv_status status = kv_order_build_begin(r->order, key_count, &b);
+    kv_status status = kv_order_build_begin(r->order, live_count, &b);
     pthread_mutex_unlock(&r->writer_lock);
     if (status == KV_EOF) return;
     do {
@@ -400,18 +426,131 @@ TEST(a_build_given_up_changes_nothing) {
     rig_free(&r);
 }
 
-/* Before it is sorted, and after. */
+/* --- names of three spaces --- */
+
+/* One row record: always a change, and a row if it is its first. */
+static void write_row(rig *r, uint64_t table_id, uint64_t version, const void *row, size_t row_size, uint8_t kind,
+                      bool created) {
+    uint8_t bytes[64];
+    kv_record record = {.kind = kind, .flags = created ? KV_FLAG_CREATED : 0, .version = version,
+                        .options = KV_HAS_TABLE, .table_id = table_id, .key = row, .key_size = (uint32_t)row_size};
+    uint64_t location = append(r, &record);
+    if (created) {
+        CHECK_EQ(kv_order_created(r->order, location, KV_SPACE_ROWS), KV_OK);
+        names_add(bytes, name_make(bytes, KV_SPACE_ROWS, table_id, 0, row, row_size));
+    }
+    CHECK_EQ(kv_order_created(r->order, location, KV_SPACE_CHANGES), KV_OK);
+    names_add(bytes, name_make(bytes, KV_SPACE_CHANGES, table_id, version, row, row_size));
+}
+
+/* What a seek to the start of a table finds, and what stands right before it. */
+static void check_table_starts(rig *r) {
+    uint8_t bytes[KV_NAME_HEAD_MAX];
+    for (unsigned space = KV_SPACE_ROWS; space <= KV_SPACE_CHANGES; space++) {
+        for (uint64_t table_id = 0; table_id < 5; table_id++) {
+            name_make(bytes, space, table_id, 0, "", 0);
+            check_walk(r, KV_SEEK_GE, bytes, KV_NAME_ROW_HEAD_SIZE, 3);
+            check_walk(r, KV_SEEK_LT, bytes, KV_NAME_ROW_HEAD_SIZE, 3);
+        }
+    }
+}
+
+TEST(one_record_is_listed_as_a_row_and_as_a_change) {
+    rig r;
+    bool there[4][50] = {{false}};
+    rig_make(&r);
+    for (uint64_t version = 1; version <= 3000; version++) {
+        uint64_t table_id = 1 + random_next() % 3, which = random_next() % 50;
+        uint8_t row[3] = {'r', (uint8_t)(which / 10), (uint8_t)(which % 10)};
+        bool created = !there[table_id][which], put = created || random_next() % 3 != 0;
+        write_row(&r, table_id, version, row, which == 0 ? 0 : 3, put ? KV_KIND_ROW_PUT : KV_KIND_ROW_DELETE, created);
+        there[table_id][which] = put;
+        if (version % 7 == 0) {
+            uint8_t key[3] = {KV_SPACE_KEYS, (uint8_t)(version >> 8), (uint8_t)version};
+            create(&r, key, sizeof key);
+            names_add(key, sizeof key);
+        }
+        if (version % 250 == 0) check_table_starts(&r);
+        if (version % 900 == 0) build(&r, r.slot, name_count, never_dead);
+    }
+    check_all(&r);
+    build(&r, r.slot, name_count, never_dead);
+    check_all(&r);
+    check_table_starts(&r);
+    check_counts(&r, 10);
+    rig_free(&r);
+}
+
+TEST(changes_are_in_the_order_of_their_versions) {
+    static const uint64_t versions[] = {256, 1, UINT64_MAX, 255, 65536, (uint64_t)1 << 32, 2, 65535, (uint64_t)1 << 63};
+    static const uint64_t sorted[] = {1, 2, 255, 256, 65535, 65536, (uint64_t)1 << 32, (uint64_t)1 << 63, UINT64_MAX};
+    rig r;
+    rig_make(&r);
+    for (size_t i = 0; i < 9; i++) write_row(&r, 7, versions[i], "zyxwvutsr" + i, 1, KV_KIND_ROW_PUT, false);
+    for (int built = 0; built < 2; built++) {
+        const uint8_t *bytes, first[1] = {KV_SPACE_CHANGES};
+        size_t size;
+        kv_epoch_enter(r.epoch, r.slot);
+        CHECK_EQ(kv_order_seek(r.order, r.flow, r.cursor, KV_SEEK_GE, first, 1), KV_OK);
+        for (size_t i = 0; i < 9; i++) {
+            CHECK_EQ(kv_order_next(r.cursor, &bytes, &size), KV_OK);
+            CHECK_EQ(size, KV_NAME_HEAD_MAX + 1);
+            CHECK_EQ(__builtin_bswap64(kv_load64(bytes + 1)), 7);
+            CHECK_EQ(__builtin_bswap64(kv_load64(bytes + KV_NAME_ROW_HEAD_SIZE)), sorted[i]);
+        }
+        CHECK_EQ(kv_order_next(r.cursor, &bytes, &size), KV_EOF);
+        kv_epoch_leave(r.slot);
+        build(&r, r.slot, name_count, never_dead);
+    }
+    rig_free(&r);
+}
+
+TEST(the_key_of_a_table_is_a_key) {
+    rig r;
+    uint8_t bytes[64];
+    static const uint8_t kinds[] = {KV_KIND_PUT, KV_KIND_DELETE, KV_KIND_TABLE_NEW, KV_KIND_TABLE_DROP};
+    rig_make(&r);
+    for (size_t i = 0; i < sizeof kinds; i++) {
+        const uint8_t key[2] = {'k', (uint8_t)i};
+        bool table = kinds[i] >= KV_KIND_TABLE_NEW;
+        kv_record record = {.kind = kinds[i], .flags = KV_FLAG_CREATED, .version = 1 + i, .key = key, .key_size = 2,
+                            .options = table ? KV_HAS_TABLE : 0, .table_id = table ? 9 : 0};
+        CHECK_EQ(kv_order_created(r.order, append(&r, &record), KV_SPACE_KEYS), KV_OK);
+        names_add(bytes, name_make(bytes, KV_SPACE_KEYS, 0, 0, key, 2));
+    }
+    check_all(&r);
+    rig_free(&r);
+}
+
+TEST(a_change_that_is_no_row_is_damage) {
+    rig r;
+    uint64_t run;
+    kv_record record = {.kind = KV_KIND_PUT, .version = 1, .key = (const uint8_t *)"k", .key_size = 1};
+    rig_make(&r);
+    uint64_t location = append(&r, &record);
+    CHECK_EQ(kv_order_created(r.order, location, KV_SPACE_CHANGES), KV_OK);
+    kv_epoch_enter(r.epoch, r.slot);
+    CHECK_EQ(kv_order_seek(r.order, r.flow, r.cursor, KV_SEEK_GE, (const uint8_t *)"", 0), KV_ECORRUPT);
+    kv_epoch_leave(r.slot);
+    CHECK_EQ(kv_order_damage(r.cursor, &run), location & (((uint64_t)1 << 56) - 1));
+    rig_free(&r);
+}
+
+/* Before it is sorted, and after; a key, and a change. */
 TEST(a_flipped_bit_in_a_record_is_damage_and_never_a_wrong_name) {
-    for (int sorted = 0; sorted < 2; sorted++) {
+    for (int round = 0; round < 4; round++) {
+        bool sorted = round % 2 != 0, change = round >= 2;
         rig r;
         const uint8_t last[1] = {255};
         rig_make(&r);
         create_random(&r, 40, 24);
-        const uint8_t bytes[6] = {KV_SPACE_KEYS, 127, 127, 'k', 'e', 'y'};
-        uint64_t location = create(&r, bytes, sizeof bytes);
-        names_add(bytes, sizeof bytes);
+        uint8_t bytes[32];
+        size_t name_size = name_make(bytes, change ? KV_SPACE_CHANGES : KV_SPACE_KEYS, 3, 77, "\177\177key", 5);
+        uint64_t location = create(&r, bytes, name_size);
+        names_add(bytes, name_size);
         if (sorted) check_all(&r);
-        for (uint64_t bit = 0; bit < (KV_RECORD_HEAD_SIZE + 6) * 8; bit++) {
+        uint64_t record_size = KV_RECORD_HEAD_SIZE + 8 + (change ? 24 : 0) + 6; /* up to the value */
+        for (uint64_t bit = 0; bit < record_size * 8; bit++) {
             uint64_t size;
             kv_order *fresh = r.order;
             uint8_t *record = (uint8_t *)(uintptr_t)kv_flow_at(r.flow, kv_loc_segment(location), kv_loc_offset(location), &size);
@@ -535,6 +674,10 @@ int main(void) {
     RUN(runs_are_merged_and_list_the_same);
     RUN(runs_of_dead_names_go);
     RUN(a_build_given_up_changes_nothing);
+    RUN(one_record_is_listed_as_a_row_and_as_a_change);
+    RUN(changes_are_in_the_order_of_their_versions);
+    RUN(the_key_of_a_table_is_a_key);
+    RUN(a_change_that_is_no_row_is_damage);
     RUN(a_flipped_bit_in_a_record_is_damage_and_never_a_wrong_name);
     RUN(scans_are_whole_beside_a_writer_and_merges);
     names_clear();

@@ -49,17 +49,19 @@ static void names_sort(void) {
     name_count = kept;
 }
 
-/* Few different bytes, so that much is shared; sometimes long; both spaces. */
+/* Few different bytes, so that much is shared; sometimes long; all spaces. */
 static void names_random(size_t count, size_t size_max) {
     static uint8_t bytes[KV_NAME_SIZE_MAX];
     names_clear();
     for (size_t i = 0; i < count; i++) {
-        bool row = random_next() % 3 == 0;
-        size_t head = row ? KV_NAME_HEAD_MAX : 1, most = random_next() % 50 == 0 ? size_max : 12;
-        size_t size = head + (row ? 0 : 1) + random_next() % most;
+        static const size_t heads[] = {1, KV_NAME_ROW_HEAD_SIZE, KV_NAME_HEAD_MAX};
+        unsigned space = (unsigned)(random_next() % 4) % 3;
+        size_t head = heads[space], most = random_next() % 50 == 0 ? size_max : 12;
+        size_t size = head + (space == KV_SPACE_KEYS) + random_next() % most;
         memset(bytes, 0, head);
-        bytes[0] = row;
-        if (row) bytes[8] = (uint8_t)(random_next() % 3);
+        bytes[0] = (uint8_t)space;
+        if (space != KV_SPACE_KEYS) bytes[8] = (uint8_t)(random_next() % 3);
+        if (space == KV_SPACE_CHANGES) kv_store64(bytes + 9, __builtin_bswap64(random_next() % 1000));
         for (size_t at = head; at < size; at++) bytes[at] = (uint8_t)(random_next() % 4 == 0 ? random_next() : 255);
         if (size > KV_NAME_SIZE_MAX - 8) size = KV_NAME_SIZE_MAX - 8;
         name_add(bytes, size);
@@ -190,10 +192,15 @@ TEST(long_names_that_share_nearly_everything_are_found) {
     bytes[0] = KV_SPACE_ROWS;
     for (int i = 0; i < 60; i++) {
         bytes[9] = (uint8_t)i;
+        name_add(bytes, KV_NAME_ROW_HEAD_SIZE + KV_KEY_SIZE_MAX);
+    }
+    bytes[0] = KV_SPACE_CHANGES;
+    for (int i = 0; i < 60; i++) {
+        bytes[16] = (uint8_t)i;
         name_add(bytes, KV_NAME_SIZE_MAX);
     }
     names_sort();
-    CHECK_EQ(name_count, 120);
+    CHECK_EQ(name_count, 180);
     rig_make(&r);
     CHECK(r.run.level > 0);
     check_walks(&r);
@@ -224,7 +231,8 @@ TEST(names_out_of_order_and_no_names_are_refused) {
     kv_io *io = kv_sim_io(sim);
     kv_run_writer *writer;
     kv_run_info info;
-    static const uint8_t big[KV_NAME_SIZE_MAX + 1] = {KV_SPACE_ROWS};
+    static uint8_t big[KV_NAME_SIZE_MAX + 1];
+    static const size_t heads[] = {1, KV_NAME_ROW_HEAD_SIZE, KV_NAME_HEAD_MAX};
     CHECK_EQ(io->mkdir(io, "runs"), KV_OK);
     CHECK_EQ(kv_run_writer_new(io, RUN_ID, &writer), KV_OK);
     CHECK_EQ(kv_run_finish(writer, &info), KV_EUSAGE);
@@ -233,11 +241,17 @@ TEST(names_out_of_order_and_no_names_are_refused) {
     CHECK_EQ(kv_run_write(writer, (const uint8_t *)"\0a", 2), KV_EUSAGE);
     CHECK_EQ(kv_run_write(writer, (const uint8_t *)"\0", 1), KV_EUSAGE);
     CHECK_EQ(kv_run_write(writer, (const uint8_t *)"\1short", 6), KV_EUSAGE);
-    CHECK_EQ(kv_run_write(writer, (const uint8_t *)"\2space", 6), KV_EUSAGE);
-    CHECK_EQ(kv_run_write(writer, big, sizeof big), KV_EUSAGE);
-    CHECK_EQ(kv_run_write(writer, big, sizeof big - 1), KV_OK);
+    CHECK_EQ(kv_run_write(writer, (const uint8_t *)"\2as short as a row", 16), KV_EUSAGE);
+    CHECK_EQ(kv_run_write(writer, (const uint8_t *)"\3a space that there is not", 24), KV_EUSAGE);
+    memset(big, 'x', sizeof big);
+    for (unsigned space = KV_SPACE_KEYS; space <= KV_SPACE_CHANGES; space++) {
+        big[0] = (uint8_t)space;
+        if (space != KV_SPACE_KEYS) CHECK_EQ(kv_run_write(writer, big, heads[space]), KV_OK); /* an empty row */
+        CHECK_EQ(kv_run_write(writer, big, heads[space] + KV_KEY_SIZE_MAX + 1), KV_EUSAGE);
+        CHECK_EQ(kv_run_write(writer, big, heads[space] + KV_KEY_SIZE_MAX), KV_OK);
+    }
     CHECK_EQ(kv_run_finish(writer, &info), KV_OK);
-    CHECK_EQ(info.name_count, 2);
+    CHECK_EQ(info.name_count, 6);
     kv_run_writer_free(writer);
     io->free(io);
     kv_sim_free(sim);

@@ -1,11 +1,14 @@
 /* order.h -- every name there is, in order: the names created of late, and sorted runs of those before.
  *
- *   created, not sorted      8 bytes each: the location of the record that brought the name into being
+ *   created, not sorted      8 bytes each: the location of the record that brought the name into being, and one bit
  *   chunks, sorted           16 bytes each: the name's first 8 bytes, the location; the rest is read in the flow
  *   runs, on disk            see run.h
  *
  * Overwrites and deletes cost nothing here, so a name that is listed is a candidate only: whether it is live is the
  * caller's question to the index. What is live is listed, from the moment its write returns.
+ *
+ * A record stands for up to two names: the key or row that it brought into being, and, if it writes a row, the change
+ * that it is. Which of the two is meant is the one bit; the name itself is read in the record.
  *
  * A creation is noted by appending 8 bytes. Sorting waits for the first who wants order: a reader, or whoever builds a
  * run. Chunks are merged when their sizes are comparable, so there are few, and none is ever changed. Chunks and runs
@@ -36,8 +39,11 @@ typedef struct kv_order_cursor kv_order_cursor;
 kv_status kv_order_new(kv_epoch *epoch, pthread_mutex_t *writer_lock, kv_order **out);
 void kv_order_free(kv_order *order); /* Unmaps its runs. No reader is inside. Accepts NULL. */
 
-/* The record at `location` (index.h) has KV_FLAG_CREATED. KV_ENOMEM: not noted. */
-kv_status kv_order_created(kv_order *order, uint64_t location);
+/* The record at `location` (index.h) brought a name of `space` (KV_SPACE_*) into being. A row's record may be noted
+ * twice: with KV_FLAG_CREATED in KV_SPACE_ROWS, and, deletes too, in KV_SPACE_CHANGES. Keys and rows are told apart
+ * by the record's kind, whatever `space` says of them; a change that is no row's record is damage. KV_ENOMEM: not
+ * noted. */
+kv_status kv_order_created(kv_order *order, uint64_t location, unsigned space);
 /* A run that a checkpoint lists, oldest first. KV_ECORRUPT: the file is not the one that is meant. */
 kv_status kv_order_add_run(kv_order *order, kv_io *io, const kv_run_info *info);
 
@@ -62,8 +68,9 @@ typedef struct kv_order_build {
     size_t run_count; /* and the newest so many runs */
 } kv_order_build;
 
-/* `key_count`: live names. KV_EOF: there is nothing to build, and no build_end is due. */
-kv_status kv_order_build_begin(kv_order *order, uint64_t key_count, kv_order_build *out);
+/* `live_count`: live names of all spaces together; where far more are listed, all runs become one. KV_EOF: there is
+ * nothing to build, and no build_end is due. */
+kv_status kv_order_build_begin(kv_order *order, uint64_t live_count, kv_order_build *out);
 /* Inside the epoch: sorts a piece of what is not sorted yet. KV_MORE; KV_OK: all that goes into the run is. */
 kv_status kv_order_build_sort(kv_order *order, const kv_flow *flow, const kv_order_build *build);
 /* As kv_order_seek, over what goes into the run. */

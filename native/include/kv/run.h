@@ -4,6 +4,7 @@
  *
  *   space 0    00, key                  keys and the keys of tables
  *   space 1    01, table id (8, big-endian), row        the rows of a table
+ *   space 2    02, table id, version (8, big-endian), row      its changes: what a row write did, by its version
  *
  * A run is "runs/%016x.run": a header, blocks, a footer. The leaves hold the names; an inner block holds, for each
  * block one level below, a string that parts it from the one before: so a search decodes one block a level, and opening
@@ -24,7 +25,9 @@
 enum {
     KV_SPACE_KEYS = 0,
     KV_SPACE_ROWS = 1,
-    KV_NAME_HEAD_MAX = 9,
+    KV_SPACE_CHANGES = 2,
+    KV_NAME_ROW_HEAD_SIZE = 9,
+    KV_NAME_HEAD_MAX = 17,
     KV_NAME_SIZE_MAX = KV_NAME_HEAD_MAX + KV_KEY_SIZE_MAX,
     KV_RUN_PATH_SIZE = 40,
 };
