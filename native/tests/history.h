@@ -202,7 +202,7 @@ static bool twin_look(history *h, twin *t, int key) {
 }
 
 static uint64_t twin_live_size(const twin *t) {
-    uint64_t sum = 0;
+    uint64_t sum = t->clock_ms != 0 ? KV_RECORD_HEAD_SIZE + 8 : 0; /* the newest CLOCK */
     char text[KEY_TEXT_SIZE];
     for (int i = 0; i < KEY_COUNT; i++) {
         const twin_key *k = &t->keys[i];

@@ -100,14 +100,14 @@ static bounds bounds_at(const history *h, uint64_t event, int32_t policy) {
 
 /* The number of index files that a description names. */
 static uint64_t described_files(const catalog_entry *entry) {
-    uint64_t segments = kv_load64(entry->bytes + 17 * 8);
-    return kv_load64(entry->bytes + (18 + 2 * segments) * 8);
+    uint64_t segments = kv_load64(entry->bytes + 23 * 8);
+    return kv_load64(entry->bytes + (24 + 2 * segments) * 8);
 }
 
 /* And of runs: the list behind. */
 static uint64_t described_runs(const catalog_entry *entry) {
-    uint64_t segments = kv_load64(entry->bytes + 17 * 8), files = described_files(entry);
-    return kv_load64(entry->bytes + (18 + 2 * segments + 1 + files) * 8);
+    uint64_t segments = kv_load64(entry->bytes + 23 * 8), files = described_files(entry);
+    return kv_load64(entry->bytes + (24 + 2 * segments + 1 + files) * 8);
 }
 
 /* NULL: the opened image obeys. *state is which one it holds. */
