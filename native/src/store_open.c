@@ -78,8 +78,8 @@ kv_status counters_room(counters *n, uint32_t segment) {
 /* Keys must not be able to choose their slots: the seed is the store's, and nobody outside knows it. */
 static void set_hash_seed(kv_store *store) { store->hash_seed = kv_flow_salt(store->flow) * 0x9E3779B185EBCA87ULL + 1; }
 
-/* A row may come before its table: compaction moves records on. Which tables never come is known at the end. */
-static kv_status replay_row(kv_store *store, const kv_record *record, kv_fault *fault) {
+/* A row or a floor may come before its table: compaction moves records on. Which tables never come is known at the end. */
+static kv_status replay_part(kv_store *store, const kv_record *record, kv_fault *fault) {
     found head;
     target t = target_table(store, record->table_id, KV_LOC_HEAD);
     kv_status status = store_find(store, &t, &head, fault);
@@ -91,7 +91,8 @@ static kv_status replay_data(kv_store *store, const kv_record *record, kv_positi
     bool table = record->kind != KV_KIND_PUT && record->kind != KV_KIND_DELETE;
     if ((record->key_size == 0 && !row) || (table && record->table_id == 0))
         return fault_corrupt(fault, kv_loc_make(position.segment, position.offset, 0), "a record without a name");
-    kv_status status = row ? replay_row(store, record, fault) : KV_OK;
+    bool part = row || record->kind == KV_KIND_TABLE_FLOOR;
+    kv_status status = part ? replay_part(store, record, fault) : KV_OK;
     if (record->kind == KV_KIND_TABLE_NEW) big_set_remove(&store->orphans, record->table_id);
     return status == KV_OK ? store_show(store, record, position, used, fault) : status;
 }

@@ -201,6 +201,13 @@ typedef struct kv_page {
 /* size + resume_size; small or large. The next page: `start` is that key and a zero byte; in reverse `stop` is the key. */
 kv_result kv_scan(kv_caller *c, const kv_range *range, kv_page *page);
 
+/* --- the sweep: rows of dropped tables leave index and counters, some at a time. One at a time, by one thread, and
+ * freed before the store is closed. step until KV_EOF: there is nothing to sweep, or snapshots still want it. --- */
+typedef struct kv_sweep kv_sweep;
+kv_status kv_sweep_begin(kv_store *store, kv_sweep **out);
+kv_status kv_sweep_step(kv_sweep *sweep); /* KV_MORE, KV_EOF */
+void kv_sweep_free(kv_sweep *sweep);      /* accepts NULL */
+
 /* --- the change feed: which rows of a table were written or deleted above a version. A row is there once, as it is at
  * the time of the page; what was dropped and made anew is another table. --- */
 typedef struct kv_change_page {
