@@ -183,7 +183,7 @@ void big_retire(kv_store *store, const kv_big *big, kv_position since, uint64_t 
 /* Takes what may go out of the list; the rest stays in order. For free(). */
 static uint64_t *take_durable(kv_store *store, size_t *count) {
     *count = 0;
-    uint64_t *ids = store->retired_count == 0 ? NULL : malloc(store->retired_count * sizeof *ids);
+    uint64_t *ids = store->retired_count == 0 || store->pin_count != 0 ? NULL : malloc(store->retired_count * sizeof *ids);
     if (ids == NULL) return NULL;
     uint64_t durable = kv_position_order(kv_flow_durable(store->flow)), oldest = snapshot_oldest(store);
     size_t kept = 0;

@@ -88,6 +88,7 @@ struct kv_store {
     kv_snapshot *newest_snapshot;
     uint64_t snapshot_count;
     kv_undo *undo;               /* what they need of the past */
+    uint32_t pin_count;          /* backups under way: nothing leaves the directory */
     uint64_t generation;         /* high half of the ids of value and index files: unlike that of every opener before */
     _Atomic uint32_t big_next;   /* the low half of the next value file's id */
     bool checkpointing;          /* one is under way; writer lock */

@@ -432,6 +432,33 @@ kv_result kv_sync(kv_caller *c) {
     return result;
 }
 
+kv_result kv_pin(kv_caller *c, kv_position *position, uint64_t *sequence) {
+    kv_store *store = c->store;
+    kv_epoch_enter(store->epoch, c->slot);
+    kv_status status = store_usable(store);
+    if (status == KV_OK && store->options.readonly) status = KV_EREADONLY;
+    if (status == KV_OK) {
+        pthread_mutex_lock(&store->write_lock);
+        store->pin_count++;
+        *position = kv_flow_tail(store->flow);
+        *sequence = kv_flow_sequence(store->flow);
+        pthread_mutex_unlock(&store->write_lock);
+        status = kv_flow_sync(store->flow, *position);
+        if (status != KV_OK) kv_unpin(c);
+    }
+    kv_result result = status == KV_OK ? 0 : caller_fail(c, status, "what was written is not known to be durable");
+    kv_epoch_leave(c->slot);
+    return result;
+}
+
+void kv_unpin(kv_caller *c) {
+    kv_store *store = c->store;
+    if (*store->alive == 0) return;
+    pthread_mutex_lock(&store->write_lock);
+    store->pin_count--;
+    pthread_mutex_unlock(&store->write_lock);
+}
+
 static kv_status refresh_guarded(kv_store *store, kv_fault *fault) {
     kv_guard guard;
     replaying r = {.store = store, .fault = fault};

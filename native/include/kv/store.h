@@ -35,6 +35,7 @@ typedef struct kv_options {
     uint32_t segment_size_min; /* 0: KV_SEGMENT_SIZE_MIN */
     uint32_t segment_size_max; /* 0: KV_SEGMENT_SIZE_MAX */
     uint32_t inline_size_max;  /* 0: KV_INLINE_SIZE_MAX; tests make values big that are not */
+    uint64_t sequence_min;     /* a restored store: versions go on above it. For a store that was not closed */
     uint64_t snapshot_size_max; /* bytes that snapshots may hold on to, memory and old records; 0: 1 GiB */
 } kv_options;
 
@@ -232,6 +233,11 @@ void kv_snapshot_close(kv_snapshot *snapshot); /* before kv_store_free(); caller
 uint64_t kv_snapshot_version(const kv_snapshot *snapshot); /* the newest version it shows */
 /* What the caller reads from now on: the snapshot, which outlives that; NULL: the present. For reads only. */
 void kv_caller_bind(kv_caller *c, kv_snapshot *snapshot);
+
+/* --- for backups: what is in the directory now stays until unpin: segments and value files are neither removed nor
+ * reaped. Everything before *position is durable then; *sequence is the last number before it. Pins add up. --- */
+kv_result kv_pin(kv_caller *c, kv_position *position, uint64_t *sequence);
+void kv_unpin(kv_caller *c);
 
 typedef struct kv_stats {
     uint64_t key_count;        /* keys with a value, expired ones included until they are reclaimed */
