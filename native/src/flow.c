@@ -661,6 +661,7 @@ void kv_flow_free(kv_flow *flow) {
         segment_release(flow, one);
     }
     free(flow->scratch);
+    free(flow->damages);
     pthread_mutex_destroy(&flow->prepare_lock);
     pthread_mutex_destroy(&flow->sync_lock);
     pthread_cond_destroy(&flow->sync_done);

@@ -98,7 +98,7 @@ static chain_link link_decode(const kv_flow *flow, const uint8_t *page, uint32_t
     return (chain_link){.next = kv_load32(bytes), .first = kv_load32(bytes + 4), .required = kv_load64(bytes + 8)};
 }
 
-static void header_decode(kv_flow *flow, const uint8_t *page, segment *one) {
+void segment_decode_header(kv_flow *flow, const uint8_t *page, segment *one) {
     one->ceiling = kv_load64(page + HEADER_CEILING);
     if (one->ceiling > flow->ceiling) flow->ceiling = one->ceiling;
 
@@ -133,7 +133,7 @@ static kv_status segment_load(kv_flow *flow, uint32_t id, segment *one, kv_fault
     status = header_check(flow, page, got, id, first, fault);
     if (status != KV_OK) return status;
     if (size > UINT32_MAX) return damage(fault, id, 0, "the file is larger than a segment can be");
-    header_decode(flow, page, one);
+    segment_decode_header(flow, page, one);
     if (one->sealed && size < atomic_load(&one->end))
         return damage(fault, id, (uint32_t)size, "the file ends before its last record");
     one->size = (uint32_t)size;
@@ -291,7 +291,7 @@ static kv_status scan_chain(scan *s, segment *one, uint32_t offset, kv_position 
 
 /* --- opening --- */
 
-static bool parse_name(const char *name, uint32_t *id) {
+bool segment_parse_name(const char *name, uint32_t *id) {
     char again[SEGMENT_PATH_SIZE];
     unsigned value = 0;
     if (sscanf(name, "%8x.seg", &value) != 1 || value == 0) return false;
@@ -318,7 +318,7 @@ static kv_status open_all(kv_flow *flow, kv_fault *fault, listing *l) {
     for (size_t i = 0; status == KV_OK && i < name_count; i++) {
         segment *one;
         uint32_t id;
-        if (!parse_name(names[i], &id)) continue;
+        if (!segment_parse_name(names[i], &id)) continue;
         status = segment_open(flow, id, fault, &one);
         if (status == KV_OK) l->ids[l->count++] = l->highest = id;
         /* Between a reader's look at the directory and at the file a writer may remove a segment, or give up its next. */
@@ -495,6 +495,7 @@ static kv_status cut_and_seal(kv_flow *flow, const uint32_t *ids, size_t count, 
     if (status == KV_OK) status = segment_cut(flow, last, end.offset);
     if (status != KV_OK) return status;
 
+    if (flow->ceiling < flow->options.sequence_min) flow->ceiling = flow->options.sequence_min;
     uint64_t ceiling = flow->ceiling;
     status = kv_flow_prepare(flow, 0);
     if (status == KV_OK) status = unlink_behind(flow, ids, count, end.segment);
@@ -546,6 +547,7 @@ static kv_status make_definite(kv_flow *flow, const listing *l, kv_position end)
 }
 
 static kv_status flow_recover(kv_flow *flow, kv_position start, scan *s) {
+    if (flow->options.salvage) return flow_salvage(flow, s->replay, s->context, s->fault);
     listing l = {0};
     kv_position end = {0};
     kv_status status = open_chain(flow, s->fault, &l);
@@ -638,7 +640,7 @@ static kv_status judge_gone(kv_flow *flow, uint32_t id, kv_fault *fault) {
     if (status != KV_OK) return trouble(fault, status, id, "the directory cannot be listed");
     for (size_t i = 0; i < count; i++) {
         uint32_t listed;
-        if (!parse_name(names[i], &listed)) continue;
+        if (!segment_parse_name(names[i], &listed)) continue;
         here |= listed == id;
         later |= listed > id;
     }
@@ -665,7 +667,7 @@ static kv_status judge_missing(kv_flow *flow, segment *one, kv_fault *fault) {
     if (status != KV_OK) return trouble(fault, status, one->id, "the header cannot be read");
     status = header_check(flow, page, got, one->id, false, fault);
     if (status != KV_OK) return status;
-    header_decode(flow, page, &now);
+    segment_decode_header(flow, page, &now);
     one->next = now.next; /* Not the link's, which leads around what we have not read. */
     return one->next != 0 ? KV_OK : KV_ABSENT;
 }

@@ -167,6 +167,8 @@ static kv_status open_flow(kv_store *store, kv_position start, const uint8_t *st
                                .segment_size_min = o->segment_size_min,
                                .segment_size_max = o->segment_size_max,
                                .store_id = store_id,
+                               .sequence_min = o->sequence_min,
+                               .salvage = o->salvage != 0,
                                .write_watermark_always = !o->background};
     replaying r = {.store = store, .fault = fault};
     return kv_flow_open(store->io, store->epoch, &options, start, store_replay, &r, fault, &store->flow);
@@ -542,6 +544,11 @@ static kv_status measure_locked(kv_store *store, kv_stats *out) {
     memcpy(out->store_id, kv_flow_store_id(store->flow), sizeof out->store_id);
     free(segments);
     return KV_OK;
+}
+
+const kv_damage *kv_store_damages(kv_store *store, size_t *count) {
+    *count = 0;
+    return store_usable(store) == KV_OK ? kv_flow_damages(store->flow, count) : NULL;
 }
 
 kv_status kv_store_measure(kv_store *store, kv_stats *out) {

@@ -31,6 +31,7 @@ typedef struct kv_options {
     int32_t sync_ms_max;     /* KV_SYNC_BATCH: bound of the loss; 10 */
     int32_t readonly;        /* bool */
     int32_t background;      /* bool: start the threads; tests on the simulated disk work without */
+    int32_t salvage;         /* bool, with readonly and no checkpoint: go on behind damage, see kv_store_damages() */
     int32_t write_calls;     /* bool: never store through mappings; set by itself where !io->maps_well */
     uint32_t segment_size_min; /* 0: KV_SEGMENT_SIZE_MIN */
     uint32_t segment_size_max; /* 0: KV_SEGMENT_SIZE_MAX */
@@ -272,6 +273,8 @@ typedef struct kv_stats {
     uint8_t store_id[16];
 } kv_stats;
 kv_status kv_store_measure(kv_store *store, kv_stats *out);
+/* Of a store that was opened with salvage; its own, until it is closed. */
+const kv_damage *kv_store_damages(kv_store *store, size_t *count);
 
 /* --- checkpoints: an image of the index and the counters as of one position, so that opening replays a tail only.
  * One at a time, by one thread (a second begin: KV_EUSAGE), and freed before the store is closed. begin, step until KV_EOF, describe, (store that durably), published. --- */
