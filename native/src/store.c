@@ -219,7 +219,9 @@ kv_status store_index_put(kv_store *store, uint64_t hash, const found *old, cons
                           kv_position position, uint32_t used) {
     uint64_t location = kv_loc_make(position.segment, position.offset, location_flags(record));
     kv_position behind = {.segment = position.segment, .offset = position.offset + used};
-    kv_status status = counters_room(&store->counters, position.segment);
+    /* Not always the newest segment: a checkpoint that lies about its position can bring an index that is ahead of it. */
+    uint32_t before = kv_loc_segment(old->location);
+    kv_status status = counters_room(&store->counters, before > position.segment ? before : position.segment);
     if (status == KV_OK && old->location == 0) status = kv_index_insert(store->index, hash, location);
     else if (status == KV_OK) status = kv_index_replace(store->index, &old->probe, location);
     if (status == KV_OK && (record->flags & KV_FLAG_CREATED)) status = kv_order_created(store->order, location);
