@@ -104,6 +104,8 @@ static void write_store(fixture *f) {
     for (int i = 18; i < KEY_COUNT - 2; i++) put(f, c, i, 20);
     put(f, c, 5, INLINE_SIZE + 1);
     KV_ASSERT(kv_delete(c, (const uint8_t *)"k6", 2, -1, 0) > 0);
+    kv_sim_set_clock(f->sim, 3000);
+    KV_ASSERT(kv_get(c, (const uint8_t *)"k9", 2) == kv_ending(KV_ABSENT)); /* It expired, which is written down. */
     end_store(store, false);
 }
 

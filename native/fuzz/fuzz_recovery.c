@@ -23,7 +23,16 @@ enum {
 static const uint64_t SALT = 0x5eed5eed5eed5eedULL;
 
 enum how { KILL = 1, START_IN_INPUT = 2, WRITE_CALLS = 4, EARLIER_FILE = 8 };
-enum shape { OWN_NUMBER = 1, OWN_CEILING = 2, OWN_WATERMARK = 4, DURABLE = 8, SEALED = 16, OWN_SEAL = 32, SHORT = 64, OWN_SIZE = 128 };
+enum shape {
+    OWN_NUMBER = 1,
+    OWN_CEILING = 2,
+    OWN_WATERMARK = 4,
+    DURABLE = 8, /* the watermark is at its end */
+    SEALED = 16,
+    OWN_SEAL = 32,
+    SHORT = 64, /* the file ends where the records do */
+    OWN_SIZE = 128,
+};
 enum step { STOP, PUT, DELETE, CLOCK, BATCH, SEAL, BYTES, ANYTHING, BIG, EXPIRING, GAP, STRAY, LOOSE_BATCH, STEP_COUNT };
 
 typedef struct building {
