@@ -104,8 +104,9 @@ static const uint8_t *bytes_of(kv_caller *c, kv_result size) {
     return size <= KV_SMALL_SIZE ? answer->small : answer->large;
 }
 
+/* An input can make a table of a key. */
 static bool is_read_result(kv_result result) {
-    return result >= 0 || result == kv_ending(KV_ABSENT) || result == KV_ECORRUPT;
+    return result >= 0 || result == kv_ending(KV_ABSENT) || result == KV_EWRONGTYPE || result == KV_ECORRUPT;
 }
 
 static void look_scan(kv_caller *c, seen *out) {

@@ -266,7 +266,8 @@ static void check_flow(const fixture *f, kv_sim *sim, bool big_may_be_gone) {
 
 static void write_and_end(kv_store *store, kv_caller *c, uint64_t how) {
     kv_result result = kv_put(c, (const uint8_t *)"new", 3, (const uint8_t *)"value", 5, 0, 0);
-    KV_ASSERT(result > 0 || result == KV_ECORRUPT || ((how & READONLY) && result == KV_EREADONLY));
+    KV_ASSERT(result > 0 || result == KV_ECORRUPT || result == KV_EREADONLY);
+    KV_ASSERT((result == KV_EREADONLY) == ((how & READONLY) != 0));
     end_store(store, how & (KILL | READONLY));
 }
 
