@@ -49,6 +49,7 @@ static kv_status set_grow(big_set *set) {
 bool big_set_has(const big_set *set, uint64_t id) { return set->capacity != 0 && set->ids[set_slot(set, id)] == id; }
 
 kv_status big_set_add(big_set *set, uint64_t id) {
+    if (id == 0) return KV_ECORRUPT; /* No file has it: it marks what is empty. */
     if (set->count * 2 >= set->capacity && set_grow(set) != KV_OK) return KV_ENOMEM;
     uint64_t at = set_slot(set, id);
     if (set->ids[at] == 0) set->count++;

@@ -664,6 +664,7 @@ static kv_status load_map(kv_store *store, const parsed *p, const kv_index_file 
     return status;
 }
 
+/* Of segments up to the position's: the memory they take goes by the highest id. */
 static kv_status load_counters(kv_store *store, const parsed *p) {
     counters *n = &store->counters;
     atomic_store(&n->key_count, word_at(p->bytes, 8));
@@ -677,7 +678,7 @@ static kv_status load_counters(kv_store *store, const parsed *p) {
     n->clock_used = (uint32_t)word_at(p->bytes, 21);
     for (uint64_t i = 0; i < p->segment_count; i++) {
         uint64_t id = word_at(p->segments, 2 * i), live = word_at(p->segments, 2 * i + 1);
-        kv_status status = id > UINT32_MAX ? KV_ECORRUPT : counters_room(n, (uint32_t)id);
+        kv_status status = id > word_at(p->bytes, 5) >> 32 ? KV_ECORRUPT : counters_room(n, (uint32_t)id);
         if (status != KV_OK) return status;
         n->segment_live[id] = live;
         n->live_size += live;
@@ -727,7 +728,8 @@ const uint8_t *checkpoint_store_id(const uint8_t *bytes) { return bytes + 16; }
 
 bool checkpoint_belongs(const kv_store *store, const uint8_t *bytes) {
     bool same_store = memcmp(checkpoint_store_id(bytes), kv_flow_store_id(store->flow), 16) == 0;
-    return same_store && word_at(bytes, 4) == kv_flow_salt(store->flow);
+    bool same_salt = word_at(bytes, 4) == kv_flow_salt(store->flow);
+    return same_store && same_salt && word_at(bytes, 6) <= kv_flow_ceiling(store->flow);
 }
 
 void checkpoint_unload(kv_store *store) {

@@ -94,8 +94,10 @@ static kv_status header_check(kv_flow *flow, const uint8_t *page, size_t size, u
 static chain_link link_decode(const kv_flow *flow, const uint8_t *page, uint32_t id) {
     const uint8_t *bytes = page + HEADER_CHAIN;
     uint64_t check = kv_xxh64(bytes, 16, kv_place(flow->salt, id, HEADER_CHAIN));
-    if (kv_load64(bytes + 16) != check) return (chain_link){0};
-    return (chain_link){.next = kv_load32(bytes), .first = kv_load32(bytes + 4), .required = kv_load64(bytes + 8)};
+    uint32_t next = kv_load32(bytes);
+    /* A chain that led back would never end. */
+    if (kv_load64(bytes + 16) != check || (next != 0 && next <= id)) return (chain_link){0};
+    return (chain_link){.next = next, .first = kv_load32(bytes + 4), .required = kv_load64(bytes + 8)};
 }
 
 void segment_decode_header(kv_flow *flow, const uint8_t *page, segment *one) {
@@ -116,6 +118,9 @@ void segment_decode_header(kv_flow *flow, const uint8_t *page, segment *one) {
     atomic_store(&one->ended, true);
 }
 
+/* A chain that led back would never end. */
+static bool leads_on(const segment *one, uint32_t next) { return next == 0 || next > one->id; }
+
 static kv_status segment_load(kv_flow *flow, uint32_t id, segment *one, kv_fault *fault) {
     kv_io *io = flow->io;
     char path[SEGMENT_PATH_SIZE];
@@ -132,14 +137,19 @@ static kv_status segment_load(kv_flow *flow, uint32_t id, segment *one, kv_fault
     if (status != KV_OK) return trouble(fault, status, id, "cannot be opened");
     status = header_check(flow, page, got, id, first, fault);
     if (status != KV_OK) return status;
-    if (size > UINT32_MAX) return damage(fault, id, 0, "the file is larger than a segment can be");
+    /* A location in the index has no bits for what lies further out. */
+    uint32_t planned = kv_load32(page + HEADER_SIZE);
+    if (size > KV_SEGMENT_SIZE_MAX || planned > KV_SEGMENT_SIZE_MAX)
+        return damage(fault, id, 0, "the file is larger than a segment can be");
     segment_decode_header(flow, page, one);
+    if (one->ceiling > INT64_MAX) return damage(fault, id, 0, "the header reserves numbers that no record can have");
     if (one->sealed && size < atomic_load(&one->end))
         return damage(fault, id, (uint32_t)size, "the file ends before its last record");
+    if (one->sealed && (atomic_load(&one->end) < KV_SEGMENT_HEADER_SIZE + KV_SEAL_SIZE || !leads_on(one, one->next)))
+        return damage(fault, id, HEADER_SEAL, "the header's seal cannot be one");
     one->size = (uint32_t)size;
     /* A writer that recovers cuts the file and then lets it grow by a SEAL: a reader that comes in between maps, and
      * does not yet touch, what the file may have again. */
-    uint32_t planned = kv_load32(page + HEADER_SIZE);
     if (flow->options.readonly && !one->sealed && planned > one->size) one->size = planned;
     status = io->map(io, one->file, one->size, false, &one->bytes);
     return status == KV_OK ? KV_OK : trouble(fault, status, id, "cannot be mapped");
@@ -219,7 +229,7 @@ static kv_status scan_segment(scan *s, segment *one, uint32_t limit, uint32_t *o
         if (status != KV_OK) return KV_EOF;
         uint32_t next = *offset + used;
         if (record.kind == KV_KIND_SEAL) {
-            if (record.value_size != 4) return KV_EOF;
+            if (record.value_size != 4 || !leads_on(one, kv_load32(record.value))) return KV_EOF;
             if (!one->sealed) one->next = kv_load32(record.value); /* The header may have been told more since. */
             atomic_store(&one->ended, true);
             atomic_store(&one->end, next);
@@ -432,9 +442,13 @@ static segment *find_start(kv_flow *flow, const uint32_t *ids, size_t count, kv_
 }
 
 static kv_status check_behind_end(kv_flow *flow, const listing *l, kv_position end, kv_fault *fault) {
+    bool reserved = flow->sequence <= flow->ceiling && segment_find(flow, end.segment)->last_sequence <= flow->ceiling;
+    if (!reserved) return damage(fault, end.segment, end.offset, "a number above all ceilings was used before");
     for (size_t i = 0; i < l->count; i++) {
         const segment *one = segment_find(flow, l->ids[i]);
-        if (one->id <= end.segment || (!one->sealed && one->watermark <= KV_SEGMENT_HEADER_SIZE)) continue;
+        /* Nobody looked where it ends, so it must not be cut there. */
+        if (l->ids[i] < end.segment && !atomic_load(&one->ended)) return damage(fault, l->ids[i], 0, "no seal leads to it");
+        if (l->ids[i] <= end.segment || (!one->sealed && one->watermark <= KV_SEGMENT_HEADER_SIZE)) continue;
         return damage(fault, end.segment, end.offset, "the log ends here, but later records were durable");
     }
     return KV_OK;

@@ -98,7 +98,7 @@ static kv_status map_segment(salvage *s, segment *one) {
     segment_path(one->id, path);
     kv_status status = io->open(io, path, KV_IO_READ, &one->file);
     if (status == KV_OK) status = io->size(io, one->file, &size);
-    one->size = size > UINT32_MAX ? UINT32_MAX : (uint32_t)size;
+    one->size = size > KV_SEGMENT_SIZE_MAX ? KV_SEGMENT_SIZE_MAX : (uint32_t)size; /* no location goes further out */
     if (status != KV_OK || size == 0) return status;
     return io->map(io, one->file, one->size, false, &one->bytes);
 }

@@ -53,7 +53,8 @@ static void count_by(_Atomic uint64_t *counter, uint64_t by) {
 }
 
 void count_live(counters *n, uint32_t segment, int64_t size) {
-    n->segment_live[segment] += (uint64_t)size;
+    /* A checkpoint that lies can bring an index that is ahead of every segment there is. */
+    if (segment < n->segment_capacity) n->segment_live[segment] += (uint64_t)size;
     n->live_size += (uint64_t)size;
 }
 

@@ -103,6 +103,7 @@ const uint8_t *kv_flow_store_id(const kv_flow *flow); /* 16 bytes */
 uint64_t kv_flow_sync_count(const kv_flow *flow); /* fdatasyncs since open */
 bool kv_flow_was_clean(const kv_flow *flow);     /* the opener before closed it */
 uint64_t kv_flow_sequence(const kv_flow *flow);  /* the last one used; the next is above */
+uint64_t kv_flow_ceiling(const kv_flow *flow);   /* no record has a sequence above it */
 void kv_flow_set_sequence(kv_flow *flow, uint64_t sequence); /* writer lock */
 
 /* Room for `size` bytes that no segment boundary splits: *bytes is where to put them, *position their place. May
