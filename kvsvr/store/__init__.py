@@ -3,6 +3,8 @@
 from kvsvr.native import KEY_SIZE_MAX
 from kvsvr.store.batch import Batch
 from kvsvr.store.engine import Engine, open
+from kvsvr.store.snapshot import Snapshot
+from kvsvr.store.table import Table, TableReads
 from kvsvr.store.transaction import Transaction
 
-__all__ = ["KEY_SIZE_MAX", "Batch", "Engine", "Transaction", "open"]
+__all__ = ["KEY_SIZE_MAX", "Batch", "Engine", "Snapshot", "Table", "TableReads", "Transaction", "open"]
