@@ -443,6 +443,7 @@ static kv_status batch_name(kv_caller *c, envelope *e, const kv_operation *opera
     }
     one->kind = operation->value == NULL ? KV_KIND_ROW_DELETE : KV_KIND_ROW_PUT;
     one->append = operation->key == NULL;
+    if (one->append && operation->value == NULL) return KV_EUSAGE;
     kv_status status = batch_find_table(c, e, operation, names, &one->table);
     if (status != KV_OK || one->append) return status;
     uint64_t hash = batch_row_hash(store, one->table, operation->key, operation->key_size);
