@@ -236,7 +236,8 @@ static kv_status page_add(paging *p, const target *t) {
     if (status != KV_OK) return status;
     if (t->key_size != 0) memcpy(to, t->key, t->key_size);
     p->gathered.used += t->key_size;
-    status = p->range->with_values ? gather_value(p->caller, t, &p->gathered, &size) : look_up(p, t, &size);
+    bool values = p->range->with_values && p->range->what != KV_SCAN_TABLES;
+    status = values ? gather_value(p->caller, t, &p->gathered, &size) : look_up(p, t, &size);
     if (status != KV_OK || size < 0) p->gathered.used = before;
     else page_count(p, (uint32_t)t->key_size, (uint32_t)size);
     return status;
