@@ -447,6 +447,7 @@ kv_result kv_changes(kv_caller *c, const uint8_t *table, size_t table_size, uint
                      kv_change_page *out) {
     kv_range range = {.what = KV_SCAN_ROWS, .count_max = count_max, .with_values = 1, .table = table, .table_size = table_size};
     change_paging p = {.base = {.caller = c, .range = &range, .page = &out->page}, .since = since, .out = out};
+    if (since > INT64_MAX) return caller_fail(c, KV_EUSAGE, "versions are below 2 to the 63");
     kv_result size = page_make(&p.base, change_fill);
     return size == kv_ending(KV_ABSENT) ? 0 : size;
 }
