@@ -307,6 +307,8 @@ static kv_status page_inside(paging *p, kv_status (*fill)(paging *p), bool *gone
     kv_status status = store_usable(c->store);
     if (status == KV_OK) status = scratch_get(c, &p->scratch);
     if (status == KV_OK) status = page_guarded(p, fill);
+    /* No run asks an ended one what it wants to list: names may have been missing. */
+    if (status >= KV_OK && snapshot_ended(c->snapshot)) status = KV_ESNAPSHOT;
     kv_epoch_leave(c->slot);
     /* A full page ends with KV_MORE as a missing file does: `more` tells them apart. */
     *gone = status == KV_MORE && !p->page->more;

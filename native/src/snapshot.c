@@ -29,6 +29,8 @@ uint64_t snapshot_oldest(const kv_store *store) {
     return store->snapshots == NULL ? UINT64_MAX : store->snapshots->sequence;
 }
 
+bool snapshot_ended(const kv_snapshot *snapshot) { return snapshot != NULL && atomic_load(&snapshot->ended); }
+
 /* --- opening, closing: writer lock --- */
 
 static kv_status list_add(kv_store *store, kv_snapshot *one) {
@@ -133,5 +135,5 @@ kv_status snapshot_find(kv_caller *c, const target *t, kv_status status, found *
     if (status == KV_OK && !kv_record_intact(out->bytes, out->place, &out->record))
         return fault_corrupt(&c->answer.fault, out->location, "the record's checksum is wrong");
     if (status == KV_ABSENT || out->record.version > snapshot->sequence) status = find_kept(c, t, out);
-    return atomic_load(&snapshot->ended) ? KV_ESNAPSHOT : status;
+    return snapshot_ended(snapshot) ? KV_ESNAPSHOT : status;
 }

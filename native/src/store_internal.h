@@ -254,6 +254,7 @@ kv_status snapshot_find(kv_caller *c, const target *t, kv_status status, found *
 bool snapshot_wants(kv_store *store, uint64_t hash); /* one may want to list what has this hash. Any thread. */
 uint64_t snapshot_size(const kv_store *store);
 int64_t snapshot_now(const kv_snapshot *snapshot);
+bool snapshot_ended(const kv_snapshot *snapshot); /* and what was read is worth nothing. NULL: the present, which does not */
 uint64_t snapshot_oldest(const kv_store *store); /* the sequence of the oldest open one; UINT64_MAX: none. Writer lock. */
 
 /* many.c: values one behind the other in the caller's answer */
