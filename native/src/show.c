@@ -72,7 +72,9 @@ static kv_status count_out(kv_store *store, const found *old, const kv_record *b
     if (by != NULL && (by->flags & KV_FLAG_BIG)) status = kv_big_decode(by, &is);
     if (is.file_id != was.file_id) { /* A new expiry of the same value keeps its file. */
         big_set_remove(&store->bigs, was.file_id);
-        big_retire(store, &was, since, kv_flow_sequence(store->flow));
+        /* A value that came after the newest snapshot is nobody's, whatever is still open. */
+        uint64_t replaced = snapshot_shows_file(store, was.file_id) ? kv_flow_sequence(store->flow) : 0;
+        big_retire(store, &was, since, replaced);
     }
     return status;
 }

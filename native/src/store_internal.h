@@ -45,7 +45,7 @@ typedef struct big_retired {
     uint64_t file_id;
     uint64_t size;
     uint64_t since; /* kv_position_order() behind the record that took its place */
-    uint64_t replaced; /* the sequence of that record: snapshots from before it still read the file */
+    uint64_t replaced; /* the sequence of that record: snapshots from before it still read the file; 0: none does */
 } big_retired;
 
 typedef struct counters {
@@ -255,6 +255,8 @@ kv_status snapshot_find(kv_caller *c, const target *t, kv_status status, found *
 bool snapshot_wants(kv_store *store, uint64_t hash); /* one may want to list what has this hash. Any thread. */
 uint64_t snapshot_size(const kv_store *store);
 int64_t snapshot_now(const kv_snapshot *snapshot);
+bool snapshot_ended(const kv_snapshot *snapshot); /* and what was read is worth nothing. NULL: the present, which does not */
+bool snapshot_shows_file(const kv_store *store, uint64_t file_id); /* an open one may read this value file. Writer lock. */
 uint64_t snapshot_oldest(const kv_store *store); /* the sequence of the oldest open one; UINT64_MAX: none. Writer lock. */
 
 /* many.c: values one behind the other in the caller's answer */
