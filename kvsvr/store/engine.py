@@ -30,7 +30,7 @@ from functools import partial
 from itertools import chain, islice
 from struct import iter_unpack
 from types import TracebackType
-from typing import Any, Final, NoReturn, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar, overload
 
 from kvsvr.config import Config, SlotMode, SyncMode
 from kvsvr.errors import ClosedError, DiskError, LockedError, UsageError, shown
@@ -41,6 +41,9 @@ from kvsvr.store.housekeeping import Housekeeper
 from kvsvr.store.scan import limit_of, pages, span_of
 from kvsvr.store.transaction import ATTEMPTS, Transaction, run
 from kvsvr.types import BytesLike, Versioned
+
+if TYPE_CHECKING:
+    from kvsvr.store.aio import AsyncEngine, Bells
 
 T = TypeVar("T")
 
@@ -96,10 +99,11 @@ def open(
 class Engine:
     """One open store. `kvsvr.open` makes it."""
 
-    __slots__ = ("__weakref__", "_callers", "_catalog", "_config", "_handle", "_keeper", "_shut")
+    __slots__ = ("__weakref__", "_bells", "_callers", "_catalog", "_config", "_handle", "_keeper", "_shut")
 
     def __init__(self, path: str | os.PathLike[str], config: Config) -> None:
         self._config = config
+        self._bells: Bells | None = None
         directory = _directory(path, create=not config.readonly)
         place = None if config.readonly else _writers.enter(directory)
         try:
@@ -384,6 +388,15 @@ class Engine:
         return (key for key, _ in entries)
 
     # --- the store as a whole ---
+
+    @property
+    def aio(self) -> AsyncEngine:
+        """The same calls as coroutines, in any event loop."""
+        if self._bells is None:
+            from kvsvr.store.aio import Bells  # Not above: it imports this module, and asyncio, which few need.
+
+            self._bells = Bells(self._handle)
+        return self._bells.of(self)
 
     def wait(self, key: BytesLike, version: int, timeout: float | None = None) -> int:
         """Waits until the key is newer than `version`; the version it has then.
