@@ -37,7 +37,6 @@ from kvsvr.errors import ClosedError, KvError, UsageError, VersionConflict, show
 from kvsvr.native import LATER, Handle, lib, own
 from kvsvr.store.batch import Batch, Writes
 from kvsvr.store.engine import Engine, _deadline
-from kvsvr.store.scan import PAGE_COUNTS
 from kvsvr.store.transaction import ATTEMPTS, PAUSE_MAX, PAUSE_MIN, Transaction
 from kvsvr.types import BytesLike, Versioned
 
@@ -53,6 +52,9 @@ LARGE_SIZE: Final = 256 << 10
 MANY_COUNT: Final = 128
 # How many waiters are looked after before the loop gets its turn: a write may concern thousands of them.
 LOOK_COUNT_MAX: Final = 128
+# How many entries of a scan are fetched at a time, the first time and later: `async for` takes what was fetched without
+# giving the loop its turn.
+FETCH_COUNTS: Final = (32, 128, 256)
 # Another process writes, and nobody here is told.
 POLL_SECONDS: Final = 0.005
 
@@ -375,7 +377,7 @@ class Stream(Generic[E]):
 
     async def _next_page(self) -> list[E]:
         if self._fetch is None:
-            self._count = next((count for count in PAGE_COUNTS if count > self._count), PAGE_COUNTS[-1])
+            self._count = next((count for count in FETCH_COUNTS if count > self._count), FETCH_COUNTS[-1])
             self._fetch = asyncio.get_running_loop().run_in_executor(None, self._take)
         try:
             page = await asyncio.shield(self._fetch)
