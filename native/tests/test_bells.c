@@ -29,18 +29,20 @@ static int remove_one(const char *path, const struct stat *info, int type, struc
 
 static void directory_remove(void) { nftw(directory, remove_one, 16, FTW_DEPTH | FTW_PHYS); }
 
-/* A group commit that nobody asks for is an hour away: what is durable was asked for. */
-static kv_store *open_store(int32_t sync) {
+static kv_store *open_store_for(int32_t sync, int32_t sync_ms_max) {
     kv_io *io;
     kv_fault fault;
     kv_store *store = NULL;
-    kv_options options = {.sync = sync, .sync_ms_max = HOUR_MS, .background = 1};
+    kv_options options = {.sync = sync, .sync_ms_max = sync_ms_max, .background = 1};
     snprintf(directory, sizeof directory, "kvtest-XXXXXX");
     CHECK(mkdtemp(directory) != NULL);
     CHECK_EQ(kv_io_posix_new(directory, true, &io), KV_OK);
     CHECK_EQ(kv_store_open(io, &options, NULL, 0, &fault, &store), KV_OK);
     return store;
 }
+
+/* A group commit that nobody asks for is an hour away: what is durable was asked for. */
+static kv_store *open_store(int32_t sync) { return open_store_for(sync, HOUR_MS); }
 
 static void close_store(kv_store *store) {
     kv_fault fault;
@@ -146,7 +148,7 @@ TEST(asking_once_does_not_make_every_write_durable) {
     kv_caller *c;
     kv_stats before, after;
     int fd = eventfd(0, EFD_NONBLOCK);
-    kv_store *store = open_store(KV_SYNC_NONE);
+    kv_store *store = open_store_for(KV_SYNC_NONE, 1);
     CHECK_EQ(kv_caller_new(store, &c), KV_OK);
     CHECK_EQ(kv_store_notify(store, fd), KV_OK);
     put(c, 0, KV_LATER);
@@ -256,6 +258,32 @@ static void *ask_until_closed(void *argument) {
     return NULL;
 }
 
+/* The first ring is for who waits for a write or a commit, the second for who holds the eventfd. */
+TEST(close_rings_when_writes_are_refused_and_when_everything_is) {
+    kv_caller *c;
+    uint64_t count = 0;
+    int fd = eventfd(0, EFD_NONBLOCK);
+    kv_store *store = open_store(KV_SYNC_NONE);
+    CHECK_EQ(kv_caller_new(store, &c), KV_OK);
+    CHECK_EQ(kv_store_notify(store, fd), KV_OK);
+    put(c, 0, KV_LATER);
+    kv_store_quiesce(store);
+    CHECK(rung(fd));
+    CHECK_EQ(kv_ask_durable(c, (uint64_t)kv_tail(c)), KV_ECLOSED);
+    CHECK_EQ(kv_ask_written(c), KV_ECLOSED);
+    CHECK(kv_ask_durable(c, 0) > 0);
+    kv_fault fault;
+    CHECK_EQ(kv_store_close(store, &fault), KV_OK);
+    CHECK_EQ(read(fd, &count, sizeof count), sizeof count);
+    CHECK_EQ(count, 2); /* It refuses writes once more, to be sure. */
+    CHECK_EQ(kv_ask_durable(c, 0), KV_ECLOSED);
+    CHECK_EQ(kv_tail(c), KV_ECLOSED);
+    kv_store_unnotify(store, fd);
+    close(fd);
+    kv_store_free(store);
+    directory_remove();
+}
+
 TEST(close_rings_for_everybody) {
     for (int round = 0; round < 10; round++) {
         loop loops[LOOPS];
@@ -277,6 +305,7 @@ int main(void) {
     RUN(asking_once_does_not_make_every_write_durable);
     RUN(the_next_write_rings);
     RUN(an_asking_is_used_up_by_one_ring);
+    RUN(close_rings_when_writes_are_refused_and_when_everything_is);
     RUN(close_rings_for_everybody);
     return check_report();
 }
