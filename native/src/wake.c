@@ -7,9 +7,9 @@
  * (wake_threads). A thread takes its flag back under the writer lock before it looks at what there is to do: so a write
  * either finds the flag down and raises it, or is seen.
  *
- * An event loop waits for nothing here. It asks, and its bell, an eventfd, is rung; both askings are used up by one ring,
- * so a busy store rings no faster than loops come back to ask. With KV_SYNC_NONE the first who asks for durability starts
- * the syncer, which then works for those who ask and nobody else. */
+ * An event loop waits for nothing here. It asks, and its bell, an eventfd, is rung; either asking is used up by one
+ * ring, so a busy store rings no faster than loops come back to ask. With KV_SYNC_NONE the first who asks for durability
+ * starts the syncer, which then works for those who ask and nobody else. */
 #include <errno.h>
 #include <signal.h>
 #include <stdlib.h>
@@ -124,8 +124,8 @@ static void group_commit(kv_store *store) {
     big_reap(store);
 }
 
-/* Failures poison the flow, and every writer hears of that, as does every loop that is rung for and asks again: nobody has
- * to be told here. */
+/* Failures poison the flow, and every writer hears of that, as does every loop, which is rung for and asks again: nobody
+ * has to be told here. */
 static void *syncer_main(void *argument) {
     kv_store *store = argument;
     bool settled = false, asked;
@@ -357,7 +357,8 @@ kv_result kv_ask_durable(kv_caller *c, uint64_t upto) {
     uint64_t durable = 0;
     kv_epoch_enter(c->store->epoch, c->slot);
     kv_status status = ask_durable(c->store, upto, &durable);
-    kv_result result = status == KV_OK ? (kv_result)durable : caller_fail(c, status, "the write did not become durable");
+    kv_result result = (kv_result)durable;
+    if (status != KV_OK) result = caller_fail(c, status, "the write did not become durable");
     kv_epoch_leave(c->slot);
     return result;
 }

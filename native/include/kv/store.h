@@ -204,8 +204,8 @@ void kv_checkpoint_free(kv_checkpoint *checkpoint);
 /* For `durable` of calls that write one key or one batch: never wait, whatever options.sync says. The caller asks. */
 enum { KV_LATER = -1 };
 
-/* Rings `fd`, which stays the caller's, until kv_store_unnotify has returned. Also rings when the store is being closed,
- * twice: when it refuses writes, and when it refuses everything. */
+/* Rings `fd`, which stays the caller's, until kv_store_unnotify has returned. Also rings as the store is closed:
+ * when it refuses writes, and when it refuses everything. */
 kv_status kv_store_notify(kv_store *store, int fd);
 void kv_store_unnotify(kv_store *store, int fd); /* before `fd` is closed; one that is not notified: nothing */
 /* The tail, as kv_position_order(): everything this thread has written lies before it. */
@@ -214,7 +214,7 @@ kv_result kv_tail(kv_caller *c);
  * without any sync_ms_max, and rings when that is done or has failed; all who ask before it begins share it. An error:
  * `upto` is not durable, and nobody will ring. */
 kv_result kv_ask_durable(kv_caller *c, uint64_t upto);
-/* The next write rings, once. A number that changes with every write: the same one twice, and nothing was written between. */
+/* The next write rings, once. A number that changes with every write: the same one twice, and nothing was written. */
 kv_result kv_ask_written(kv_caller *c);
 
 #endif
