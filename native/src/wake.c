@@ -8,7 +8,7 @@
  * either finds the flag down and raises it, or is seen.
  *
  * An event loop waits for nothing here. It asks, and its bell, an eventfd, is rung; either asking is used up by one
- * ring, so a busy store rings no faster than loops come back to ask. With KV_SYNC_NONE the first who asks for durability
+ * ring, so a busy store rings no faster than loops come back to ask. With KV_SYNC_NONE the first who asks to be durable
  * starts the syncer, which then works for those who ask and nobody else. */
 #include <errno.h>
 #include <signal.h>
@@ -124,8 +124,8 @@ static void group_commit(kv_store *store) {
     big_reap(store);
 }
 
-/* Failures poison the flow, and every writer hears of that, as does every loop, which is rung for and asks again: nobody
- * has to be told here. */
+/* Failures poison the flow; every writer hears of that, and every loop, which is rung and asks again: nobody has
+ * to be told here. */
 static void *syncer_main(void *argument) {
     kv_store *store = argument;
     bool settled = false, asked;
