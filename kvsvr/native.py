@@ -48,6 +48,7 @@ __all__ = [
     "ABSENT",
     "CONFLICT",
     "KEY_SIZE_MAX",
+    "LATER",
     "SMALL_SIZE",
     "Caller",
     "Checkpoint",
@@ -72,6 +73,7 @@ KEY_SIZE_MAX: Final = lib.KV_KEY_SIZE_MAX
 TTL_MS_MAX: Final = 10**15  # Some 30,000 years: added to any clock, an int64 still holds it.
 
 SMALL_SIZE: Final = lib.KV_SMALL_SIZE
+LATER: Final = lib.KV_LATER  # Where a call takes `durable`: it never waits, whatever `sync` says.
 
 # A caller that had to make more room than this for an answer is not kept: reading 1 GiB once must not cost it for ever.
 KEPT_SIZE_MAX: Final = 4 << 20
@@ -428,6 +430,17 @@ class Handle(Pool):
         if self._out is None:
             raise ClosedError(f"{self.path} was dropped: open it again")
         return self._out[0]
+
+    def notify(self, fd: int) -> None:
+        """Has C ring an eventfd; store.h says when."""
+        status = lib.kv_store_notify(self._alive(), fd)
+        if status != lib.KV_OK:
+            raise failure(status, None, self.path)
+
+    def unnotify(self, fd: int) -> None:
+        """C will not touch it any more."""
+        if self._out is not None:
+            lib.kv_store_unnotify(self._out[0], fd)
 
     def quiesce(self) -> None:
         lib.kv_store_quiesce(self._alive())

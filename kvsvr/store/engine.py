@@ -30,7 +30,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
 from types import TracebackType
-from typing import Any, Final, NoReturn, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar, overload
 
 from kvsvr.config import Config, SlotMode, SyncMode
 from kvsvr.errors import ClosedError, DiskError, LockedError, UsageError, shown
@@ -44,6 +44,9 @@ from kvsvr.store.snapshot import Snapshot
 from kvsvr.store.table import Table, TableReads
 from kvsvr.store.transaction import ATTEMPTS, Transaction, run
 from kvsvr.types import BytesLike
+
+if TYPE_CHECKING:
+    from kvsvr.store.aio import AsyncEngine, Bells
 
 T = TypeVar("T")
 
@@ -92,12 +95,13 @@ def open(
 class Engine(Reads):
     """One open store. `kvsvr.open` makes it."""
 
-    __slots__ = ("__weakref__", "_callers", "_catalog", "_config", "_handle", "_keeper", "_shut")
+    __slots__ = ("__weakref__", "_bells", "_callers", "_catalog", "_config", "_handle", "_keeper", "_shut")
 
     _handle: Handle
 
     def __init__(self, path: str | os.PathLike[str], config: Config) -> None:
         self._config = config
+        self._bells: Bells | None = None
         directory = _directory(path, create=not config.readonly)
         place = None if config.readonly else _writers.enter(directory)
         try:
@@ -326,6 +330,15 @@ class Engine(Reads):
             )
 
     # --- the store as a whole ---
+
+    @property
+    def aio(self) -> AsyncEngine:
+        """The same calls as coroutines, in any event loop."""
+        if self._bells is None:
+            from kvsvr.store.aio import Bells  # Not above: it imports this module, and asyncio, which few need.
+
+            self._bells = Bells(self._handle)
+        return self._bells.of(self)
 
     def wait(self, key: BytesLike | TableReads, version: int, timeout: float | None = None) -> int:
         """Waits until the key, or the table, is newer than `version`; the version it has then.

@@ -204,5 +204,5 @@ kv_result store_hold(kv_caller *c, write_step step, write_op *w, int durable) {
 }
 
 kv_result store_write(kv_caller *c, write_step step, write_op *w, int durable) {
-    return store_hold(c, step, w, durable || c->store->options.sync == KV_SYNC_ALWAYS);
+    return store_hold(c, step, w, durable > 0 || (durable == 0 && c->store->options.sync == KV_SYNC_ALWAYS));
 }

@@ -11,7 +11,7 @@
  *   expect.c      what transactions have read, and whether it still holds
  *   scan.c        keys, tables and rows in order
  *   store_open.c  open, replay, close; counters
- *   wake.c        the two threads, and who waits for a version
+ *   wake.c        the two threads, who waits for a version, and event loops that are told
  *   bigs.c        values in files of their own
  *   checkpoint.c  images of index and counters, sorted runs
  *
@@ -115,11 +115,15 @@ struct kv_store {
     bool syncer_runs, preparer_runs;
     bool stop;                   /* wake_lock */
     bool sync_now, prepare_now;  /* wake_lock */
+    bool sync_asked;             /* wake_lock: somebody wants to be told of a group commit that begins from now on */
+    int *bells;                  /* wake_lock: the eventfds of event loops */
+    size_t bell_count, bell_capacity;
     /* Under write_lock, so that no wake-up is lost: what a writer leaves undone and what a thread is about to look for
      * cannot pass each other. */
     bool dirty;                  /* something was written since the syncer last looked */
     bool prepare_asked;
     uint32_t waiter_count;
+    bool write_asked;            /* the next write rings */
     pthread_mutex_t wait_lock;
     pthread_cond_t waited;
 };
@@ -309,6 +313,7 @@ void wake_stop(kv_store *store);
 unsigned wake_wanted(kv_store *store);              /* writer lock: who has to hear of what was just written */
 void wake_threads(kv_store *store, unsigned wanted); /* after it */
 void wake_waiters(kv_store *store);
+void wake_bells(kv_store *store); /* rings; no other lock of the store is held */
 
 /* bigs.c */
 bool file_name_id(const char *name, const char *suffix, uint64_t *id); /* "%016x" and the suffix, nothing else */

@@ -303,6 +303,7 @@ void kv_store_quiesce(kv_store *store) {
     atomic_compare_exchange_strong(&store->state, &open, STORE_QUIET);
     pthread_mutex_unlock(&store->write_lock);
     wake_waiters(store);
+    wake_bells(store);
 }
 
 /* Takes everything away that points into the flow, when nobody is inside any more. The wait is outside the lock: a
@@ -324,6 +325,7 @@ static void let_go(kv_store *store) {
     store->io = NULL; /* First: a child that is forked now must not take it for alive. */
     io->free(io);
     pthread_mutex_unlock(&store->write_lock);
+    wake_bells(store);
 }
 
 kv_status kv_store_close(kv_store *store, kv_fault *fault) {

@@ -286,4 +286,23 @@ kv_status kv_checkpoint_describe(kv_checkpoint *checkpoint, const uint8_t **byte
 kv_status kv_checkpoint_published(kv_checkpoint *checkpoint);
 void kv_checkpoint_free(kv_checkpoint *checkpoint);
 
+/* --- being told instead of waiting, for event loops. Each has an eventfd, non-blocking, which the store rings: it adds
+ * 1. A ring says "look again", no more; one may come without a reason. --- */
+
+/* For `durable` of calls that write one key or one batch: never wait, whatever options.sync says. The caller asks. */
+enum { KV_LATER = -1 };
+
+/* Rings `fd`, which stays the caller's, until kv_store_unnotify has returned. Also rings as the store is closed:
+ * when it refuses writes, and when it refuses everything. */
+kv_status kv_store_notify(kv_store *store, int fd);
+void kv_store_unnotify(kv_store *store, int fd); /* before `fd` is closed; one that is not notified: nothing */
+/* The tail, as kv_position_order(): everything this thread has written lies before it. */
+kv_result kv_tail(kv_caller *c);
+/* What is durable now, as kv_position_order(). If that is not `upto` yet, the syncer begins a group commit at once,
+ * without any sync_ms_max, and rings when that is done or has failed; all who ask before it begins share it. An error:
+ * `upto` is not durable, and nobody will ring. */
+kv_result kv_ask_durable(kv_caller *c, uint64_t upto);
+/* The next write rings, once. A number that changes with every write: the same one twice, and nothing was written. */
+kv_result kv_ask_written(kv_caller *c);
+
 #endif
