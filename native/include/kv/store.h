@@ -37,6 +37,7 @@ typedef struct kv_options {
     uint32_t segment_size_max; /* 0: KV_SEGMENT_SIZE_MAX */
     uint32_t inline_size_max;  /* 0: KV_INLINE_SIZE_MAX; tests make values big that are not */
     uint64_t sequence_min;     /* a restored store: versions go on above it. For a store that was not closed */
+    uint64_t replay_until;     /* readonly: what lies from this kv_position_order() on is not looked at; 0: all is */
     uint64_t snapshot_size_max; /* bytes that snapshots may hold on to, memory, old records and their value files; 0: 1 GiB */
 } kv_options;
 
