@@ -449,6 +449,8 @@ def failure(status: int, fault: Any, path: str, key: Any = None) -> Exception:
     if status == lib.KV_ECORRUPT:
         position = (fault.position.segment, fault.position.offset) if fault is not None else (0, 0)
         return CorruptionError(path, what or "bytes are not what was written", position if position[0] else None)
+    if status == lib.KV_EBEHIND:
+        return KvError(f"{path}: what was not read yet has been compacted away: open it again")
     if status in _DISK:
         return _disk_failure(status, fault, path, what)
     name = ffi.string(lib.kv_status_name(status)).decode()
