@@ -155,6 +155,7 @@ static kv_status fix_moment(kv_checkpoint *k) {
     if (status == KV_OK) status = kv_index_image_begin(store->index);
     k->imaging = status == KV_OK;
     if (status != KV_OK) return status;
+    store_note_content(store);
     store->checkpointing = k->counted = true;
     k->looked = k->position;
     status = kv_order_build_begin(store->order, name_count(&k->counters), &k->build);
@@ -550,7 +551,9 @@ kv_status kv_checkpoint_published(kv_checkpoint *k) {
         if (status != KV_OK) return status;
     }
     dislodge_remains(store, k->file_id);
-    return sweep(store, k->file_ids, k->file_id_count, k->runs, k->run_count);
+    kv_status status = sweep(store, k->file_ids, k->file_id_count, k->runs, k->run_count);
+    /* Last: the names that were created in them are in the run, and older checkpoints are not used any more. */
+    return status == KV_OK ? store_remove_segments(store, &k->counters, k->position) : status;
 }
 
 void kv_checkpoint_free(kv_checkpoint *k) {

@@ -82,6 +82,8 @@ int64_t store_deadline(const kv_store *store, int64_t ttl_ms) {
     return ttl_ms < INT64_MAX - now ? now + ttl_ms : INT64_MAX;
 }
 
+void store_note_content(kv_store *store) { kv_flow_set_content(store->flow, store->counters.live_size); }
+
 /* Before anyone hears that something has expired, the flow has to know how late it is. Writer lock. */
 kv_status store_note_clock(kv_store *store, int64_t expires_ms) {
     if (atomic_load(&store->clock_ms) >= expires_ms) return KV_OK;

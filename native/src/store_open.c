@@ -528,6 +528,7 @@ static kv_status measure_locked(kv_store *store, kv_stats *out) {
         .big_count = n->big_count,
         .big_size = n->big_size,
         .segment_count = count,
+        .removed_count = store->removed_count,
         .sequence = kv_flow_sequence(store->flow),
         .index_slot_count = index.slot_count,
         .index_memory_size = index.memory_size,

@@ -255,6 +255,7 @@ typedef struct kv_stats {
     uint64_t big_count;        /* live values in files of their own */
     uint64_t big_size;
     uint64_t segment_count;
+    uint64_t removed_count;    /* segments taken out since open */
     uint64_t sequence;         /* the last number given to a record */
     uint64_t index_slot_count;
     uint64_t index_memory_size;
@@ -277,13 +278,44 @@ kv_status kv_store_measure(kv_store *store, kv_stats *out);
 /* Of a store that was opened with salvage; its own, until it is closed. */
 const kv_damage *kv_store_damages(kv_store *store, size_t *count);
 
+/* --- compaction: what is live in an old segment is written anew, and the segment goes with the next published checkpoint
+ * that finds it empty. One object is one segment, used by one thread; several at a time are fine. Freed before the store
+ * is closed.
+ *
+ * What a good policy looks at: the dead share, 1 - live_size / size; the id, which is the age; that a segment becomes empty
+ * only when no snapshot needs what is dead in it, and dropped tables were swept (their rows are left where they are); and
+ * that one whose compaction answered KV_ECORRUPT is damaged: it stays, and so it is left alone from then on. A segment
+ * whose live_size is 0 needs no compaction, only a checkpoint. --- */
+typedef struct kv_segment_stats {
+    uint32_t id;
+    int32_t sealed;     /* bool: may be compacted */
+    uint64_t size;      /* bytes of records */
+    uint64_t live_size; /* of those that count */
+} kv_segment_stats;
+kv_status kv_store_segments(kv_store *store, kv_segment_stats **out, size_t *count); /* oldest first; for free() */
+
+typedef struct kv_compaction kv_compaction;
+typedef struct kv_compacted {
+    uint64_t moved_count;
+    uint64_t moved_size;    /* bytes: what was written for it */
+    uint64_t expired_count; /* deleted, because their time had come */
+    kv_fault fault;         /* after an error */
+} kv_compacted;
+/* KV_EUSAGE: there is no such segment, or it may not be compacted. */
+kv_status kv_compaction_begin(kv_store *store, uint32_t segment, kv_compaction **out);
+/* KV_MORE, or KV_EOF: what was live is elsewhere. KV_ECORRUPT: a record is damaged; what is live in the segment stays.
+ * KV_ENOSPC, and anything else: what was not moved stays, too. Holds up writers for some 20 us at a time. */
+kv_status kv_compaction_step(kv_compaction *compaction);
+const kv_compacted *kv_compaction_look(kv_compaction *compaction); /* so far */
+void kv_compaction_free(kv_compaction *compaction);                /* accepts NULL */
+
 /* --- checkpoints: an image of the index and the counters as of one position, so that opening replays a tail only.
  * One at a time, by one thread (a second begin: KV_EUSAGE), and freed before the store is closed. begin, step until KV_EOF, describe, (store that durably), published. --- */
 typedef struct kv_checkpoint kv_checkpoint;
 kv_status kv_checkpoint_begin(kv_store *store, kv_checkpoint **out); /* KV_EOF: nothing changed since the last */
 kv_status kv_checkpoint_step(kv_checkpoint *checkpoint);             /* KV_MORE, or KV_EOF: written and durable, flow included */
 kv_status kv_checkpoint_describe(kv_checkpoint *checkpoint, const uint8_t **bytes, size_t *size); /* until free */
-/* The catalog has it: files that only older ones used go. Without this call, free() gives the new file up. */
+/* The catalog has it: files that only older ones used go, and segments that were empty as of it. Without this call, free() gives the new file up. */
 kv_status kv_checkpoint_published(kv_checkpoint *checkpoint);
 void kv_checkpoint_free(kv_checkpoint *checkpoint);
 
