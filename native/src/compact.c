@@ -463,7 +463,7 @@ static kv_status list_empty(kv_store *store, const counters *as_of, kv_position 
     size_t all;
     *count = 0;
     *out = NULL;
-    if (store->segment_pins != 0) return KV_OK;
+    if (store->pin_count != 0) return KV_OK;
     kv_status status = kv_flow_segments(store->flow, &segments, &all);
     if (status != KV_OK) return status;
     *out = malloc((all + 1) * sizeof **out);

@@ -98,7 +98,6 @@ struct kv_store {
     uint64_t replayed_count;
     big_set orphans;             /* while replaying: tables that have rows and, so far, no key */
     uint64_t removed_count;      /* segments taken out since open */
-    uint32_t segment_pins;       /* while not 0, none is: for whoever copies them; writer lock */
     uint64_t checkpoint_order;   /* kv_position_order() of the newest published checkpoint */
     uint64_t checkpoint_sequence;
     uint8_t **index_mappings;    /* index files that tables still load from, until close */
