@@ -258,9 +258,11 @@ static void say_value(text *t, kv_caller *c, kv_result size) {
              (unsigned long long)kv_xxh64(answered(c, size), (size_t)size, 0));
 }
 
-/* The change feed from `since` on, in small pages. */
-static void say_changes(text *t, kv_caller *c, const char *table, uint64_t since) {
-    kv_change_page changes;
+/* The change feed in small pages: all rows, or from the floor on, deletes included. */
+static void say_changes(text *t, kv_caller *c, const char *table, bool deletes) {
+    kv_change_page changes = {0};
+    uint64_t since = 0;
+    if (deletes && kv_changes(c, bytes(table), strlen(table), 0, 1, &changes) >= 0) since = changes.floor;
     do {
         kv_result size = kv_changes(c, bytes(table), strlen(table), since, 5, &changes);
         if (size < 0) {
@@ -271,8 +273,9 @@ static void say_changes(text *t, kv_caller *c, const char *table, uint64_t since
         for (size_t i = 0; i < changes.page.count; i++) {
             uint32_t key_size = changes.page.equal ? changes.page.key_size : changes.page.sizes[2 * i];
             uint32_t value_size = changes.page.equal ? changes.page.value_size : changes.page.sizes[2 * i + 1];
-            say(t, "  changed %.*s %s\n", (int)key_size, at, value_size == (uint32_t)KV_DELETED ? "gone" : "there");
-            at += key_size + (value_size == (uint32_t)KV_DELETED ? 0 : value_size);
+            bool gone = value_size == (uint32_t)KV_DELETED;
+            if (deletes || !gone) say(t, "  changed %.*s %s\n", (int)key_size, at, gone ? "gone" : "there");
+            at += key_size + (gone ? 0 : value_size);
         }
         since = changes.version;
     } while (changes.more);
@@ -293,8 +296,8 @@ static void say_table(text *t, kv_caller *c, const char *table) {
         at += 4 + size;
     }
     free(names);
-    say_changes(t, c, table, 0);
-    say_changes(t, c, table, 30);
+    say_changes(t, c, table, false);
+    say_changes(t, c, table, true);
 }
 
 static void say_keys(text *t, kv_caller *c, int what, bool reverse) {
