@@ -309,6 +309,23 @@ kv_status kv_compaction_step(kv_compaction *compaction);
 const kv_compacted *kv_compaction_look(kv_compaction *compaction); /* so far */
 void kv_compaction_free(kv_compaction *compaction);                /* accepts NULL */
 
+/* --- what time ends, and what was deleted long ago --- */
+/* Deletes, under new versions, what has expired: slot_count slots of the index are looked at, a few more or less, from
+ * *cursor on (0 at first), which is 0 again when all were. The number deleted. For what nobody asks for, in segments that
+ * nobody compacts. */
+kv_result kv_expire_step(kv_caller *c, uint64_t *cursor, uint64_t slot_count);
+
+/* Forgets deletes: of keys and tables where no segment holds an older record of the name, which a replay would bring back
+ * to life; of rows where, besides, the table's floor is above them and the table has newer records. Reads all segments
+ * that hold anything dead: so it is worth while when segments went since the last time. Nothing is written for it. Freed
+ * before the store is closed. KV_MORE, or KV_EOF; KV_ECORRUPT: a segment is damaged, and no more is forgotten. */
+typedef struct kv_forget kv_forget;
+kv_status kv_forget_begin(kv_store *store, kv_forget **out);
+kv_status kv_forget_step(kv_forget *forget);
+uint64_t kv_forget_count(const kv_forget *forget);          /* forgotten so far */
+const kv_fault *kv_forget_fault(const kv_forget *forget);   /* after an error */
+void kv_forget_free(kv_forget *forget);                     /* accepts NULL */
+
 /* --- checkpoints: an image of the index and the counters as of one position, so that opening replays a tail only.
  * One at a time, by one thread (a second begin: KV_EUSAGE), and freed before the store is closed. begin, step until KV_EOF, describe, (store that durably), published. --- */
 typedef struct kv_checkpoint kv_checkpoint;
