@@ -185,12 +185,10 @@ def _manifest(directory: Path) -> dict[str, Any]:
         if not all(_FILE.fullmatch(name) for name in content["files"]):
             raise ValueError("it names files that no backup has")
         files = {
-            str(name): {"size": int(of["size"]), "blake2b": str(of["blake2b"])}
-            for name, of in content["files"].items()
+            str(name): {"size": int(of["size"]), "blake2b": str(of["blake2b"])} for name, of in content["files"].items()
         }
         return {"version": int(content["version"]), "files": files}
     except FileNotFoundError:
         raise UsageError(f"{directory} holds no {MANIFEST}: it is no backup, or one that was not finished") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CorruptionError(str(directory), f"{MANIFEST} cannot be read ({error}): take another backup") from None
-

@@ -8,9 +8,9 @@ Four things, all of which an unattended store needs now and then:
   forget    tombstones that shadow nothing any more leave the index
 
 Which segment: the one with the best return, dead bytes over what reading and writing it costs, old ones first among
-equals (Rosenblum and Ousterhout, "The design and implementation of a log-structured file system", 1992, section 3.6: what
-is old and half empty will hardly become emptier). How many: while the store is written to, only as many as keep the flow
-below twice what is live, because what is left alone dies by itself; when it rests, until there is little to gain.
+equals (Rosenblum and Ousterhout, "The design and implementation of a log-structured file system", 1992, section 3.6:
+what is old and half empty will hardly become emptier). How many: while the store is written to, only as many as keep
+the flow below a bound, because what is left alone dies by itself; when it rests, until there is little to gain.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from kvsvr.store.steps import Compaction, Forget, Segment, Sweep, expire, segmen
 log = logging.getLogger("kvsvr")
 
 BUSY: Final = (1.5, 0.25)
-"""While it is written to: up to so many times the live bytes are fine, and a segment is worth it from this dead share."""
+"""While it is written to: so many times the live bytes are fine, and a segment is worth it from this dead share."""
 IDLE: Final = (1.1, 0.10)
 EAGER: Final = (1.0, 0.02)
 """For compact(): all that can be had."""
@@ -131,8 +131,8 @@ class Compactor:
         with Forget(self._handle) as forget:
             while not stop() and forget.step():
                 pass
-        self._forgotten_at = state
-        return bool(self._handle.measure_one("tombstone_count") < stats["tombstone_count"])
+            self._forgotten_at = state
+            return forget.count > 0
 
 
 def _figures(found: list[Segment]) -> _Figures:

@@ -72,6 +72,7 @@ def open(
     sync_ms_max: int = 10,
     checkpoint_size: int | None = 64 << 20,
     write_calls: bool = False,
+    compaction: bool = True,
     slots: SlotMode = "any",
     snapshot_size_max: int = 1 << 30,
 ) -> Engine:

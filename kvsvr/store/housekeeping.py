@@ -138,7 +138,9 @@ class Housekeeper:
                 if self._stopping or not self.checkpoint(give_up=True):
                     break
         if self._failure is not None:
-            raise KvError(f"{self._handle.path}: not all could be given back, because no checkpoint was made: {self._failure}")
+            raise KvError(
+                f"{self._handle.path}: not all could be given back, because no checkpoint was made: {self._failure}"
+            )
 
     def _is_stopping(self) -> bool:
         return self._stopping
@@ -151,10 +153,8 @@ class Housekeeper:
                     worked, fine = self._tidy()
                     if fine and (self._is_due() or (self._compacts and self._compactor.wants_checkpoint())):
                         fine = self.checkpoint(give_up=True)
-                if fine:
-                    pause = 0.0 if worked else INTERVAL_S
-                else:
-                    pause = min(PAUSE_S_MAX, max(1.0, pause * 2))
+                usual = 0.0 if worked else INTERVAL_S
+                pause = usual if fine else min(PAUSE_S_MAX, max(1.0, pause * 2))
         finally:
             self._ended.set()
             if self._closing is not None:

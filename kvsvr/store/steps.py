@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Final, Self
 
 from kvsvr.native import Handle, failure, ffi, lib
 
@@ -71,6 +71,29 @@ class Forget(Steps):
     __slots__ = ()
     _kind = "forget"
 
+    @property
+    def count(self) -> int:
+        """Forgotten so far."""
+        count: int = lib.kv_forget_count(self._pointer)
+        return count
+
+    def _fault(self) -> Any:
+        return lib.kv_forget_fault(self._pointer)
+
+
+EXPIRE_SLOTS: Final = 4096
+
+
+def expire(handle: Handle, cursor: int) -> int:
+    """Deletes what has expired in a stretch of the index, from a cursor on; the next cursor, 0 when it came round."""
+    place = ffi.new("uint64_t *", cursor)
+    caller = handle.take()
+    result = lib.kv_expire_step(caller.pointer, place, EXPIRE_SLOTS)
+    if result < 0:
+        raise handle.failed(result, caller)
+    handle.release(caller)
+    return int(place[0])
+
 
 @dataclass(frozen=True, slots=True)
 class Segment:
@@ -94,3 +117,36 @@ def segments(handle: Handle) -> list[Segment]:
         return [Segment(one.id, one.size, one.live_size, bool(one.sealed)) for one in out[0][0 : count[0]]]
     finally:
         lib.free(out[0])
+
+
+def audit(handle: Handle) -> list[str]:
+    """Counters that are not what counting anew gives, in words."""
+    counted = ffi.new("kv_audit *")
+    status = lib.kv_store_audit(handle.pointer, counted)
+    if status != lib.KV_OK:
+        raise failure(status, None, handle.path)
+    kept = handle.measure()
+    wrong = [
+        f"{name} is {kept[name]}, and {getattr(counted, name)} are there"
+        for name in _COUNTED
+        if kept[name] != getattr(counted, name)
+    ]
+    if counted.slot_count != kept["index_slot_count"]:
+        wrong.append(f"the index counts {kept['index_slot_count']} slots, and {counted.slot_count} are there")
+    if counted.wrong_slot_count:
+        wrong.append(f"{counted.wrong_slot_count} slots of the index point at something else than their records")
+    if counted.wrong_segment_count:
+        wrong.append(f"of {counted.wrong_segment_count} segments the live bytes are not what is counted")
+    return wrong
+
+
+_COUNTED: Final = (
+    "key_count",
+    "table_count",
+    "row_count",
+    "tombstone_count",
+    "row_tombstone_count",
+    "big_count",
+    "big_size",
+    "live_size",
+)

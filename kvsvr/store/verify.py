@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from heapq import merge
 from itertools import groupby
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final
 
 from kvsvr.config import Config
 from kvsvr.errors import CorruptionError, UsageError
@@ -27,9 +27,7 @@ from kvsvr.store.catalog import Catalog
 from kvsvr.store.reads import Reads
 from kvsvr.store.steps import audit
 from kvsvr.store.table import TableReads
-from kvsvr.types import BytesLike
-
-T = TypeVar("T")
+from kvsvr.types import BytesLike, Versioned
 
 Progress = Callable[[int, int], None]
 """Called with names looked at and names in all."""
@@ -85,6 +83,10 @@ class _View(Reads):
     def table(self, key: BytesLike) -> TableReads:
         return TableReads(self._handle, key)
 
+    @property
+    def name_count(self) -> int:
+        return sum(self._handle.measure_one(name) for name in ("key_count", "table_count", "row_count"))
+
 
 def verify(path: str, *, progress: Progress | None = None) -> Report:
     """Of a store that nobody writes to meanwhile."""
@@ -129,9 +131,7 @@ def compare(
 
 
 def _damages(handle: Handle) -> list[Damage]:
-    return [
-        Damage(f"flow/{segment:08x}.seg", offset, size, what) for segment, offset, size, what in handle.damages()
-    ]
+    return [Damage(f"flow/{segment:08x}.seg", offset, size, what) for segment, offset, size, what in handle.damages()]
 
 
 def _union(left: Iterator[bytes], right: Iterator[bytes]) -> Iterator[bytes]:
@@ -148,6 +148,7 @@ class _Comparison:
         self._rebuilt = rebuilt
         self._progress = progress
         self._done = 0
+        self._total = kept.name_count
 
     def run(self) -> None:
         try:
@@ -173,7 +174,7 @@ class _Comparison:
     def _same(self, what: str, ask: Callable[[_View], object]) -> None:
         self._done += 1
         if self._progress is not None and self._done % PROGRESS_EVERY == 0:
-            self._progress(self._done, max(self._done, len(self._kept)))
+            self._progress(self._done, max(self._done, self._total))
         try:
             before, rebuilt, after = ask(self._kept), ask(self._rebuilt), None
             if before != rebuilt:
@@ -186,9 +187,10 @@ class _Comparison:
     def _damaged(self, error: CorruptionError) -> None:
         segment, offset = error.position or (0, 0)
         found = Damage(f"flow/{segment:08x}.seg" if segment else "", offset, 0, str(error))
-        known = any(one.file == found.file and one.offset <= offset < one.offset + one.size for one in self._report.damages)
-        if not known and found not in self._report.damages and len(self._report.damages) < FINDINGS_MAX:
-            self._report.damages.append(found)
+        damages = self._report.damages
+        known = any(one.file == found.file and one.offset <= offset < one.offset + one.size for one in damages)
+        if not known and found not in damages and len(damages) < FINDINGS_MAX:
+            damages.append(found)
 
 
 def _listed(kept: _View, rebuilt: _View) -> Iterator[bytes]:
@@ -230,35 +232,40 @@ def salvage(
     try:
         result = Salvage(str(target), _damages(handle))
         view = _View(handle)
-        total = handle.measure_one("key_count") + handle.measure_one("row_count")
         with open_store(target) as db:
-            for done, key in enumerate(view.keys(), 1):
-                found = _saved(result, f"key {key!r}", lambda key=key: view.get_versioned(key))  # type: ignore[misc]
-                if found is not None:
-                    db.put(key, found.value, ttl=_left(found.expires_at))
-                    result.key_count += 1
+            for done, (key, row, found) in enumerate(_left_over(view, result), 1):
+                ttl = None if found.expires_at is None else max(0.001, found.expires_at - time.time())
+                if row is None:
+                    db.put(key, found.value, ttl=ttl)
+                else:
+                    db.table(key).put(row, found.value, ttl=ttl)
                 if progress is not None and done % PROGRESS_EVERY == 0:
-                    progress(done, total)
-            for key in view.tables():
-                result.table_count += 1
-                old, new = view.table(key), db.table(key)
-                for row in old:
-                    found = _saved(result, f"table {key!r}, row {row!r}", lambda row=row: old.get_versioned(row))  # type: ignore[misc]
-                    if found is not None:
-                        new.put(row, found.value, ttl=_left(found.expires_at))
-                        result.row_count += 1
+                    progress(done, max(done, view.name_count))
         return result
     finally:
         handle.free()
 
 
-def _saved(result: Salvage, what: str, read: Callable[[], T]) -> T | None:
+def _left_over(view: _View, result: Salvage) -> Iterator[tuple[bytes, bytes | None, Versioned]]:
+    """Key, row if it is one, and value of all that can be read."""
+    for key in view.keys():
+        found = _saved(result, f"key {key!r}", view.get_versioned, key)
+        if found is not None:
+            result.key_count += 1
+            yield key, None, found
+    for key in view.tables():
+        result.table_count += 1
+        table = view.table(key)
+        for row in table:
+            found = _saved(result, f"table {key!r}, row {row!r}", table.get_versioned, row)
+            if found is not None:
+                result.row_count += 1
+                yield key, row, found
+
+
+def _saved(result: Salvage, what: str, read: Callable[[BytesLike], Versioned | None], name: bytes) -> Versioned | None:
     try:
-        return read()
+        return read(name)
     except CorruptionError as error:
         result.lost.append(f"{what}: {error}")
         return None
-
-
-def _left(expires_at: float | None) -> float | None:
-    return None if expires_at is None else max(0.001, expires_at - time.time())

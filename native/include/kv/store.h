@@ -275,6 +275,21 @@ typedef struct kv_stats {
     uint8_t store_id[16];
 } kv_stats;
 kv_status kv_store_measure(kv_store *store, kv_stats *out);
+/* The counters, counted anew from what the index points at. Takes the writer lock for as long as that takes. */
+typedef struct kv_audit {
+    uint64_t key_count;
+    uint64_t table_count;
+    uint64_t row_count;
+    uint64_t tombstone_count;
+    uint64_t row_tombstone_count;
+    uint64_t big_count;
+    uint64_t big_size;
+    uint64_t live_size;
+    uint64_t slot_count;
+    uint64_t wrong_slot_count;    /* slots that point at something else than a record of their name */
+    uint64_t wrong_segment_count; /* segments whose live bytes are not what is counted */
+} kv_audit;
+kv_status kv_store_audit(kv_store *store, kv_audit *out);
 /* Of a store that was opened with salvage; its own, until it is closed. */
 const kv_damage *kv_store_damages(kv_store *store, size_t *count);
 
