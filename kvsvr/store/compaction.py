@@ -47,7 +47,7 @@ class _Figures:
     size: int
     live: int
     empty: int
-    """Bytes of sealed segments with nothing live in them."""
+    """Bytes of segments that only wait for a checkpoint."""
 
 
 class Compactor:
@@ -139,7 +139,7 @@ def _figures(found: list[Segment]) -> _Figures:
     return _Figures(
         size=sum(one.size for one in found),
         live=sum(one.live_size for one in found),
-        empty=sum(one.size for one in found if one.sealed and one.live_size == 0),
+        empty=sum(one.size for one in found if one.removable),
     )
 
 

@@ -105,6 +105,8 @@ class Segment:
     live_size: int
     """Of those that count."""
     sealed: bool
+    removable: bool
+    """Nothing in it is live, or wanted by a snapshot or backup: it goes with the next checkpoint."""
 
 
 def segments(handle: Handle) -> list[Segment]:
@@ -114,7 +116,7 @@ def segments(handle: Handle) -> list[Segment]:
     if status != lib.KV_OK:
         raise failure(status, None, handle.path)
     try:
-        return [Segment(one.id, one.size, one.live_size, bool(one.sealed)) for one in out[0][0 : count[0]]]
+        return [Segment(one.id, one.size, one.live_size, bool(one.sealed), bool(one.removable)) for one in out[0][0 : count[0]]]
     finally:
         lib.free(out[0])
 

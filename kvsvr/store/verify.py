@@ -248,7 +248,7 @@ def salvage(
 
 def _left_over(view: _View, result: Salvage) -> Iterator[tuple[bytes, bytes | None, Versioned]]:
     """Key, row if it is one, and value of all that can be read."""
-    for key in view.keys():
+    for key in view:
         found = _saved(result, f"key {key!r}", view.get_versioned, key)
         if found is not None:
             result.key_count += 1

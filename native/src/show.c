@@ -172,6 +172,7 @@ kv_status store_show(kv_store *store, const kv_record *record, kv_position posit
 }
 
 kv_status store_hide(kv_store *store, const found *old) {
+    store->hidden = true;
     kv_status status = kv_index_remove(store->index, &old->probe);
     return status == KV_OK ? count_out(store, old, NULL, kv_flow_tail(store->flow)) : status;
 }

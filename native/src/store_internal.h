@@ -91,6 +91,7 @@ struct kv_store {
     uint32_t pin_count;          /* backups under way: nothing leaves the directory */
     uint64_t generation;         /* high half of the ids of value and index files: unlike that of every opener before */
     _Atomic uint32_t big_next;   /* the low half of the next value file's id */
+    bool hidden;                 /* slots left the index, unlogged, since the last checkpoint was begun */
     bool checkpointing;          /* one is under way; writer lock */
     uint32_t index_file_next;    /* the same for index files and runs; the one checkpoint at a time */
     _Atomic bool big_dir_made;
@@ -213,6 +214,7 @@ kv_result refuse_name(kv_caller *c);
 kv_status fault_corrupt(kv_fault *fault, uint64_t location, const char *what);
 int64_t store_deadline(const kv_store *store, int64_t ttl_ms); /* 0: never */
 kv_status store_note_clock(kv_store *store, int64_t expires_ms); /* writer lock */
+kv_status store_write_clock(kv_store *store);                    /* the same, in any case */
 kv_result answer_expired(kv_caller *c, int64_t expires_ms);          /* KV_ABSENT, after noting the clock */
 
 /* find.c */
@@ -336,6 +338,7 @@ void big_reap(kv_store *store);          /* unlinks what is retired and durable;
 kv_status big_sweep(kv_store *store);    /* at open: unlinks what no record points to */
 
 /* compact.c: takes segments out that were empty as of a published checkpoint. */
+bool store_has_empty(kv_store *store, const counters *as_of, kv_position position); /* writer lock */
 kv_status store_remove_segments(kv_store *store, const counters *as_of, kv_position position);
 
 /* checkpoint.c */

@@ -304,6 +304,7 @@ const kv_damage *kv_store_damages(kv_store *store, size_t *count);
 typedef struct kv_segment_stats {
     uint32_t id;
     int32_t sealed;     /* bool: may be compacted */
+    int32_t removable;  /* bool: nothing in it is live or wanted; it goes with the next checkpoint */
     uint64_t size;      /* bytes of records */
     uint64_t live_size; /* of those that count */
 } kv_segment_stats;
