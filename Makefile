@@ -1,19 +1,22 @@
-# make demo | test | bench | build | clean. Needs make, a C compiler and Python 3.11 with venv and headers; all else
-# comes from the package index into .venv. `make PYTHON=/usr/bin/python3 ...` picks another Python.
+# make demo | test | bench | fuzz | fuzz-long | build | clean. Needs make, a C compiler and Python 3.11 with venv and
+# headers, and clang to fuzz; all else comes from the package index into .venv. `make PYTHON=/usr/bin/python3 ...` picks another Python.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 NATIVE := $(wildcard native/*.* native/include/kv/*.h native/src/*.[ch])
-PY_DIRS := $(wildcard kvsvr tests demo bench native/*.py)
+PY_DIRS := $(wildcard kvsvr tests demo bench native/*.py native/fuzz/*.py)
 FLAVOURS := plain asan tsan
 SANITIZE_asan := address,undefined
 SANITIZE_tsan := thread
+FUZZ := $(patsubst native/fuzz/fuzz_%.c,%,$(wildcard native/fuzz/fuzz_*.c))
+FUZZ_SECONDS ?= 15
+CLANG ?= clang
 
 # cmake and ninja of .venv first: a machine may have old ones, or none.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: build test lint c-tests demo bench bench-harness clean $(FLAVOURS:%=c-tests-%)
+.PHONY: build test lint c-tests demo bench bench-harness clean fuzz fuzz-long $(FUZZ:%=fuzz-%) $(FLAVOURS:%=c-tests-%)
 
 build: $(VENV)/built
 
@@ -37,6 +40,27 @@ $(FLAVOURS:%=c-tests-%): c-tests-%: build/%/build.ninja
 
 build/%/build.ninja: native/CMakeLists.txt | $(VENV)/tools
 	cmake -S native -B build/$* -G Ninja -DKV_EXTENSION=OFF -DKV_TESTS=ON -DKV_SANITIZE=$(SANITIZE_$*)
+
+# Each target for a short time, two at once; fuzz-long for ten minutes each. What it finds is build/fuzz/found-*, and
+# belongs into native/fuzz/corpus when it is mended; what it learns stays in build/fuzz/work for the next run.
+fuzz: build/fuzz/build.ninja
+	cmake --build build/fuzz
+	@$(MAKE) --no-print-directory -j2 $(FUZZ:%=fuzz-%)
+
+fuzz-long:
+	@$(MAKE) --no-print-directory fuzz FUZZ_SECONDS=600
+
+$(FUZZ:%=fuzz-%): fuzz-%:
+	@mkdir -p build/fuzz/work/$*
+	@build/fuzz/fuzz_$* -runs=0 native/fuzz/corpus/$* >build/fuzz/$*.log 2>&1 \
+	    && build/fuzz/fuzz_$* -max_total_time=$(FUZZ_SECONDS) -timeout=10 -rss_limit_mb=3000 -print_final_stats=1 \
+	        -artifact_prefix=build/fuzz/found-$*- build/fuzz/work/$* native/fuzz/corpus/$* >>build/fuzz/$*.log 2>&1 \
+	    || { tail -n 60 build/fuzz/$*.log; exit 1; }
+	@echo "$@: $$(grep DONE build/fuzz/$*.log | tail -n 1)"
+
+build/fuzz/build.ninja: native/CMakeLists.txt | $(VENV)/tools
+	@command -v $(CLANG) >/dev/null || { echo "no clang, which libFuzzer comes with: apt-get install clang" >&2; exit 1; }
+	CC=$(CLANG) cmake -S native -B build/fuzz -G Ninja -DKV_EXTENSION=OFF -DKV_FUZZ=ON
 
 bench: $(VENV)/tested
 	$(BIN)/python -m bench

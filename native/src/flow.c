@@ -5,7 +5,8 @@
  *   1. a segment's name appears only when its header and zeros are durable;
  *   2. records go in one behind the other; sync() makes segments durable oldest first;
  *   3. a watermark is written only after everything below it, in this and all earlier segments, is durable;
- *   4. a seal likewise; after it the file is cut to its end. */
+ *   4. a seal likewise; after it the file is cut to its end;
+ *   5. a file is unlinked only when the link that leads around it is durable. */
 #include "flow_internal.h"
 
 #include <errno.h>
@@ -15,7 +16,7 @@
 
 #include "kv/xxh64.h"
 
-enum { MAP_CAPACITY_MIN = 64, RECORD_SIZE_MIN = KV_RECORD_HEAD_SIZE };
+enum { MAP_CAPACITY_MIN = 64, RECORD_SIZE_MIN = KV_RECORD_HEAD_SIZE, CONTENT_SHARE = 8 };
 
 static int64_t monotonic_ms(void) {
     struct timespec now;
@@ -59,7 +60,10 @@ static kv_status map_grow(kv_flow *flow, uint32_t id) {
     segment_map *old = atomic_load_explicit(&flow->map, memory_order_relaxed);
     uint32_t base = old == NULL ? id : old->base;
     uint32_t capacity = MAP_CAPACITY_MIN;
-    while (capacity <= id - base) capacity *= 2;
+    while (capacity <= id - base) {
+        if (capacity > UINT32_MAX / 2) return KV_ENOMEM;
+        capacity *= 2;
+    }
     segment_map *map = calloc(1, sizeof *map + capacity * sizeof map->at[0]);
     if (map == NULL) return KV_ENOMEM;
     map->previous = old;
@@ -91,6 +95,16 @@ void segment_release(kv_flow *flow, segment *one) {
     if (one->bytes != NULL) flow->io->unmap(flow->io, one->file, one->bytes, one->size);
     if (one->file != NULL) flow->io->close(flow->io, one->file);
     free(one);
+}
+
+void segments_release(kv_flow *flow) {
+    segment_map *map = atomic_exchange(&flow->map, NULL);
+    for (uint32_t i = 0; map != NULL && i < map->capacity; i++) segment_release(flow, atomic_load(&map->at[i]));
+    while (map != NULL) {
+        segment_map *previous = map->previous;
+        free(map);
+        map = previous;
+    }
 }
 
 uint32_t watermark_check(const kv_flow *flow, uint32_t id, uint32_t offset) {
@@ -214,6 +228,17 @@ static kv_status next_discard(kv_flow *flow) {
     return flow_fail(flow, status);
 }
 
+/* Twice the one before, but a small store stays a small directory: compaction frees whole segments, and with few of
+ * them each carries much of what is dead. */
+static uint32_t scheduled_size(const kv_flow *flow) {
+    uint64_t content = atomic_load(&flow->content);
+    uint32_t size = flow->next_size;
+    while (content != UINT64_MAX && size > flow->options.segment_size_min && size > content / CONTENT_SHARE) size /= 2;
+    return size;
+}
+
+void kv_flow_set_content(kv_flow *flow, uint64_t live_size) { atomic_store(&flow->content, live_size); }
+
 kv_status kv_flow_prepare(kv_flow *flow, uint32_t size) {
     pthread_mutex_lock(&flow->prepare_lock);
     kv_status status = kv_flow_poison(flow, NULL) != KV_OK ? KV_EPOISONED : KV_OK;
@@ -224,7 +249,7 @@ kv_status kv_flow_prepare(kv_flow *flow, uint32_t size) {
         flow->next_id--; /* Behind a clean close nothing names the next segment yet: a gap would be a missing one. */
     }
     if (status == KV_OK && next == NULL) {
-        uint32_t planned = flow->next_size;
+        uint32_t planned = scheduled_size(flow);
         while (planned < size) planned *= 2;
         status = segment_prepare(flow, planned);
     }
@@ -452,6 +477,149 @@ kv_status kv_flow_settle(kv_flow *flow) {
     return status;
 }
 
+/* --- taking segments out --- */
+
+/* Segments that follow one another in the chain, and the link that leads around them. */
+typedef struct removal {
+    uint32_t first;
+    uint32_t last;
+    segment *target; /* whose header gets the link */
+    chain_link link;
+} removal;
+
+static uint64_t larger(uint64_t a, uint64_t b) { return a > b ? a : b; }
+
+static bool is_among(const uint32_t *ids, size_t count, uint32_t id) {
+    for (size_t i = 0; i < count; i++)
+        if (ids[i] == id) return true;
+    return false;
+}
+
+/* Whatever was written may reach the disk later even if this fails, so what is unknown ends writing. By path: a sealed
+ * segment has no file open, and that of the newest one belongs to whoever leads a sync. */
+static kv_status link_write(kv_flow *flow, uint32_t id, const chain_link *link) {
+    kv_io *io = flow->io;
+    kv_file *file;
+    char path[SEGMENT_PATH_SIZE];
+    uint8_t bytes[HEADER_CHAIN_BYTES];
+    kv_store32(bytes, link->next);
+    kv_store32(bytes + 4, link->first);
+    kv_store64(bytes + 8, link->required);
+    kv_store64(bytes + 16, kv_xxh64(bytes, 16, kv_place(flow->salt, id, HEADER_CHAIN)));
+
+    segment_path(id, path);
+    kv_status status = io->open(io, path, KV_IO_WRITE, &file);
+    if (status == KV_ABSENT) status = KV_EDISK; /* Taken away behind our back. */
+    if (status != KV_OK) return flow_fail(flow, status);
+    status = flow_fail(flow, io->write_at(io, file, bytes, sizeof bytes, HEADER_CHAIN));
+    if (status == KV_OK) {
+        status = io->sync(io, file);
+        if (status != KV_OK) kv_flow_set_poison(flow, KV_EDISK, errno);
+    }
+    int os_error = errno;
+    io->close(io, file);
+    errno = os_error;
+    return status;
+}
+
+/* Writer lock. */
+static kv_status removal_check(const kv_flow *flow, const uint32_t *ids, size_t count) {
+    if (flow->options.readonly) return KV_EREADONLY;
+    if (kv_flow_poison(flow, NULL) != KV_OK) return KV_EPOISONED;
+    uint32_t newest = kv_flow_tail(flow).segment;
+    for (size_t i = 0; i < count; i++) {
+        const segment *one = segment_find(flow, ids[i]);
+        if (one == NULL || !one->sealed || one->id == newest) return KV_EUSAGE;
+    }
+    return KV_OK;
+}
+
+/* The oldest neighbours among `ids` that are still in the log; false: none are. Writer lock. */
+static bool removal_plan(const kv_flow *flow, const uint32_t *ids, size_t count, kv_position required, removal *out) {
+    const segment_map *map = atomic_load(&flow->map);
+    segment *before = NULL, *behind = NULL;
+    *out = (removal){0};
+    uint64_t least = kv_position_order(required);
+    for (uint32_t i = 0; behind == NULL && i < map->capacity; i++) {
+        segment *one = atomic_load(&map->at[i]);
+        if (one == NULL) continue;
+        if (is_among(ids, count, one->id)) {
+            if (out->first == 0) out->first = one->id;
+            out->last = one->id;
+            least = larger(least, one->link.required);
+        } else if (out->first == 0) {
+            before = one;
+        } else {
+            behind = one;
+        }
+    }
+    if (out->first == 0) return false;
+    KV_ASSERT(behind != NULL); /* The newest is never among them. */
+    out->target = before != NULL ? before : behind;
+    out->link = out->target->link;
+    out->link.required = larger(least, out->link.required);
+    if (before != NULL) out->link.next = behind->id;
+    else out->link.first = 1;
+    return true;
+}
+
+static void segment_reclaim(void *context, void *memory) {
+    kv_flow *flow = context;
+    flow->retired_count--;
+    segment_release(flow, memory);
+}
+
+/* Leading, because a leader looks at segments without being inside the epoch. */
+static void removal_take_out(kv_flow *flow, pthread_mutex_t *writer_lock, const removal *r) {
+    pthread_mutex_lock(&flow->sync_lock);
+    lead(flow);
+    pthread_mutex_lock(writer_lock);
+    r->target->link = r->link;
+    for (uint32_t id = r->first; id <= r->last; id++) {
+        segment *one = segment_find(flow, id);
+        if (one == NULL) continue;
+        segment_forget(flow, id);
+        if (kv_epoch_retire(flow->epoch, segment_reclaim, flow, one) == KV_OK) {
+            flow->retired_count++;
+        } else {
+            one->kept = flow->kept;
+            flow->kept = one;
+        }
+    }
+    pthread_mutex_unlock(writer_lock);
+    follow(flow);
+    pthread_mutex_unlock(&flow->sync_lock);
+}
+
+/* Oldest first, so that a reader in one of them that is still there finds the next, or finds that it is behind. Neither
+ * failure nor a name that comes back in a crash does harm: no link leads there, and the next writer sweeps. */
+static void removal_unlink(kv_flow *flow, const uint32_t *ids, size_t count, const removal *r) {
+    for (uint32_t id = r->first; id <= r->last; id++) {
+        char path[SEGMENT_PATH_SIZE];
+        segment_path(id, path);
+        if (is_among(ids, count, id)) flow->io->unlink(flow->io, path);
+    }
+}
+
+kv_status kv_flow_remove(kv_flow *flow, pthread_mutex_t *writer_lock, const uint32_t *ids, size_t count,
+                         kv_position required) {
+    removal r;
+    pthread_mutex_lock(writer_lock);
+    kv_status status = removal_check(flow, ids, count);
+    pthread_mutex_unlock(writer_lock);
+    while (status == KV_OK) {
+        pthread_mutex_lock(writer_lock);
+        bool any = removal_plan(flow, ids, count, required, &r);
+        pthread_mutex_unlock(writer_lock);
+        if (!any) break;
+        status = link_write(flow, r.target->id, &r.link);
+        if (status != KV_OK) break;
+        removal_take_out(flow, writer_lock, &r);
+        removal_unlink(flow, ids, count, &r);
+    }
+    return status;
+}
+
 /* --- the end --- */
 
 static kv_status close_writer(kv_flow *flow) {
@@ -486,15 +654,17 @@ kv_status kv_flow_close(kv_flow *flow, kv_fault *fault) {
 
 void kv_flow_free(kv_flow *flow) {
     if (flow == NULL) return;
+    if (flow->retired_count != 0) kv_epoch_reclaim(flow->epoch);
+    KV_ASSERT(flow->retired_count == 0); /* Later there is no flow to free them by. */
     segment_release(flow, atomic_load(&flow->next));
-    segment_map *map = atomic_load(&flow->map);
-    for (uint32_t i = 0; map != NULL && i < map->capacity; i++) segment_release(flow, atomic_load(&map->at[i]));
-    while (map != NULL) {
-        segment_map *previous = map->previous;
-        free(map);
-        map = previous;
+    segments_release(flow);
+    while (flow->kept != NULL) {
+        segment *one = flow->kept;
+        flow->kept = one->kept;
+        segment_release(flow, one);
     }
     free(flow->scratch);
+    free(flow->damages);
     pthread_mutex_destroy(&flow->prepare_lock);
     pthread_mutex_destroy(&flow->sync_lock);
     pthread_cond_destroy(&flow->sync_done);
@@ -539,4 +709,5 @@ uint64_t kv_flow_salt(const kv_flow *flow) { return flow->salt; }
 const uint8_t *kv_flow_store_id(const kv_flow *flow) { return flow->store_id; }
 bool kv_flow_was_clean(const kv_flow *flow) { return flow->was_clean; }
 uint64_t kv_flow_sequence(const kv_flow *flow) { return flow->sequence; }
+uint64_t kv_flow_ceiling(const kv_flow *flow) { return flow->ceiling; }
 void kv_flow_set_sequence(kv_flow *flow, uint64_t sequence) { flow->sequence = sequence; }

@@ -7,7 +7,7 @@
 
 #include "kv/flow.h"
 
-/* The header page of a segment. Three sectors, because each is written at another time and a sector is what a disk
+/* The header page of a segment. Four sectors, because each is written at another time and a sector is what a disk
  * does not tear:
  *
  *   offset size field
@@ -30,7 +30,13 @@
  *     1032    8 last sequence in this or an earlier segment
  *     1040    8 checksum      XXH64 of bytes 1024..1039, seeded with the place
  *
- * A watermark or a seal whose check fails counts as not written: the records tell the same, only later. */
+ *     1536    4 chain next    id of the segment that follows since those between were removed; 0: as the seal says
+ *     1540    4 chain first   1: every segment with a lower id was removed
+ *     1544    8 required      kv_position_order() of the oldest position a checkpoint may have
+ *     1552    8 checksum      XXH64 of bytes 1536..1551, seeded with the place
+ *
+ * A watermark or a seal whose check fails counts as not written: the records tell the same, only later. So does a
+ * chain sector, and then a segment is missing: nothing else tells which were removed. */
 enum {
     HEADER_FORMAT = 8,
     HEADER_ID = 12,
@@ -43,11 +49,20 @@ enum {
     HEADER_WATERMARK = 512,
     HEADER_SEAL = 1024,
     HEADER_SEAL_BYTES = 24,
+    HEADER_CHAIN = 1536,
+    HEADER_CHAIN_BYTES = 24,
     FLOW_FORMAT = 1,
 };
 #define SEGMENT_MAGIC "kvsvrseg"
 #define SEGMENT_TEMPORARY "flow/next.tmp"
 enum { SEGMENT_PATH_SIZE = 32 };
+
+/* The chain sector. All zeros: none was written. */
+typedef struct chain_link {
+    uint32_t next;
+    uint32_t first;
+    uint64_t required;
+} chain_link;
 
 typedef struct segment {
     uint32_t id;
@@ -61,7 +76,9 @@ typedef struct segment {
     uint64_t last_sequence;
     bool writable;      /* the mapping may be stored to */
     _Atomic bool ended; /* a SEAL record closes it: next and last_sequence are set */
-    bool sealed;        /* the header says so, durably */
+    _Atomic bool sealed; /* the header says so, durably */
+    chain_link link;    /* as in the header */
+    struct segment *kept; /* the next of those that could not be handed to the epoch */
 } segment;
 
 /* Segment id -> segment, for readers. When it is full a larger one replaces it; the small ones before it stay until
@@ -111,8 +128,18 @@ struct kv_flow {
     _Atomic int poison; /* a kv_status */
     _Atomic int poison_errno;
 
+    /* remove(): one at a time. */
+    _Atomic uint64_t content; /* as set_content() was told; UINT64_MAX: it was not */
+    uint64_t required;        /* the highest of the chain; as read, not kept up to date */
+    segment *kept;            /* out of the map, mapped until the end: there was no memory to note them in the epoch */
+    size_t retired_count;     /* segments the epoch has and has not freed; writer lock */
+
     /* refresh(): where a read-only opener stands. */
     kv_position replayed;
+
+    /* salvage.c */
+    kv_damage *damages;
+    size_t damage_count, damage_capacity;
 };
 
 static inline kv_position position_of(uint64_t order) {
@@ -125,13 +152,19 @@ segment *segment_find(const kv_flow *flow, uint32_t id);
 kv_status segment_register(kv_flow *flow, segment *one);
 void segment_forget(kv_flow *flow, uint32_t id);
 void segment_release(kv_flow *flow, segment *one);
+void segments_release(kv_flow *flow); /* all, and the map; nobody looks any more */
 kv_status segment_write_watermark(kv_flow *flow, segment *one, uint32_t offset);
 kv_status segment_write_seal_record(kv_flow *flow, segment *one, uint32_t offset, uint32_t next);
 kv_status segment_finish(kv_flow *flow, segment *one);
 uint32_t watermark_check(const kv_flow *flow, uint32_t id, uint32_t offset);
 kv_status flow_fail(kv_flow *flow, kv_status status);
 
-/* recover.c: the only code that truncates. */
+bool segment_parse_name(const char *name, uint32_t *id); /* recover.c, as the next two */
+void segment_decode_header(kv_flow *flow, const uint8_t *page, segment *one);
+/* The only code that truncates. */
 kv_status segment_cut(kv_flow *flow, segment *one, uint32_t offset);
+
+/* salvage.c */
+kv_status flow_salvage(kv_flow *flow, kv_replay replay, void *context, kv_fault *fault);
 
 #endif

@@ -3,7 +3,10 @@
  *
  * The reader's algorithm:
  *   - Segments are read in the order of their chain: each seal names the next (0, a clean close: id + 1, if there is
- *     one). A link that leads nowhere is damage.
+ *     one), or the chain sector does, where segments were removed. The chain begins with segment 1, or with the highest
+ *     that says it is the first. A link that leads nowhere is damage.
+ *   - A file before the first segment, or between one and its chain next, is a leftover of a removal: it is not read, and
+ *     a writer unlinks it once it knows that nothing is damaged.
  *   - Within a segment records follow one another. The first that is not valid, or an envelope that is not whole,
  *     ends the log, whatever follows - unless it lies below the durable watermark or the segment is sealed: then it
  *     is damage, and nothing is changed on the disk.
@@ -22,6 +25,18 @@
 
 #include "flow_internal.h"
 #include "kv/xxh64.h"
+
+enum { LIST_COUNT_MAX = 10 };
+
+/* What is in the directory, by id. */
+typedef struct listing {
+    uint32_t *ids; /* the chain */
+    size_t count;
+    uint32_t *leftovers;
+    size_t leftover_count;
+    uint32_t highest; /* of both */
+    bool vanished;    /* a file that was listed was not there any more */
+} listing;
 
 typedef struct scan {
     kv_flow *flow;
@@ -76,10 +91,20 @@ static kv_status header_check(kv_flow *flow, const uint8_t *page, size_t size, u
     return same ? KV_OK : damage(fault, id, 0, "the segment belongs to another store");
 }
 
-static void header_decode(kv_flow *flow, const uint8_t *page, segment *one) {
+static chain_link link_decode(const kv_flow *flow, const uint8_t *page, uint32_t id) {
+    const uint8_t *bytes = page + HEADER_CHAIN;
+    uint64_t check = kv_xxh64(bytes, 16, kv_place(flow->salt, id, HEADER_CHAIN));
+    uint32_t next = kv_load32(bytes);
+    /* A chain that led back would never end. */
+    if (kv_load64(bytes + 16) != check || (next != 0 && next <= id)) return (chain_link){0};
+    return (chain_link){.next = next, .first = kv_load32(bytes + 4), .required = kv_load64(bytes + 8)};
+}
+
+void segment_decode_header(kv_flow *flow, const uint8_t *page, segment *one) {
     one->ceiling = kv_load64(page + HEADER_CEILING);
     if (one->ceiling > flow->ceiling) flow->ceiling = one->ceiling;
 
+    one->link = link_decode(flow, page, one->id);
     uint32_t watermark = kv_load32(page + HEADER_WATERMARK);
     if (watermark_check(flow, one->id, watermark) == kv_load32(page + HEADER_WATERMARK + 4)) one->watermark = watermark;
 
@@ -92,6 +117,9 @@ static void header_decode(kv_flow *flow, const uint8_t *page, segment *one) {
     one->sealed = true;
     atomic_store(&one->ended, true);
 }
+
+/* A chain that led back would never end. */
+static bool leads_on(const segment *one, uint32_t next) { return next == 0 || next > one->id; }
 
 static kv_status segment_load(kv_flow *flow, uint32_t id, segment *one, kv_fault *fault) {
     kv_io *io = flow->io;
@@ -109,14 +137,19 @@ static kv_status segment_load(kv_flow *flow, uint32_t id, segment *one, kv_fault
     if (status != KV_OK) return trouble(fault, status, id, "cannot be opened");
     status = header_check(flow, page, got, id, first, fault);
     if (status != KV_OK) return status;
-    if (size > UINT32_MAX) return damage(fault, id, 0, "the file is larger than a segment can be");
-    header_decode(flow, page, one);
+    /* A location in the index has no bits for what lies further out. */
+    uint32_t planned = kv_load32(page + HEADER_SIZE);
+    if (size > KV_SEGMENT_SIZE_MAX || planned > KV_SEGMENT_SIZE_MAX)
+        return damage(fault, id, 0, "the file is larger than a segment can be");
+    segment_decode_header(flow, page, one);
+    if (one->ceiling > INT64_MAX) return damage(fault, id, 0, "the header reserves numbers that no record can have");
     if (one->sealed && size < atomic_load(&one->end))
         return damage(fault, id, (uint32_t)size, "the file ends before its last record");
+    if (one->sealed && (atomic_load(&one->end) < KV_SEGMENT_HEADER_SIZE + KV_SEAL_SIZE || !leads_on(one, one->next)))
+        return damage(fault, id, HEADER_SEAL, "the header's seal cannot be one");
     one->size = (uint32_t)size;
     /* A writer that recovers cuts the file and then lets it grow by a SEAL: a reader that comes in between maps, and
      * does not yet touch, what the file may have again. */
-    uint32_t planned = kv_load32(page + HEADER_SIZE);
     if (flow->options.readonly && !one->sealed && planned > one->size) one->size = planned;
     status = io->map(io, one->file, one->size, false, &one->bytes);
     return status == KV_OK ? KV_OK : trouble(fault, status, id, "cannot be mapped");
@@ -196,7 +229,7 @@ static kv_status scan_segment(scan *s, segment *one, uint32_t limit, uint32_t *o
         if (status != KV_OK) return KV_EOF;
         uint32_t next = *offset + used;
         if (record.kind == KV_KIND_SEAL) {
-            if (record.value_size != 4) return KV_EOF;
+            if (record.value_size != 4 || !leads_on(one, kv_load32(record.value))) return KV_EOF;
             if (!one->sealed) one->next = kv_load32(record.value); /* The header may have been told more since. */
             atomic_store(&one->ended, true);
             atomic_store(&one->end, next);
@@ -219,12 +252,19 @@ static kv_status scan_segment(scan *s, segment *one, uint32_t limit, uint32_t *o
 
 /* What an end of valid records at `offset` means. KV_EOF: the log ends there. */
 static kv_status judge_end(scan *s, const segment *one, uint32_t offset) {
-    if (one->sealed) return damage(s->fault, one->id, offset, "no valid record, in a sealed segment");
+    if (one->sealed || one->link.next != 0)
+        return damage(s->fault, one->id, offset, "no valid record, in a sealed segment");
     if (offset < one->watermark) return damage(s->fault, one->id, offset, "no valid record, below the durable watermark");
     return KV_EOF;
 }
 
-static uint32_t segment_successor(const segment *one) { return one->next != 0 ? one->next : one->id + 1; }
+/* The segment that follows, by name: it was there when it was named. 0: a clean close, and nothing followed yet. */
+static uint32_t segment_named(const segment *one) { return one->link.next != 0 ? one->link.next : one->next; }
+
+static uint32_t segment_successor(const segment *one) {
+    uint32_t named = segment_named(one);
+    return named != 0 ? named : one->id + 1;
+}
 
 /* The file may have been cut to its end since it was mapped, and what was cut cannot be touched. */
 static kv_status readable_limit(kv_flow *flow, const segment *one, uint32_t *limit) {
@@ -251,8 +291,8 @@ static kv_status scan_chain(scan *s, segment *one, uint32_t offset, kv_position 
         segment *next = segment_find(s->flow, segment_successor(one));
         if (next == NULL) {
             /* A writer may have gone on since a reader listed the directory. */
-            if (one->next == 0 || s->flow->options.readonly) return KV_OK;
-            return damage(s->fault, one->next, 0, "the file is missing");
+            if (segment_named(one) == 0 || s->flow->options.readonly) return KV_OK;
+            return damage(s->fault, segment_named(one), 0, "the file is missing");
         }
         one = next;
         offset = KV_SEGMENT_HEADER_SIZE;
@@ -261,7 +301,7 @@ static kv_status scan_chain(scan *s, segment *one, uint32_t offset, kv_position 
 
 /* --- opening --- */
 
-static bool parse_name(const char *name, uint32_t *id) {
+bool segment_parse_name(const char *name, uint32_t *id) {
     char again[SEGMENT_PATH_SIZE];
     unsigned value = 0;
     if (sscanf(name, "%8x.seg", &value) != 1 || value == 0) return false;
@@ -270,41 +310,111 @@ static bool parse_name(const char *name, uint32_t *id) {
     return strcmp(again + strlen("flow/"), name) == 0;
 }
 
-static kv_status open_all(kv_flow *flow, kv_fault *fault, uint32_t **ids, size_t *count) {
+static void listing_clear(listing *l) {
+    free(l->ids);
+    free(l->leftovers);
+    *l = (listing){0};
+}
+
+static kv_status open_all(kv_flow *flow, kv_fault *fault, listing *l) {
     char **names = NULL;
     size_t name_count = 0;
-    *count = 0;
     kv_status status = flow->io->list(flow->io, "flow", &names, &name_count);
     if (status == KV_ABSENT) return KV_OK;
     if (status != KV_OK) return trouble(fault, status, 0, "the directory cannot be listed");
-    *ids = calloc(name_count + 1, sizeof **ids);
-    if (*ids == NULL) status = KV_ENOMEM;
+    l->ids = calloc(name_count + 1, sizeof *l->ids);
+    l->leftovers = calloc(name_count + 1, sizeof *l->leftovers);
+    if (l->ids == NULL || l->leftovers == NULL) status = KV_ENOMEM;
     for (size_t i = 0; status == KV_OK && i < name_count; i++) {
         segment *one;
         uint32_t id;
-        if (!parse_name(names[i], &id)) continue;
+        if (!segment_parse_name(names[i], &id)) continue;
         status = segment_open(flow, id, fault, &one);
-        if (status == KV_OK) (*ids)[(*count)++] = id;
-        /* Between a reader's look at the directory and at the file a writer may give up an unused segment. */
-        if (status == KV_ABSENT && flow->options.readonly) status = KV_OK;
+        if (status == KV_OK) l->ids[l->count++] = l->highest = id;
+        /* Between a reader's look at the directory and at the file a writer may remove a segment, or give up its next. */
+        if (status != KV_ABSENT || !flow->options.readonly) continue;
+        l->vanished = true;
+        status = KV_OK;
     }
     free(names);
     return status;
 }
 
-/* The chain from the first segment on reaches everything, or ends where the log does: `end` comes later. Before any
- * record is replayed only sealed segments can be followed, which is what matters: a missing one among them is a hole. */
-static kv_status check_links(kv_flow *flow, const uint32_t *ids, size_t count, kv_fault *fault) {
-    if (count != 0 && ids[0] != 1) return damage(fault, 1, 0, "the file is missing");
-    for (size_t i = 0; i < count; i++) {
-        const segment *one = segment_find(flow, ids[i]);
-        if (!one->sealed) break;
-        uint32_t expected = segment_successor(one);
-        bool last = i + 1 == count;
-        bool hole = last ? one->next != 0 && !flow->options.readonly : ids[i + 1] != expected;
-        if (hole) return damage(fault, expected, 0, "the file is missing");
+/* Oldest first, so that whatever follows a link is seen after it. */
+static void set_leftovers_apart(kv_flow *flow, listing *l) {
+    uint32_t next = 0; /* the lowest id that can come now */
+    size_t kept = 0;
+    for (size_t i = 0; i < l->count; i++)
+        if (segment_find(flow, l->ids[i])->link.first) next = l->ids[i];
+    flow->required = 0;
+    for (size_t i = 0; i < l->count; i++) {
+        segment *one = segment_find(flow, l->ids[i]);
+        if (one->id < next) {
+            l->leftovers[l->leftover_count++] = one->id;
+            segment_forget(flow, one->id);
+            segment_release(flow, one);
+            continue;
+        }
+        l->ids[kept++] = one->id;
+        if (one->link.next > next) next = one->link.next;
+        if (one->link.required > flow->required) flow->required = one->link.required;
     }
-    return KV_OK;
+    l->count = kept;
+}
+
+/* The chain from the first segment on reaches everything, or ends where the log does: `end` comes later. Before any
+ * record is replayed only sealed segments can be followed, which is what matters: a missing one among them is a hole.
+ * The id of the first that is missing, or 0. */
+static uint32_t find_hole(const kv_flow *flow, const listing *l) {
+    if (l->count != 0 && l->ids[0] != 1 && !segment_find(flow, l->ids[0])->link.first) return 1;
+    for (size_t i = 0; i < l->count; i++) {
+        const segment *one = segment_find(flow, l->ids[i]);
+        if (!one->sealed && one->link.next == 0) break;
+        uint32_t expected = segment_successor(one);
+        bool last = i + 1 == l->count;
+        bool hole = last ? segment_named(one) != 0 && !flow->options.readonly : l->ids[i + 1] != expected;
+        if (hole) return expected;
+    }
+    return 0;
+}
+
+static kv_status left_behind(kv_fault *fault, uint32_t id) {
+    fault->status = KV_EBEHIND;
+    fault->os_error = 0;
+    fault->position = (kv_position){.segment = id, .offset = 0};
+    snprintf(fault->what, sizeof fault->what, "segments from %08x on were compacted away before they were read", id);
+    return KV_EBEHIND;
+}
+
+/* Whether a writer wrote a link since the headers were read. If not, there was a moment at which all of them were as we
+ * have them; else we may have an early segment from before its removal, and lack a later one with the tombstones that
+ * went because that one had gone. */
+static bool links_changed(const kv_flow *flow, const listing *l) {
+    for (size_t i = 0; i < l->count; i++) {
+        const segment *one = segment_find(flow, l->ids[i]);
+        chain_link now = link_decode(flow, one->bytes, one->id);
+        if (now.next != one->link.next || now.first != one->link.first) return true;
+    }
+    return false;
+}
+
+/* While a reader looks, a writer beside it may remove segments. What a header names was there then: so a hole is damage
+ * only if a second look finds the same one, and no file went in between. */
+static kv_status open_chain(kv_flow *flow, kv_fault *fault, listing *l) {
+    uint32_t hole = 0;
+    for (int i = 0; i < LIST_COUNT_MAX; i++) {
+        uint32_t before = hole;
+        listing_clear(l);
+        segments_release(flow);
+        kv_status status = open_all(flow, fault, l);
+        if (status != KV_OK) return status;
+        set_leftovers_apart(flow, l);
+        hole = find_hole(flow, l);
+        if (hole == 0 && !(flow->options.readonly && links_changed(flow, l))) return KV_OK;
+        bool stays = hole != 0 && hole == before && !l->vanished;
+        if (stays || !flow->options.readonly) return damage(fault, hole, 0, "the file is missing");
+    }
+    return left_behind(fault, hole);
 }
 
 /* In a segment whose header lost its seal: reading on behind the SEAL record would be reading past the end. */
@@ -331,10 +441,14 @@ static segment *find_start(kv_flow *flow, const uint32_t *ids, size_t count, kv_
     return one;
 }
 
-static kv_status check_behind_end(kv_flow *flow, const uint32_t *ids, size_t count, kv_position end, kv_fault *fault) {
-    for (size_t i = 0; i < count; i++) {
-        const segment *one = segment_find(flow, ids[i]);
-        if (ids[i] <= end.segment || (!one->sealed && one->watermark <= KV_SEGMENT_HEADER_SIZE)) continue;
+static kv_status check_behind_end(kv_flow *flow, const listing *l, kv_position end, kv_fault *fault) {
+    bool reserved = flow->sequence <= flow->ceiling && segment_find(flow, end.segment)->last_sequence <= flow->ceiling;
+    if (!reserved) return damage(fault, end.segment, end.offset, "a number above all ceilings was used before");
+    for (size_t i = 0; i < l->count; i++) {
+        const segment *one = segment_find(flow, l->ids[i]);
+        /* Nobody looked where it ends, so it must not be cut there. */
+        if (l->ids[i] < end.segment && !atomic_load(&one->ended)) return damage(fault, l->ids[i], 0, "no seal leads to it");
+        if (l->ids[i] <= end.segment || (!one->sealed && one->watermark <= KV_SEGMENT_HEADER_SIZE)) continue;
         return damage(fault, end.segment, end.offset, "the log ends here, but later records were durable");
     }
     return KV_OK;
@@ -395,6 +509,7 @@ static kv_status cut_and_seal(kv_flow *flow, const uint32_t *ids, size_t count, 
     if (status == KV_OK) status = segment_cut(flow, last, end.offset);
     if (status != KV_OK) return status;
 
+    if (flow->ceiling < flow->options.sequence_min) flow->ceiling = flow->options.sequence_min;
     uint64_t ceiling = flow->ceiling;
     status = kv_flow_prepare(flow, 0);
     if (status == KV_OK) status = unlink_behind(flow, ids, count, end.segment);
@@ -418,12 +533,22 @@ static kv_status make_new(kv_flow *flow) {
     return flow_fail(flow, status);
 }
 
+/* Nobody waits for them to be gone: what fails, or comes back in a crash, is the next opener's. */
+static void unlink_leftovers(kv_flow *flow, const listing *l) {
+    for (size_t i = 0; i < l->leftover_count; i++) {
+        char path[SEGMENT_PATH_SIZE];
+        segment_path(l->leftovers[i], path);
+        flow->io->unlink(flow->io, path);
+    }
+}
+
 /* A writer's open, after the replay. */
-static kv_status make_definite(kv_flow *flow, const uint32_t *ids, size_t count, kv_position end) {
+static kv_status make_definite(kv_flow *flow, const listing *l, kv_position end) {
     segment *last = segment_find(flow, end.segment);
     flow->was_clean = last->sealed && last->next == 0;
-    flow->next_id = ids[count - 1] + 1;
-    flow->unsealed = ids[0];
+    flow->next_id = l->highest + 1;
+    flow->unsealed = l->ids[0];
+    unlink_leftovers(flow, l);
     if (flow->was_clean) {
         flow->sequence = last->last_sequence;
         atomic_store(&flow->tail, kv_position_order(end));
@@ -432,43 +557,46 @@ static kv_status make_definite(kv_flow *flow, const uint32_t *ids, size_t count,
     }
     /* A clean close that did not get as far as the header: the SEAL is written anew, naming the next segment. */
     if (atomic_load(&last->ended)) end.offset -= KV_SEAL_SIZE;
-    return cut_and_seal(flow, ids, count, end);
+    return cut_and_seal(flow, l->ids, l->count, end);
 }
 
 static kv_status flow_recover(kv_flow *flow, kv_position start, scan *s) {
-    uint32_t *ids = NULL;
-    size_t count = 0;
+    if (flow->options.salvage) return flow_salvage(flow, s->replay, s->context, s->fault);
+    listing l = {0};
     kv_position end = {0};
-    kv_status status = open_all(flow, s->fault, &ids, &count);
-    if (status == KV_OK) status = check_links(flow, ids, count, s->fault);
+    kv_status status = open_chain(flow, s->fault, &l);
     if (status != KV_OK) goto out;
     /* Before anything is looked for at a position of another store's: an end found there would be cut. */
     const uint8_t *expected = flow->options.store_id;
-    if (count != 0 && expected != NULL && memcmp(flow->store_id, expected, sizeof flow->store_id) != 0) {
+    if (l.count != 0 && expected != NULL && memcmp(flow->store_id, expected, sizeof flow->store_id) != 0) {
         status = KV_EUSAGE;
         goto out;
     }
     /* A checkpoint is published only after the flow it stands on is durable: what it knows of must be here. */
-    if (start.segment > (count == 0 ? 0 : ids[count - 1])) {
+    if (start.segment > (l.count == 0 ? 0 : l.ids[l.count - 1])) {
         status = damage(s->fault, start.segment, 0, "the file is missing");
         goto out;
     }
-    if (count == 0) {
+    if (start.segment != 0 && kv_position_order(start) < flow->required) {
+        status = KV_EUSAGE; /* Records that it counts on are gone. */
+        goto out;
+    }
+    if (l.count == 0) {
         status = flow->options.readonly ? KV_ENOTFOUND : make_new(flow);
         goto out;
     }
-    if (start.segment == 0) start = (kv_position){.segment = ids[0], .offset = KV_SEGMENT_HEADER_SIZE};
-    segment *first = find_start(flow, ids, count, start);
+    if (start.segment == 0) start = (kv_position){.segment = l.ids[0], .offset = KV_SEGMENT_HEADER_SIZE};
+    segment *first = find_start(flow, l.ids, l.count, start);
     status = first == NULL ? KV_EUSAGE : scan_chain(s, first, start.offset, &end);
     if (status != KV_OK) goto out;
     flow->sequence = s->sequence;
     flow->replayed = end;
     atomic_store(&flow->tail, kv_position_order(end));
     if (flow->options.readonly) goto out;
-    status = check_behind_end(flow, ids, count, end, s->fault);
-    if (status == KV_OK) status = make_definite(flow, ids, count, end);
+    status = check_behind_end(flow, &l, end, s->fault);
+    if (status == KV_OK) status = make_definite(flow, &l, end);
 out:
-    free(ids);
+    listing_clear(&l);
     return status;
 }
 
@@ -483,6 +611,7 @@ kv_status kv_flow_open(kv_io *io, kv_epoch *epoch, const kv_flow_options *option
     flow->next_id = 1;
     flow->unsealed = 1;
     flow->next_size = options->segment_size_min;
+    atomic_init(&flow->content, UINT64_MAX);
     pthread_mutex_init(&flow->prepare_lock, NULL);
     pthread_mutex_init(&flow->sync_lock, NULL);
     pthread_cond_init(&flow->sync_done, NULL);
@@ -504,14 +633,74 @@ kv_status kv_flow_open(kv_io *io, kv_epoch *epoch, const kv_flow_options *option
 /* --- read-only openers --- */
 
 /* A writer that closes gives up the segment it prepared and did not use, and the next one makes another under that
- * name: as long as it is empty, ours may be the one that is gone. No record in it, so nobody points there. */
-static kv_status look_again(kv_flow *flow, segment **one, kv_fault *fault) {
+ * name: as long as it is empty, ours may be the one that is gone. No record in it, so nobody points there. *gone: there
+ * is no file of that name, and what we have is what there was. */
+static kv_status look_again(kv_flow *flow, segment **one, bool *gone, kv_fault *fault) {
     segment *again;
     kv_status status = segment_open(flow, (*one)->id, fault, &again);
-    if (status != KV_OK) return status == KV_ABSENT ? KV_OK : status;
+    *gone = status == KV_ABSENT;
+    if (status != KV_OK) return *gone ? KV_OK : status;
     segment_release(flow, *one);
     *one = again;
     return KV_OK;
+}
+
+/* The file of this segment is not there. If later ones are it was removed: only the newest one is ever given up. */
+static kv_status judge_gone(kv_flow *flow, uint32_t id, kv_fault *fault) {
+    char **names;
+    size_t count;
+    bool here = false, later = false;
+    kv_status status = flow->io->list(flow->io, "flow", &names, &count);
+    if (status != KV_OK) return trouble(fault, status, id, "the directory cannot be listed");
+    for (size_t i = 0; i < count; i++) {
+        uint32_t listed;
+        if (!segment_parse_name(names[i], &listed)) continue;
+        here |= listed == id;
+        later |= listed > id;
+    }
+    free(names);
+    return later && !here ? left_behind(fault, id) : KV_ABSENT;
+}
+
+/* The file of the segment behind `one` is not there. KV_ABSENT: not yet. KV_OK: `one` has been told its name. */
+static kv_status judge_missing(kv_flow *flow, segment *one, kv_fault *fault) {
+    if (segment_named(one) != 0) return left_behind(fault, segment_named(one));
+    char path[SEGMENT_PATH_SIZE];
+    uint8_t page[KV_SEGMENT_HEADER_SIZE];
+    size_t got = 0;
+    kv_file *file;
+    segment now = {.id = one->id};
+    segment_path(one->id, path);
+
+    kv_status status = flow->io->open(flow->io, path, KV_IO_READ, &file);
+    if (status == KV_ABSENT) return judge_gone(flow, one->id, fault);
+    if (status == KV_OK) {
+        status = flow->io->read_at(flow->io, file, page, sizeof page, 0, &got);
+        flow->io->close(flow->io, file);
+    }
+    if (status != KV_OK) return trouble(fault, status, one->id, "the header cannot be read");
+    status = header_check(flow, page, got, one->id, false, fault);
+    if (status != KV_OK) return status;
+    segment_decode_header(flow, page, &now);
+    one->next = now.next; /* Not the link's, which leads around what we have not read. */
+    return one->next != 0 ? KV_OK : KV_ABSENT;
+}
+
+/* KV_ABSENT: there is none yet. Never over a link: what it leads around was in the log when this reader opened, or came
+ * since, and it has read none of it. */
+static kv_status open_successor(kv_flow *flow, segment *one, bool *gone, kv_fault *fault, segment **out) {
+    kv_status status;
+    if (one->link.next != 0) return left_behind(fault, one->id + 1);
+    do {
+        uint32_t id = segment_successor(one);
+        *gone = false;
+        *out = segment_find(flow, id);
+        /* The one we may have from opening was only prepared then. */
+        status = *out != NULL ? look_again(flow, out, gone, fault) : segment_open(flow, id, fault, out);
+        if (status != KV_ABSENT) return status;
+        status = judge_missing(flow, one, fault);
+    } while (status == KV_OK);
+    return status;
 }
 
 kv_status kv_flow_refresh(kv_flow *flow, kv_replay replay, void *context, kv_fault *fault) {
@@ -520,7 +709,8 @@ kv_status kv_flow_refresh(kv_flow *flow, kv_replay replay, void *context, kv_fau
     segment *one = segment_find(flow, flow->replayed.segment);
     uint32_t offset = flow->replayed.offset;
     bool empty = !atomic_load(&one->ended) && offset == KV_SEGMENT_HEADER_SIZE;
-    kv_status status = empty ? look_again(flow, &one, fault) : KV_OK;
+    bool gone = false;
+    kv_status status = empty ? look_again(flow, &one, &gone, fault) : KV_OK;
     while (status == KV_OK) {
         /* Sealed does not mean read: a segment may have been filled and sealed since we last looked. */
         uint32_t limit = atomic_load(&one->end);
@@ -529,12 +719,9 @@ kv_status kv_flow_refresh(kv_flow *flow, kv_replay replay, void *context, kv_fau
         if (!done && status == KV_OK) status = scan_segment(&s, one, limit, &offset);
         if (status == KV_EOF) status = judge_end(&s, one, offset);
         flow->replayed = (kv_position){.segment = one->id, .offset = offset};
+        if (status == KV_EOF && gone && offset == KV_SEGMENT_HEADER_SIZE) status = judge_gone(flow, one->id, fault);
         if (status != KV_OK) break;
-        /* The one we may have from opening was only prepared then. */
-        segment *next = segment_find(flow, segment_successor(one));
-        status = next != NULL ? look_again(flow, &next, fault) : segment_open(flow, segment_successor(one), fault, &next);
-        if (status != KV_OK) break;
-        one = next;
+        status = open_successor(flow, one, &gone, fault, &one);
         offset = KV_SEGMENT_HEADER_SIZE;
     }
     flow->sequence = s.sequence;

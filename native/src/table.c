@@ -4,6 +4,7 @@
  * in the index, and counted. The sweep takes them out, some at a time: it finds them by their change names, because
  * every row, deleted ones included, has exactly one. What a reopen finds to sweep is in the checkpoint, or follows from
  * the replay: rows of a table whose key names it no more, or never did. */
+#include <errno.h>
 #include <stdlib.h>
 
 #include "store_internal.h"
@@ -61,4 +62,150 @@ kv_result kv_table_trim(kv_caller *c, const uint8_t *table, size_t table_size, u
     if (key_check(table_size) != KV_OK) return refuse_name(c);
     if (version > INT64_MAX) return caller_fail(c, KV_EUSAGE, "versions are below 2 to the 63");
     return store_write(c, step_trim, &w, durable);
+}
+
+/* --- the sweep --- */
+
+struct kv_sweep {
+    kv_store *store;
+    kv_epoch_slot *slot;
+    kv_order_cursor *cursor;
+    candidates block;
+    uint64_t table_id; /* the table it is at; 0: none */
+    uint64_t at;       /* where in the set of retired tables it found it */
+    uint8_t *last;     /* the change name it came to */
+    size_t last_size;
+};
+
+kv_status kv_sweep_begin(kv_store *store, kv_sweep **out) {
+    kv_status status = store_usable(store);
+    if (status == KV_OK && store->options.readonly) status = KV_EREADONLY;
+    if (status != KV_OK) return status;
+    kv_sweep *s = calloc(1, sizeof *s);
+    if (s == NULL) return KV_ENOMEM;
+    s->store = store;
+    s->last = malloc(KV_NAME_SIZE_MAX);
+    status = s->last == NULL ? KV_ENOMEM : kv_epoch_join(store->epoch, &s->slot);
+    if (status == KV_OK) status = kv_order_cursor_new(&s->cursor);
+    if (status == KV_OK) *out = s;
+    else kv_sweep_free(s);
+    return status;
+}
+
+void kv_sweep_free(kv_sweep *s) {
+    if (s == NULL) return;
+    kv_epoch_part(s->store->epoch, s->slot);
+    kv_order_cursor_free(s->cursor);
+    free(s->block.bytes);
+    free(s->last);
+    free(s);
+}
+
+/* Writer lock. A snapshot from before a drop still reads the rows: all wait for it. KV_EOF: nothing is to be done now. */
+static kv_status pick_table(kv_sweep *s) {
+    const kv_store *store = s->store;
+    const big_set *retired = &store->retired_tables;
+    if (retired->count == 0 || snapshot_oldest(store) < store->retired_sequence) return KV_EOF;
+    for (; retired->ids[s->at % retired->capacity] == 0; s->at++) continue;
+    s->table_id = retired->ids[s->at % retired->capacity];
+    table_name(KV_SPACE_CHANGES, s->table_id, s->last);
+    s->last_size = TABLE_NAME_SIZE;
+    return KV_OK;
+}
+
+/* Inside the epoch. The next names of the table; KV_EOF: there are no more behind them. */
+static kv_status take_names(kv_sweep *s) {
+    kv_store *store = s->store;
+    kv_fault fault;
+    kv_guard guard;
+    kv_status status;
+    if (KV_GUARD_CAUGHT(&guard)) {
+        status = KV_EMAPPING;
+    } else {
+        status = kv_order_seek(store->order, store->flow, s->cursor, KV_SEEK_GT, s->last, s->last_size);
+        if (status == KV_OK) status = candidates_take(store, s->cursor, CANDIDATE_COUNT_MAX, &s->block);
+    }
+    kv_guard_leave(&guard);
+    return status == KV_ECORRUPT ? order_fault(store, s->cursor, &fault) : status;
+}
+
+static bool is_of_table(const kv_sweep *s, const candidate *one) {
+    return one->space == KV_SPACE_CHANGES && one->at.table_id == s->table_id;
+}
+
+static kv_status hide(kv_store *store, const target *t) {
+    found old;
+    kv_fault fault;
+    kv_status status = store_find(store, t, &old, &fault);
+    if (status == KV_ABSENT) return KV_OK;
+    return status == KV_OK ? store_hide(store, &old) : status;
+}
+
+/* The last that is left of a table: its floor, which is counted, and its head, which is not. */
+static kv_status hide_table(kv_sweep *s) {
+    kv_store *store = s->store;
+    found head;
+    kv_fault fault;
+    target floor = target_table(store, s->table_id, KV_LOC_FLOOR), t = target_table(store, s->table_id, KV_LOC_HEAD);
+    kv_status status = hide(store, &floor);
+    if (status != KV_OK) return status;
+    status = store_find(store, &t, &head, &fault);
+    if (status == KV_OK) status = kv_index_remove(store->index, &head.probe);
+    if (status != KV_OK && status != KV_ABSENT) return status;
+    big_set_remove(&store->retired_tables, s->table_id);
+    s->table_id = 0;
+    return KV_OK;
+}
+
+/* Writer lock, under a guard. */
+static kv_status hide_rows(kv_sweep *s, bool last) {
+    kv_status status = store_writable(s->store);
+    for (size_t i = 0; status == KV_OK && i < s->block.count; i++) {
+        const candidate *one = &s->block.at[i];
+        if (!is_of_table(s, one)) {
+            last = true;
+            break;
+        }
+        status = hide(s->store, &one->at);
+        memcpy(s->last, one->name, one->name_size);
+        s->last_size = one->name_size;
+    }
+    return status == KV_OK && last ? hide_table(s) : status;
+}
+
+static kv_status hide_guarded(kv_sweep *s, bool last) {
+    kv_guard guard;
+    kv_status status;
+    if (KV_GUARD_CAUGHT(&guard)) {
+        kv_flow_set_poison(s->store->flow, KV_EMAPPING, EIO);
+        status = KV_EMAPPING;
+    } else {
+        status = hide_rows(s, last);
+    }
+    kv_guard_leave(&guard);
+    kv_epoch_reclaim(s->store->epoch);
+    return status;
+}
+
+kv_status kv_sweep_step(kv_sweep *s) {
+    kv_store *store = s->store;
+    kv_status status = KV_OK;
+    if (*store->alive == 0) return KV_EFORKED;
+    pthread_mutex_lock(&store->write_lock);
+    status = store_usable(store);
+    if (status == KV_OK && s->table_id == 0) status = pick_table(s);
+    pthread_mutex_unlock(&store->write_lock);
+    if (status != KV_OK) return status;
+
+    kv_epoch_enter(store->epoch, s->slot);
+    status = store_usable(store);
+    if (status == KV_OK) status = take_names(s);
+    kv_epoch_leave(s->slot);
+    if (status != KV_OK && status != KV_EOF) return status;
+
+    bool last = status == KV_EOF;
+    pthread_mutex_lock(&store->write_lock);
+    status = hide_guarded(s, last);
+    pthread_mutex_unlock(&store->write_lock);
+    return status == KV_OK ? KV_MORE : status;
 }

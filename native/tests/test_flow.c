@@ -1,12 +1,14 @@
 /* test_flow.c -- what the flow promises, on the simulated disk: nothing synced is lost, nothing cut comes back, no
- * number is used twice, damage is told from a torn tail, and a reader finds whatever a writer beside it appends. */
+ * number is used twice, damage is told from a torn tail, a reader finds whatever a writer beside it appends, and a
+ * segment that was taken out stays out, or is wholly there. */
 #include <errno.h>
+#include <unistd.h>
 
 #include "check.h"
 #include "kv/flow.h"
 #include "kv/io_sim.h"
 
-enum { SEGMENT_MIN = 16384, SEGMENT_MAX = 65536, SEEN_MAX = 4096 };
+enum { SEGMENT_MIN = 16384, SEGMENT_MAX = 65536, SEEN_MAX = 4096, VERSION_MAX = 32768 };
 
 typedef struct rig {
     kv_sim *sim;
@@ -16,6 +18,8 @@ typedef struct rig {
     kv_fault fault;
     uint64_t seen[SEEN_MAX]; /* versions in the order of replay */
     size_t seen_count;
+    uint32_t where[VERSION_MAX]; /* by version: the segment it went to */
+    void (*before_open)(const char *path); /* the next open's files */
 } rig;
 
 static kv_status remember(void *context, const kv_record *record, kv_position position, uint32_t used) {
@@ -26,12 +30,29 @@ static kv_status remember(void *context, const kv_record *record, kv_position po
     return KV_OK;
 }
 
+/* Lets a test do something between a reader's look at the directory and at a file in it. */
+static kv_status (*sim_open)(kv_io *io, const char *path, enum kv_io_mode mode, kv_file **out);
+static void (*watcher)(const char *path);
+
+static kv_status watched_open(kv_io *io, const char *path, enum kv_io_mode mode, kv_file **out) {
+    watcher(path);
+    return sim_open(io, path, mode, out);
+}
+
+static void watch_opens(rig *r) {
+    if (r->before_open == NULL) return;
+    watcher = r->before_open;
+    sim_open = r->io->open;
+    r->io->open = watched_open;
+}
+
 static kv_status rig_open_at(rig *r, bool readonly, kv_position start) {
     kv_flow_options options = {.readonly = readonly,
                                .segment_size_min = SEGMENT_MIN,
                                .segment_size_max = SEGMENT_MAX,
                                .write_watermark_always = true};
-    r->io = kv_sim_io(r->sim);
+    if (r->sim != NULL) r->io = kv_sim_io(r->sim);
+    watch_opens(r);
     CHECK_EQ(kv_epoch_new(&r->epoch), KV_OK);
     r->fault = (kv_fault){0};
     r->seen_count = 0;
@@ -69,6 +90,7 @@ static uint64_t put(rig *r, uint32_t size) {
     if (kv_flow_reserve(r->flow, whole, 1, &bytes, &position) != KV_OK) return 0;
     kv_record_encode(&record, kv_place(kv_flow_salt(r->flow), position.segment, position.offset), bytes);
     if (kv_flow_commit(r->flow, position, whole) != KV_OK) return 0;
+    if (version < VERSION_MAX) r->where[version] = position.segment;
     kv_flow_set_sequence(r->flow, version);
     return version;
 }
@@ -439,6 +461,682 @@ TEST(a_failed_sync_ends_writing_for_good) {
     kv_sim_free(r.sim);
 }
 
+/* --- removal --- */
+
+enum { RECORD_VALUE = 300, SEGMENTS = 8, STEPS_MAX = 4 };
+
+static pthread_mutex_t writer_lock = PTHREAD_MUTEX_INITIALIZER;
+
+static kv_status take_out_from(rig *r, const uint32_t *ids, size_t count, kv_position required) {
+    return kv_flow_remove(r->flow, &writer_lock, ids, count, required);
+}
+
+static kv_status take_out(rig *r, const uint32_t *ids, size_t count) {
+    return take_out_from(r, ids, count, (kv_position){0});
+}
+
+static kv_status take_out_one(rig *r, uint32_t id) { return take_out(r, &id, 1); }
+
+/* Fills segments until the tail is in the `segment`-th; those before are durable and sealed. */
+static void grow_to(rig *r, uint32_t segment) {
+    while (kv_flow_tail(r->flow).segment < segment) CHECK(put(r, RECORD_VALUE) != 0);
+    CHECK_EQ(sync_all(r), KV_OK);
+    CHECK_EQ(kv_flow_settle(r->flow), KV_OK);
+}
+
+static bool file_exists(rig *r, uint32_t id) {
+    char path[32];
+    uint64_t size;
+    snprintf(path, sizeof path, "flow/%08x.seg", (unsigned)id);
+    return kv_sim_file_size(r->sim, path, &size) == KV_OK;
+}
+
+static bool in_log(rig *r, uint32_t id) {
+    kv_segment_info *segments;
+    size_t count;
+    bool found = false;
+    CHECK_EQ(kv_flow_segments(r->flow, &segments, &count), KV_OK);
+    for (size_t i = 0; i < count; i++) found |= segments[i].id == id;
+    free(segments);
+    return found;
+}
+
+/* What was just replayed is what `writer` put into segments outside of `removed` (a bit each), in its order. */
+static bool replayed_is(const rig *r, const rig *writer, uint64_t removed) {
+    size_t at = 0;
+    for (uint64_t version = 1; version < VERSION_MAX; version++) {
+        uint32_t segment = writer->where[version];
+        if (segment == 0 || (removed >> segment & 1)) continue;
+        if (at == r->seen_count || r->seen[at++] != version) return false;
+    }
+    return at == r->seen_count;
+}
+
+typedef struct step {
+    uint32_t ids[STEPS_MAX];
+    size_t count;
+} step;
+
+/* Neighbours or not, the first, in either order, and around links that were written before. */
+static const step HISTORIES[][STEPS_MAX] = {
+    {{{2}, 1}},
+    {{{1}, 1}},
+    {{{1, 2, 3}, 3}},
+    {{{4, 2, 3}, 3}},
+    {{{2, 4, 5}, 3}},
+    {{{1, 3}, 2}},
+    {{{2}, 1}, {{3}, 1}},
+    {{{3}, 1}, {{2}, 1}},
+    {{{1}, 1}, {{2}, 1}},
+    {{{2}, 1}, {{1}, 1}},
+    {{{4}, 1}, {{2, 3}, 2}, {{1}, 1}, {{5, 6}, 2}},
+    {{{6}, 1}, {{5}, 1}, {{1, 2}, 2}, {{3, 4, 7}, 3}},
+};
+enum { HISTORY_COUNT = sizeof HISTORIES / sizeof HISTORIES[0] };
+
+static uint64_t bits_of(const step *one) {
+    uint64_t bits = 0;
+    for (size_t i = 0; i < one->count; i++) bits |= 1ull << one->ids[i];
+    return bits;
+}
+
+static void check_gone(rig *r, uint64_t removed) {
+    for (uint32_t id = 1; id <= SEGMENTS; id++) {
+        CHECK_EQ(file_exists(r, id), !(removed >> id & 1));
+        CHECK_EQ(in_log(r, id), !(removed >> id & 1));
+    }
+}
+
+enum ending { CLOSED, KILLED, CUT };
+
+static void check_removal(const step *history, enum ending ending) {
+    rig r = rig_new();
+    uint64_t removed = 0;
+    CHECK_EQ(rig_open(&r, false), KV_OK);
+    grow_to(&r, SEGMENTS);
+    for (int i = 0; i < STEPS_MAX && history[i].count != 0; i++) {
+        CHECK_EQ(take_out(&r, history[i].ids, history[i].count), KV_OK);
+        removed |= bits_of(&history[i]);
+        check_gone(&r, removed);
+    }
+    if (ending == CUT) power_cut(&r, KV_CUT_ALL_LOST, 0);
+    if (ending == KILLED) rig_drop(&r);
+    if (ending == CLOSED) rig_close(&r);
+    if (ending == CUT) CHECK(file_exists(&r, history[0].ids[0])); /* Nobody synced the directory: a leftover. */
+
+    rig reader = {.sim = r.sim};
+    CHECK_EQ(rig_open(&reader, true), KV_OK);
+    CHECK(replayed_is(&reader, &r, removed));
+    rig_drop(&reader);
+    for (int round = 0; round < 2; round++) {
+        CHECK_EQ(rig_open(&r, false), KV_OK);
+        CHECK(replayed_is(&r, &r, removed));
+        check_gone(&r, removed);
+        CHECK(put(&r, RECORD_VALUE) != 0);
+        CHECK(kv_flow_tail(r.flow).segment > SEGMENTS);
+        rig_close(&r);
+    }
+    kv_sim_free(r.sim);
+}
+
+TEST(removed_segments_are_not_replayed_and_their_files_go) {
+    for (int i = 0; i < HISTORY_COUNT; i++)
+        for (int ending = CLOSED; ending <= CUT; ending++) check_removal(HISTORIES[i], (enum ending)ending);
+}
+
+TEST(neighbours_are_taken_out_with_one_write) {
+    rig r = rig_new();
+    CHECK_EQ(rig_open(&r, false), KV_OK);
+    grow_to(&r, 6);
+    uint64_t writes = kv_sim_call_count(r.sim, KV_SIM_WRITE), syncs = kv_sim_call_count(r.sim, KV_SIM_SYNC);
+    CHECK_EQ(take_out_one(&r, 3), KV_OK);
+    CHECK_EQ(take_out(&r, (uint32_t[]){5, 2, 4}, 3), KV_OK); /* neighbours, now that 3 is gone */
+    CHECK_EQ(kv_sim_call_count(r.sim, KV_SIM_WRITE) - writes, 2);
+    CHECK_EQ(kv_sim_call_count(r.sim, KV_SIM_SYNC) - syncs, 2);
+    rig_close(&r);
+    kv_sim_free(r.sim);
+}
+
+static void check_refused_removal(rig *r, uint32_t id, kv_status status) {
+    uint64_t writes = kv_sim_call_count(r->sim, KV_SIM_WRITE);
+    CHECK_EQ(take_out(r, (uint32_t[]){2, id}, 2), status);
+    CHECK(in_log(r, 2) && file_exists(r, 2));
+    CHECK_EQ(kv_sim_call_count(r->sim, KV_SIM_WRITE), writes);
+}
+
+TEST(only_sealed_segments_go_and_the_newest_never) {
+    rig r = rig_new();
+    CHECK_EQ(rig_open(&r, false), KV_OK);
+    grow_to(&r, 4);
+    while (kv_flow_tail(r.flow).segment < 5) put(&r, RECORD_VALUE);
+    check_refused_removal(&r, 4, KV_EUSAGE); /* ended, and not known to be durable */
+    check_refused_removal(&r, 5, KV_EUSAGE);
+    check_refused_removal(&r, 6, KV_EUSAGE);
+    check_refused_removal(&r, 0, KV_EUSAGE);
+    rig_close(&r);
+    CHECK_EQ(rig_open(&r, true), KV_OK);
+    check_refused_removal(&r, 3, KV_EREADONLY);
+    rig_drop(&r);
+    CHECK_EQ(rig_open(&r, false), KV_OK);
+    check_refused_removal(&r, 5, KV_EUSAGE); /* sealed, and the next is named in it */
+    CHECK_EQ(take_out(&r, (uint32_t[]){1, 2, 3, 4}, 4), KV_OK);
+    CHECK_EQ(take_out_one(&r, 4), KV_EUSAGE);
+    put(&r, RECORD_VALUE);
+    rig_close(&r);
+    CHECK_EQ(rig_open(&r, false), KV_OK);
+    CHECK(replayed_is(&r, &r, 0x1e));
+    rig_close(&r);
+    kv_sim_free(r.sim);
+}
+
+/* The link is in the header of a segment that goes on being written, sealed, and taken out in its turn. */
+TEST(the_new_first_segment_may_be_the_active_one) {
+    rig r = rig_new();
+    CHECK_EQ(rig_open(&r, false), KV_OK);
+    grow_to(&r, 3);
+    CHECK_EQ(take_out(&r, (uint32_t[]){1, 2}, 2), KV_OK);
+    put(&r, RECORD_VALUE);
+    CHECK_EQ(sync_all(&r), KV_OK);
+    power_cut(&r, KV_CUT_ALL_LOST, 0);
+    CHECK_EQ(rig_open(&r, false), KV_OK);
+    CHECK(replayed_is(&r, &r, 0x6));
+    grow_to(&r, 6);
+    CHECK_EQ(take_out(&r, (uint32_t[]){3, 4}, 2), KV_OK);
+    power_cut(&r, KV_CUT_ALL_LOST, 0);
+    CHECK_EQ(rig_open(&r, false), KV_OK);
+    CHECK(replayed_is(&r, &r, 0x1e));
+    rig_close(&r);
+    kv_sim_free(r.sim);
+}
+
+/* `steps_min` removals had returned when the power went, `steps_max` had begun. */
+static void check_image(const rig *writer, const step *history, int steps_min, int steps_max, uint64_t event,
+                        int32_t policy, uint64_t seed) {
+    rig r = {0}, reader = {0};
+    uint64_t removed = 0;
+    int matches = 0;
+    CHECK_EQ(kv_sim_image(writer->sim, event, policy, 0, seed, &r.sim), KV_OK);
+    reader.sim = r.sim;
+    CHECK_EQ(rig_open(&reader, true), KV_OK);
+    CHECK_EQ(rig_open(&r, false), KV_OK);
+    for (int i = 0; i <= steps_max; i++) {
+        if (i > 0) removed |= bits_of(&history[i - 1]);
+        if (i < steps_min || !replayed_is(&r, writer, removed)) continue;
+        matches++;
+        CHECK(replayed_is(&reader, writer, removed));
+        for (uint32_t id = 1; id < SEGMENTS; id++) CHECK_EQ(file_exists(&r, id), !(removed >> id & 1));
+    }
+    CHECK_EQ(matches, 1);
+    rig_drop(&reader);
+    rig_close(&r);
+    kv_sim_free(r.sim);
+}
+
+TEST(a_power_cut_in_a_removal_leaves_the_old_chain_or_the_new) {
+    /* Steps of one link each: a removal in several places may be done in some. */
+    static const step steps[STEPS_MAX] = {{{4}, 1}, {{2, 3}, 2}, {{1}, 1}, {{5, 6}, 2}};
+    rig r = rig_new();
+    uint64_t began[STEPS_MAX + 1];
+    CHECK_EQ(rig_open(&r, false), KV_OK);
+    grow_to(&r, SEGMENTS);
+    for (int i = 0; i < STEPS_MAX; i++) {
+        began[i] = kv_sim_event_count(r.sim);
+        CHECK_EQ(take_out(&r, steps[i].ids, steps[i].count), KV_OK);
+    }
+    began[STEPS_MAX] = kv_sim_event_count(r.sim);
+    for (uint64_t event = began[0]; event <= began[STEPS_MAX]; event++) {
+        int returned = 0;
+        while (returned < STEPS_MAX && began[returned + 1] <= event) returned++;
+        int begun = returned < STEPS_MAX ? returned + 1 : returned;
+        check_image(&r, steps, returned, begun, event, KV_CUT_ALL_KEPT, 0);
+        check_image(&r, steps, returned, begun, event, KV_CUT_ALL_LOST, 0);
+        for (uint64_t seed = 0; seed < 12; seed++) check_image(&r, steps, returned, begun, event, KV_CUT_RANDOM, seed);
+    }
+    rig_close(&r);
+    kv_sim_free(r.sim);
+}
+
+TEST(a_damaged_link_is_a_missing_segment_and_changes_nothing) {
+    for (int which = 0; which < 2; which++) {
+        rig r = rig_new();
+        CHECK_EQ(rig_open(&r, false), KV_OK);
+        grow_to(&r, 6);
+        CHECK_EQ(take_out_one(&r, which == 0 ? 1 : 4), KV_OK);
+        rig_close(&r);
+        kv_sim_set_recording(r.sim, 0);
+        const char *path = which == 0 ? "flow/00000002.seg" : "flow/00000003.seg";
+        for (uint64_t offset = 1536; offset < 1560; offset++) {
+            flip(&r, path, offset);
+            uint64_t before = kv_sim_hash(r.sim);
+            for (int readonly = 0; readonly <= 1; readonly++) {
+                CHECK_EQ(rig_open(&r, readonly), KV_ECORRUPT);
+                CHECK_EQ(r.fault.position.segment, which == 0 ? 1 : 4);
+                CHECK(strstr(r.fault.what, "missing") != NULL);
+                CHECK_EQ(r.seen_count, 0);
+                rig_drop(&r);
+            }
+            CHECK(kv_sim_hash(r.sim) == before);
+            flip(&r, path, offset);
+        }
+        CHECK_EQ(rig_open(&r, false), KV_OK);
+        rig_close(&r);
+        kv_sim_free(r.sim);
+    }
+}
+
+/* The seal of a header that lost it is read from the records, and they name what is gone: the link still counts. */
+TEST(a_link_counts_where_the_seal_is_damaged) {
+    for (int left_over = 0; left_over <= 1; left_over++) {
+        rig r = rig_new();
+        CHECK_EQ(rig_open(&r, false), KV_OK);
+        grow_to(&r, 6);
+        if (left_over) kv_sim_fail(r.sim, KV_SIM_UNLINK, 1, EIO, 0);
+        CHECK_EQ(take_out_one(&r, 4), KV_OK);
+        CHECK_EQ(file_exists(&r, 4), left_over);
+        rig_close(&r);
+        kv_sim_set_recording(r.sim, 0);
+        flip(&r, "flow/00000003.seg", 1024);
+        for (int i = 0; i < 2; i++) {
+            CHECK_EQ(rig_open(&r, false), KV_OK);
+            CHECK(replayed_is(&r, &r, 0x10) && !file_exists(&r, 4));
+            rig_close(&r);
+        }
+        kv_sim_free(r.sim);
+    }
+}
+
+static void check_required(rig *r, kv_position required) {
+    kv_position below = required;
+    below.offset -= 4;
+    uint64_t before = kv_sim_hash(r->sim);
+    CHECK_EQ(rig_open_at(r, false, below), KV_EUSAGE);
+    CHECK_EQ(r->seen_count, 0);
+    rig_drop(r);
+    CHECK(kv_sim_hash(r->sim) == before);
+    CHECK_EQ(rig_open_at(r, false, required), KV_OK);
+    CHECK(r->seen_count > 0);
+    rig_drop(r);
+    CHECK_EQ(rig_open(r, false), KV_OK);
+}
+
+TEST(a_checkpoint_older_than_a_removal_requires_is_not_used) {
+    rig r = rig_new();
+    CHECK_EQ(rig_open(&r, false), KV_OK);
+    grow_to(&r, 8);
+    for (int i = 0; i < 10; i++) put(&r, RECORD_VALUE);
+    CHECK_EQ(sync_all(&r), KV_OK);
+    CHECK_EQ(kv_flow_settle(r.flow), KV_OK);
+    kv_position required = kv_flow_tail(r.flow);
+    for (int i = 0; i < 10; i++) put(&r, RECORD_VALUE);
+    CHECK_EQ(take_out_from(&r, (uint32_t[]){4}, 1, required), KV_OK);
+    rig_drop(&r);
+    check_required(&r, required);
+    /* By the segment that carries it, as it goes; by the first; and where a lower one is asked for. */
+    CHECK_EQ(take_out_one(&r, 3), KV_OK);
+    rig_drop(&r);
+    check_required(&r, required);
+    CHECK_EQ(take_out(&r, (uint32_t[]){1, 2}, 2), KV_OK);
+    rig_drop(&r);
+    check_required(&r, required);
+    /* The link of 5 holds it now, and is written anew. */
+    CHECK_EQ(take_out_from(&r, (uint32_t[]){6}, 1, (kv_position){.segment = 2, .offset = 4096}), KV_OK);
+    rig_drop(&r);
+    check_required(&r, required);
+    rig_close(&r);
+    kv_sim_free(r.sim);
+}
+
+TEST(who_is_inside_the_epoch_goes_on_reading_what_was_removed) {
+    rig r = rig_new();
+    kv_epoch_slot *slot;
+    uint64_t size;
+    CHECK_EQ(rig_open(&r, false), KV_OK);
+    grow_to(&r, 4);
+    CHECK_EQ(kv_epoch_join(r.epoch, &slot), KV_OK);
+    kv_epoch_enter(r.epoch, slot);
+    const uint8_t *bytes = kv_flow_at(r.flow, 2, KV_SEGMENT_HEADER_SIZE, &size);
+    CHECK(bytes != NULL);
+    CHECK_EQ(take_out_one(&r, 2), KV_OK);
+    CHECK(kv_flow_at(r.flow, 2, KV_SEGMENT_HEADER_SIZE, &size) == NULL);
+    kv_epoch_reclaim(r.epoch);
+    kv_record record;
+    uint32_t used;
+    uint64_t place = kv_place(kv_flow_salt(r.flow), 2, KV_SEGMENT_HEADER_SIZE);
+    CHECK_EQ(kv_record_decode(bytes, RECORD_VALUE + 64, place, &record, &used), KV_OK);
+    kv_epoch_leave(slot);
+    kv_epoch_part(r.epoch, slot);
+    rig_close(&r);
+    kv_sim_free(r.sim);
+}
+
+TEST(a_failed_link_ends_writing_and_leaves_the_log_as_it_was) {
+    for (int kind = KV_SIM_WRITE; kind <= KV_SIM_SYNC; kind++) {
+        if (kind != KV_SIM_WRITE && kind != KV_SIM_SYNC) continue;
+        rig r = rig_new();
+        CHECK_EQ(rig_open(&r, false), KV_OK);
+        grow_to(&r, 4);
+        kv_sim_fail(r.sim, kind, 1, EIO, 0);
+        CHECK_EQ(take_out_one(&r, 2), KV_EDISK);
+        CHECK_EQ(kv_flow_poison(r.flow, NULL), KV_EDISK);
+        CHECK(in_log(&r, 2) && file_exists(&r, 2));
+        CHECK_EQ(take_out_one(&r, 2), KV_EPOISONED);
+        power_cut(&r, KV_CUT_ALL_LOST, 0);
+        CHECK_EQ(rig_open(&r, false), KV_OK);
+        CHECK(replayed_is(&r, &r, 0));
+        rig_close(&r);
+        kv_sim_free(r.sim);
+    }
+}
+
+TEST(a_file_that_could_not_be_unlinked_is_swept_by_the_next_writer) {
+    rig r = rig_new();
+    CHECK_EQ(rig_open(&r, false), KV_OK);
+    grow_to(&r, 5);
+    kv_sim_fail(r.sim, KV_SIM_UNLINK, 1, EIO, 0);
+    CHECK_EQ(take_out(&r, (uint32_t[]){2, 3}, 2), KV_OK);
+    CHECK(file_exists(&r, 2) && !in_log(&r, 2));
+    rig_close(&r);
+    CHECK_EQ(rig_open(&r, true), KV_OK);
+    CHECK(replayed_is(&r, &r, 0xc) && !in_log(&r, 2) && file_exists(&r, 2));
+    rig_drop(&r);
+    CHECK_EQ(rig_open(&r, false), KV_OK);
+    CHECK(replayed_is(&r, &r, 0xc) && !file_exists(&r, 2));
+    rig_close(&r);
+    kv_sim_free(r.sim);
+}
+
+/* --- removal, and readers beside it --- */
+
+/* The reader stands in segment 2, of which it has seen a part, and the writer is in segment 6. */
+static void removal_rigs(rig *w, rig *r) {
+    *w = rig_new();
+    CHECK_EQ(rig_open(w, false), KV_OK);
+    grow_to(w, 2);
+    put(w, RECORD_VALUE);
+    *r = (rig){.sim = w->sim};
+    CHECK_EQ(rig_open(r, true), KV_OK);
+    grow_to(w, 6);
+}
+
+static void check_behind(rig *w, rig *r, uint64_t removed) {
+    CHECK_EQ(refresh(r), KV_EBEHIND);
+    CHECK_EQ(r->fault.status, KV_EBEHIND);
+    CHECK_EQ(refresh(r), KV_EBEHIND);
+    rig_drop(r);
+    CHECK_EQ(rig_open(r, true), KV_OK);
+    CHECK(replayed_is(r, w, removed));
+    CHECK_EQ(refresh(r), KV_OK);
+    rig_drop(r);
+    rig_close(w);
+    kv_sim_free(w->sim);
+}
+
+TEST(a_reader_is_told_that_segments_went_which_it_had_not_read) {
+    static const step steps[] = {{{3}, 1}, {{3, 4, 5}, 3}, {{2, 3}, 2}, {{1, 2, 3}, 3}, {{4}, 1}, {{5}, 1}};
+    for (size_t i = 0; i < sizeof steps / sizeof steps[0]; i++) {
+        rig w, r;
+        removal_rigs(&w, &r);
+        CHECK_EQ(take_out(&w, steps[i].ids, steps[i].count), KV_OK);
+        check_behind(&w, &r, bits_of(&steps[i]));
+    }
+}
+
+TEST(a_reader_goes_on_when_nothing_went_that_it_had_not_read) {
+    static const step steps[] = {{{1}, 1}, {{2}, 1}, {{1, 2}, 2}};
+    for (size_t i = 0; i < sizeof steps / sizeof steps[0]; i++) {
+        rig w, r;
+        removal_rigs(&w, &r);
+        CHECK_EQ(take_out(&w, steps[i].ids, steps[i].count), KV_OK);
+        CHECK_EQ(refresh(&r), KV_OK);
+        CHECK(replayed_is(&r, &w, 0));
+        rig_drop(&r);
+        rig_close(&w);
+        kv_sim_free(w.sim);
+    }
+}
+
+/* A clean close names no successor: whether there is none yet, or was one that went, only the disk can tell. */
+TEST(a_reader_behind_a_clean_close_tells_nothing_yet_from_gone) {
+    for (uint32_t with_closed = 0; with_closed <= 1; with_closed++) {
+        rig w = rig_new();
+        CHECK_EQ(rig_open(&w, false), KV_OK);
+        grow_to(&w, 2);
+        rig_close(&w);
+        rig r = {.sim = w.sim};
+        CHECK_EQ(rig_open(&r, true), KV_OK);
+        CHECK_EQ(refresh(&r), KV_OK);
+        CHECK_EQ(rig_open(&w, false), KV_OK);
+        CHECK_EQ(refresh(&r), KV_OK);
+        grow_to(&w, 5);
+        CHECK_EQ(with_closed ? take_out(&w, (uint32_t[]){2, 3}, 2) : take_out_one(&w, 3), KV_OK);
+        check_behind(&w, &r, with_closed ? 0xc : 0x8);
+    }
+}
+
+/* Under its name there was another file by then, which it never saw. */
+TEST(a_reader_in_a_segment_that_was_given_up_is_told_when_its_successor_went) {
+    rig w = rig_new();
+    CHECK_EQ(rig_open(&w, false), KV_OK);
+    grow_to(&w, 2);
+    rig_close(&w);
+    CHECK_EQ(rig_open(&w, false), KV_OK);
+    CHECK_EQ(kv_flow_prepare(w.flow, 0), KV_OK);
+    rig r = {.sim = w.sim};
+    CHECK_EQ(rig_open(&r, true), KV_OK);
+    rig_close(&w);
+    CHECK(!file_exists(&w, 3));
+    CHECK_EQ(refresh(&r), KV_OK);
+    CHECK_EQ(rig_open(&w, false), KV_OK);
+    grow_to(&w, 5);
+    CHECK_EQ(take_out_one(&w, 3), KV_OK);
+    check_behind(&w, &r, 0x8);
+}
+
+static rig *removing;        /* the writer that comes between */
+static uint32_t remove_next; /* what it takes out when a reader is about to open that one: one in each of its looks */
+static uint32_t remove_last;
+static bool remove_now;
+
+static void remove_before_open(const char *path) {
+    char name[32];
+    snprintf(name, sizeof name, "flow/%08x.seg", (unsigned)remove_next);
+    remove_now |= strcmp(path, "flow/00000001.seg") == 0;
+    if (!remove_now || remove_next > remove_last || strcmp(path, name) != 0) return;
+    remove_now = false;
+    CHECK_EQ(take_out_one(removing, remove_next++), KV_OK);
+}
+
+static void check_open_beside(uint32_t first, uint32_t last, kv_status status) {
+    rig w = rig_new();
+    CHECK_EQ(rig_open(&w, false), KV_OK);
+    kv_flow_set_content(w.flow, 0); /* small ones */
+    grow_to(&w, 20);
+    removing = &w;
+    remove_next = first;
+    remove_last = last;
+    rig r = {.sim = w.sim, .before_open = remove_before_open};
+    CHECK_EQ(rig_open(&r, true), status);
+    if (status == KV_OK) CHECK(replayed_is(&r, &w, (2ull << last) - (1ull << first)));
+    CHECK_EQ(r.fault.status, status);
+    rig_drop(&r);
+    rig_close(&w);
+    kv_sim_free(w.sim);
+}
+
+TEST(a_reader_that_opens_while_segments_go_is_not_told_of_damage) {
+    check_open_beside(3, 3, KV_OK);
+    check_open_beside(1, 1, KV_OK);
+    check_open_beside(3, 8, KV_OK);
+    check_open_beside(3, 18, KV_EBEHIND);
+}
+
+/* The tombstones of a later segment go when the earlier ones they were for have gone: who has the earlier ones and not
+ * the later one finds the dead alive. */
+static void remove_both_before_open(const char *path) {
+    if (remove_next == 0 || strcmp(path, "flow/00000005.seg") != 0) return;
+    CHECK_EQ(take_out_one(removing, remove_next), KV_OK);
+    remove_next = 0;
+    CHECK_EQ(take_out_one(removing, 6), KV_OK);
+}
+
+TEST(a_reader_that_opens_while_segments_go_has_the_log_of_one_moment) {
+    for (uint32_t early = 1; early <= 3; early++) {
+        rig w = rig_new();
+        CHECK_EQ(rig_open(&w, false), KV_OK);
+        grow_to(&w, SEGMENTS);
+        removing = &w;
+        remove_next = early;
+        rig r = {.sim = w.sim, .before_open = remove_both_before_open};
+        CHECK_EQ(rig_open(&r, true), KV_OK);
+        CHECK_EQ(remove_next, 0);
+        CHECK(replayed_is(&r, &w, 1ull << early | 1ull << 6));
+        rig_drop(&r);
+        rig_close(&w);
+        kv_sim_free(w.sim);
+    }
+}
+
+/* --- removal, and threads beside it --- */
+
+typedef struct crowd {
+    rig r;
+    _Atomic bool stop;
+    _Atomic int read_count;
+} crowd;
+
+static void *appending(void *argument) {
+    crowd *c = argument;
+    while (!atomic_load(&c->stop)) {
+        pthread_mutex_lock(&writer_lock);
+        CHECK(put(&c->r, RECORD_VALUE) != 0);
+        kv_epoch_reclaim(c->r.epoch);
+        pthread_mutex_unlock(&writer_lock);
+    }
+    return NULL;
+}
+
+static void *settling(void *argument) {
+    crowd *c = argument;
+    while (!atomic_load(&c->stop)) {
+        CHECK_EQ(sync_all(&c->r), KV_OK);
+        CHECK_EQ(kv_flow_settle(c->r.flow), KV_OK);
+    }
+    return NULL;
+}
+
+static void *reading(void *argument) {
+    crowd *c = argument;
+    kv_epoch_slot *slot;
+    CHECK_EQ(kv_epoch_join(c->r.epoch, &slot), KV_OK);
+    for (uint32_t id = 1; !atomic_load(&c->stop); id++) {
+        uint64_t size;
+        kv_record record;
+        uint32_t used, tail = kv_flow_tail(c->r.flow).segment;
+        if (id >= tail) id = tail > 8 ? tail - 8 : 1; /* among those that are about to go */
+        kv_epoch_enter(c->r.epoch, slot);
+        const uint8_t *bytes = kv_flow_at(c->r.flow, id, KV_SEGMENT_HEADER_SIZE, &size);
+        if (bytes != NULL && id < tail) {
+            uint64_t place = kv_place(kv_flow_salt(c->r.flow), id, KV_SEGMENT_HEADER_SIZE);
+            CHECK_EQ(kv_record_decode(bytes, size, place, &record, &used), KV_OK);
+            atomic_fetch_add(&c->read_count, 1);
+        }
+        kv_epoch_leave(slot);
+    }
+    kv_epoch_part(c->r.epoch, slot);
+    return NULL;
+}
+
+/* Every second one of those that may go, the first included. */
+static size_t choose(rig *r, uint32_t ids[SEGMENTS]) {
+    kv_segment_info *segments;
+    size_t count, chosen = 0;
+    pthread_mutex_lock(&writer_lock);
+    CHECK_EQ(kv_flow_segments(r->flow, &segments, &count), KV_OK);
+    uint32_t newest = kv_flow_tail(r->flow).segment;
+    for (size_t i = 0; i < count && chosen < SEGMENTS; i += 2)
+        if (segments[i].sealed && segments[i].id != newest) ids[chosen++] = segments[i].id;
+    pthread_mutex_unlock(&writer_lock);
+    free(segments);
+    return chosen;
+}
+
+TEST(segments_go_while_others_append_sync_and_read) {
+    enum { REMOVED_MIN = 40 };
+    void *(*const work[])(void *) = {appending, settling, reading, reading};
+    pthread_t threads[4];
+    char directory[] = "/tmp/kv_flow_XXXXXX", path[64];
+    static crowd c;
+    size_t removed = 0;
+    CHECK(mkdtemp(directory) != NULL);
+    CHECK_EQ(kv_io_posix_new(directory, false, &c.r.io), KV_OK);
+    CHECK_EQ(rig_open(&c.r, false), KV_OK);
+    kv_flow_set_content(c.r.flow, 0);
+    for (int i = 0; i < 4; i++) CHECK_EQ(pthread_create(&threads[i], NULL, work[i], &c), 0);
+    while (removed < REMOVED_MIN && !check_failed_here) {
+        uint32_t ids[SEGMENTS];
+        size_t count = choose(&c.r, ids);
+        CHECK_EQ(take_out(&c.r, ids, count), KV_OK);
+        removed += count;
+        usleep(1000);
+    }
+    atomic_store(&c.stop, true);
+    for (int i = 0; i < 4; i++) pthread_join(threads[i], NULL);
+    CHECK(atomic_load(&c.read_count) > 0);
+    rig_close(&c.r);
+
+    CHECK_EQ(kv_io_posix_new(directory, false, &c.r.io), KV_OK);
+    CHECK_EQ(rig_open(&c.r, false), KV_OK);
+    for (size_t i = 1; i < c.r.seen_count; i++) CHECK(c.r.seen[i] > c.r.seen[i - 1]);
+    uint32_t newest = kv_flow_tail(c.r.flow).segment;
+    rig_close(&c.r);
+    for (uint32_t id = 1; id <= newest; id++) {
+        snprintf(path, sizeof path, "%s/flow/%08x.seg", directory, (unsigned)id);
+        unlink(path);
+    }
+    snprintf(path, sizeof path, "%s/flow", directory);
+    CHECK_EQ(rmdir(path), 0);
+    CHECK_EQ(rmdir(directory), 0);
+}
+
+/* --- sizes --- */
+
+static uint32_t size_of(rig *r, uint32_t id) {
+    kv_segment_info *segments;
+    size_t count;
+    uint32_t size = 0;
+    CHECK_EQ(kv_flow_segments(r->flow, &segments, &count), KV_OK);
+    for (size_t i = 0; i < count; i++)
+        if (segments[i].id == id) size = segments[i].size;
+    free(segments);
+    return size;
+}
+
+TEST(segments_follow_the_size_of_what_is_live) {
+    rig r = rig_new();
+    CHECK_EQ(rig_open(&r, false), KV_OK);
+    kv_flow_set_content(r.flow, 0);
+    grow_to(&r, 3);
+    CHECK_EQ(size_of(&r, 3), SEGMENT_MIN);
+    kv_flow_set_content(r.flow, 16 * SEGMENT_MIN - 1);
+    grow_to(&r, 4);
+    CHECK_EQ(size_of(&r, 4), SEGMENT_MIN);
+    kv_flow_set_content(r.flow, UINT64_MAX - 1);
+    grow_to(&r, 7);
+    CHECK_EQ(size_of(&r, 5), 2 * SEGMENT_MIN); /* never more than twice the one before */
+    CHECK_EQ(size_of(&r, 6), SEGMENT_MAX);
+    CHECK_EQ(size_of(&r, 7), SEGMENT_MAX);
+    kv_flow_set_content(r.flow, 16 * SEGMENT_MIN);
+    grow_to(&r, 8);
+    CHECK_EQ(size_of(&r, 8), 2 * SEGMENT_MIN);
+    kv_flow_set_content(r.flow, 0);
+    CHECK(put(&r, 50000) != 0);
+    CHECK_EQ(size_of(&r, 9), SEGMENT_MAX);
+    grow_to(&r, 10);
+    CHECK_EQ(size_of(&r, 10), SEGMENT_MIN);
+    rig_close(&r);
+    kv_sim_free(r.sim);
+}
+
 int main(void) {
     RUN(what_was_appended_is_replayed_in_order);
     RUN(segments_double_and_a_large_record_gets_a_segment_that_holds_it);
@@ -457,5 +1155,24 @@ int main(void) {
     RUN(a_reader_leaves_a_prepared_segment_that_was_too_small_for_a_record);
     RUN(a_full_disk_refuses_and_recovers);
     RUN(a_failed_sync_ends_writing_for_good);
+    RUN(removed_segments_are_not_replayed_and_their_files_go);
+    RUN(neighbours_are_taken_out_with_one_write);
+    RUN(only_sealed_segments_go_and_the_newest_never);
+    RUN(the_new_first_segment_may_be_the_active_one);
+    RUN(a_power_cut_in_a_removal_leaves_the_old_chain_or_the_new);
+    RUN(a_damaged_link_is_a_missing_segment_and_changes_nothing);
+    RUN(a_link_counts_where_the_seal_is_damaged);
+    RUN(a_checkpoint_older_than_a_removal_requires_is_not_used);
+    RUN(who_is_inside_the_epoch_goes_on_reading_what_was_removed);
+    RUN(a_failed_link_ends_writing_and_leaves_the_log_as_it_was);
+    RUN(a_file_that_could_not_be_unlinked_is_swept_by_the_next_writer);
+    RUN(a_reader_is_told_that_segments_went_which_it_had_not_read);
+    RUN(a_reader_goes_on_when_nothing_went_that_it_had_not_read);
+    RUN(a_reader_behind_a_clean_close_tells_nothing_yet_from_gone);
+    RUN(a_reader_in_a_segment_that_was_given_up_is_told_when_its_successor_went);
+    RUN(a_reader_that_opens_while_segments_go_is_not_told_of_damage);
+    RUN(a_reader_that_opens_while_segments_go_has_the_log_of_one_moment);
+    RUN(segments_go_while_others_append_sync_and_read);
+    RUN(segments_follow_the_size_of_what_is_live);
     return check_report();
 }

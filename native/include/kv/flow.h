@@ -15,11 +15,17 @@
  * KV_WATERMARK_MS_MIN, and at seal, idle and close with a sync of its own. Below it every record was durable once:
  * a bad one is damage. Above it the first bad record ends the log, whatever follows.
  *
+ * Compaction takes sealed segments out: the header of the one before then names the one behind. The headers say what
+ * the log is; a file that none of them leads to is a leftover, which readers ignore and the next writer unlinks.
+ *
  * Threads: append, commit and roll by the holder of the store's writer lock; at() by anyone inside the epoch;
- * sync() by anyone, several share one fdatasync; prepare() by one thread at a time.
+ * sync() and settle() by anyone who does not hold the writer lock, several share one fdatasync; prepare() by one thread
+ * at a time, remove() likewise.
  * Specification: docs/formats/flow.md. */
 #ifndef KV_FLOW_H
 #define KV_FLOW_H
+
+#include <pthread.h>
 
 #include "base.h"
 #include "epoch.h"
@@ -50,6 +56,8 @@ typedef struct kv_flow_options {
     uint32_t segment_size_min; /* a power of two, 64 KiB to 64 MiB; the first segment of this opener */
     uint32_t segment_size_max;
     const uint8_t *store_id;   /* 16 bytes: the store `start` was noted in; another one is KV_EUSAGE. NULL: any */
+    uint64_t sequence_min;     /* of a flow that was not closed: numbers go on above it */
+    bool salvage;              /* a reader that goes on behind damage, and notes it (kv_flow_damages) */
     bool write_watermark_always; /* after every sync, whatever the clock says: for recorded histories */
 } kv_flow_options;
 
@@ -76,23 +84,26 @@ typedef struct kv_segment_info {
 /* Opens the flow, finds its end and replays from `start` (segment 0: everything). A writer then makes the end
  * definite: what follows it is cut, durably, the segment is sealed there and a new one will take the next record.
  * An empty directory: a new store (a writer creates it; a reader gets KV_ENOTFOUND). KV_ECORRUPT: `fault` tells
- * where, and nothing on the disk was changed. `start` that is not in the log: KV_EUSAGE, nothing was replayed or
- * changed. *out is set before the first record is replayed, so that the resolver can look at earlier ones. */
+ * where, and nothing on the disk was changed. `start` that is not in the log, or older than the `required` of a
+ * removal: KV_EUSAGE, nothing was replayed or changed. *out is set before the first record is replayed, so that the
+ * resolver can look at earlier ones. KV_EBEHIND: segments went faster than a reader could list them. */
 kv_status kv_flow_open(kv_io *io, kv_epoch *epoch, const kv_flow_options *options, kv_position start,
                        kv_replay replay, void *context, kv_fault *fault, kv_flow **out);
 
-/* Read-only openers: replays what has been appended since. */
+/* Read-only openers: replays what has been appended since. KV_EBEHIND: segments that this reader had not read are gone;
+ * what it has stays as it is, and only a new open brings it up to date. */
 kv_status kv_flow_refresh(kv_flow *flow, kv_replay replay, void *context, kv_fault *fault);
 
 /* Ends appending: seal, cut the tail, sync, header. After a failure before: KV_EPOISONED, nothing is synced or sealed. */
 kv_status kv_flow_close(kv_flow *flow, kv_fault *fault);
-void kv_flow_free(kv_flow *flow);
+void kv_flow_free(kv_flow *flow); /* Writer lock, or alone. Nobody who was inside the epoch at a removal still is. */
 
 uint64_t kv_flow_salt(const kv_flow *flow);      /* seeds places and, through the store, the hash of keys */
 const uint8_t *kv_flow_store_id(const kv_flow *flow); /* 16 bytes */
 uint64_t kv_flow_sync_count(const kv_flow *flow); /* fdatasyncs since open */
 bool kv_flow_was_clean(const kv_flow *flow);     /* the opener before closed it */
 uint64_t kv_flow_sequence(const kv_flow *flow);  /* the last one used; the next is above */
+uint64_t kv_flow_ceiling(const kv_flow *flow);   /* no record has a sequence above it */
 void kv_flow_set_sequence(kv_flow *flow, uint64_t sequence); /* writer lock */
 
 /* Room for `size` bytes that no segment boundary splits: *bytes is where to put them, *position their place. May
@@ -111,6 +122,18 @@ kv_status kv_flow_settle(kv_flow *flow);
 /* Prepares the next segment if there is none. `size` 0: as the schedule has it. */
 kv_status kv_flow_prepare(kv_flow *flow, uint32_t size);
 bool kv_flow_wants_prepare(const kv_flow *flow);
+/* How many bytes are live: no segment prepared from now on is larger than an eighth of it, or segment_size_min, unless a
+ * record needs it. Until the first call every segment is twice the one before. Any thread. */
+void kv_flow_set_content(kv_flow *flow, uint64_t live_size);
+
+/* Takes sealed segments out of the log, in any order given, neighbours with one write. All of them, the newest one
+ * excepted, must be in the log and sealed: else KV_EUSAGE, and nothing was done. What of them counts must stand
+ * elsewhere, durably. No checkpoint whose position is below `required` is used from then on: an older one may point
+ * into them. Readers inside the epoch go on reading them. Waits for the disk; not under the writer lock, which it takes
+ * for a moment at a time, and not beside close(). KV_EDISK: poisoned; each of the segments is out, or in the log as
+ * before. A file that could not be unlinked is unlinked by the next writer. */
+kv_status kv_flow_remove(kv_flow *flow, pthread_mutex_t *writer_lock, const uint32_t *ids, size_t count,
+                         kv_position required);
 
 /* The bytes at a position and how many may be read from there; NULL if no such place. Inside the epoch, or under
  * the writer lock. */
@@ -118,6 +141,15 @@ const uint8_t *kv_flow_at(const kv_flow *flow, uint32_t segment, uint32_t offset
 
 /* All segments, oldest first; for free(). Writer lock. */
 kv_status kv_flow_segments(const kv_flow *flow, kv_segment_info **out, size_t *count);
+
+/* What a salvaging reader met, in order; the flow's, until it is freed. */
+typedef struct kv_damage {
+    uint32_t segment;
+    uint32_t offset;
+    uint64_t size; /* bytes that hold no valid record; 0: a file that is missing */
+    char what[80];
+} kv_damage;
+const kv_damage *kv_flow_damages(const kv_flow *flow, size_t *count);
 
 /* KV_OK, or why writes are refused since: KV_EDISK with its errno. */
 kv_status kv_flow_poison(const kv_flow *flow, int *os_error);

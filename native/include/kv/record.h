@@ -50,7 +50,6 @@ enum kv_kind {
     KV_KIND_SESSION = 38,  /* value = evictions and last results of client lanes */
     KV_KIND_DATA = 39,     /* value = bytes that a version record names by digest */
     KV_KIND_FORGET = 40,   /* key falls back to its last fully held version */
-    KV_KIND_GONE = 41,     /* value = ids of segments that compaction took away: any other missing one is damage */
 };
 
 enum kv_flag {
