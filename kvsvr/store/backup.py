@@ -59,7 +59,10 @@ class BackupReport:
 
 
 def backup(
-    handle: Handle, destination: str | os.PathLike[str], *, pin: Callable[[], tuple[int, int, int]],
+    handle: Handle,
+    destination: str | os.PathLike[str],
+    *,
+    pin: Callable[[], tuple[int, int, int]],
     progress: Progress | None = None,
 ) -> BackupReport:
     """Copies the store into a new directory. `pin` makes everything stay and says segment, offset and version of the
@@ -182,7 +185,9 @@ def _manifest(directory: Path) -> dict[str, Any]:
             content = json.load(file)
         if content["format"] != FORMAT:
             raise UsageError(f"{directory} was backed up by a newer kvsvr: upgrade this one")
-        files = {str(name): {"size": int(of["size"]), "blake2b": str(of["blake2b"])} for name, of in content["files"].items()}
+        files = {
+            str(name): {"size": int(of["size"]), "blake2b": str(of["blake2b"])} for name, of in content["files"].items()
+        }
         return {"version": int(content["version"]), "files": files}
     except FileNotFoundError:
         raise UsageError(f"{directory} holds no {MANIFEST}: it is no backup, or one that was not finished") from None

@@ -143,9 +143,7 @@ def _figures(segments: list[Segment]) -> _Figures:
     )
 
 
-def _victim(
-    segments: list[Segment], damaged: set[int], target: float, share: float, *, eager: bool
-) -> Segment | None:
+def _victim(segments: list[Segment], damaged: set[int], target: float, share: float, *, eager: bool) -> Segment | None:
     """The segment to compact next; None: none is worth it."""
     figures = _figures(segments)
     candidates = [one for one in segments[:-1] if one.sealed and one.live_size and one.id not in damaged]
