@@ -1,6 +1,7 @@
 """The demo, step by step. A step does one thing with the store, checks it, and fills a section of the report.
 
-What a later step needs of an earlier one is in `Run`, and nowhere else; tables and snapshots have files of their own; the store is closed between steps.
+What a later step needs of an earlier one is in `Run`, and nowhere else; the store is closed between steps. Tables and
+snapshots have files of their own.
 An exception of the store itself is a failure too, and is left to whoever runs the steps.
 """
 

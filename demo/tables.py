@@ -1,4 +1,4 @@
-"""A table for every package: its rows are the lines that define a function or a class, in the order of file and line."""
+"""A table for every package: its rows are the lines that define a function or a class, by file and line."""
 
 from __future__ import annotations
 
@@ -104,5 +104,6 @@ def _changes(db: kvsvr.Engine, expected: dict[bytes, Rows], section: Section) ->
     if changes.rows != [(first, b"and again"), (row, b"a line that nobody wrote")] or changes.deleted != [second]:
         section.failures.append(f"changes({seen}) of {key!r} are not what was changed: {changes}")
     section.lines.append(
-        f"{key.decode()}: 4 writes later, changes({seen}) gives {len(changes.rows)} rows and {len(changes.deleted)} deleted"
+        f"{key.decode()}: 4 writes later, changes({seen}) gives {len(changes.rows)} rows, "
+        f"{len(changes.deleted)} deleted"
     )

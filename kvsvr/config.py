@@ -31,6 +31,8 @@ class Config:
     snapshot_size_max: int = 1 << 30
     """Bytes that open snapshots may hold on to: records that were replaced since, and what it takes to find them.
     Beyond that the oldest ends, and its reads raise SnapshotExpired."""
+    compaction: bool = True
+    """Whether what is dead is tidied up unasked: space given back, dropped tables swept, the expired deleted."""
     slots: SlotMode = "any"
     """"strict": the keys of a batch or transaction share one hash slot, as a replica set will demand of them."""
 
@@ -39,6 +41,8 @@ class Config:
             raise UsageError(f'sync is "none", "batch" or "always", not {shown(self.sync)}')
         if not isinstance(self.readonly, bool):
             raise UsageError(f"readonly is True or False, not {shown(self.readonly)}")
+        if not isinstance(self.compaction, bool):
+            raise UsageError(f"compaction is True or False, not {shown(self.compaction)}")
         if self.slots not in get_args(SlotMode):
             raise UsageError(f'slots is "any" or "strict", not {shown(self.slots)}')
         if not _is_count(self.sync_ms_max, SYNC_MS_LIMIT):

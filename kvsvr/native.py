@@ -324,7 +324,16 @@ class Handle(Pool):
 
     __slots__ = ("__weakref__", "_free", "_io", "_out", "_pid")
 
-    def __init__(self, path: str, config: Config, checkpoint: bytes | None) -> None:
+    def __init__(
+        self,
+        path: str,
+        config: Config,
+        checkpoint: bytes | None,
+        *,
+        sequence_min: int = 0,
+        salvage: bool = False,
+        until: tuple[int, int] = (0, 0),
+    ) -> None:
         # C writes the store into it. Here before the call, so that no interrupt behind it can lose an open store.
         self._out: Any = ffi.new("kv_store **")
         self._free = lib.kv_store_free  # At interpreter exit this module may be gone before the last Handle.
@@ -341,6 +350,9 @@ class Handle(Pool):
                 "background": not config.readonly,
                 "write_calls": config.write_calls,
                 "snapshot_size_max": config.snapshot_size_max,
+                "sequence_min": sequence_min,
+                "salvage": salvage,
+                "replay_until": until[0] << 32 | until[1],
             },
         )
         fault = ffi.new("kv_fault *")
@@ -425,6 +437,35 @@ class Handle(Pool):
         if status != lib.KV_OK:
             raise failure(status, None, self.path)
         return Checkpoint(self, out[0])
+
+    def pin(self) -> tuple[int, int, int]:
+        """Until `unpin`, no file leaves the directory. Segment and offset up to which everything is durable, and the
+        last version before it."""
+        position, sequence = ffi.new("kv_position *"), ffi.new("uint64_t *")
+        caller = self.take()
+        result = lib.kv_pin(caller.pointer, position, sequence)
+        if result < 0:
+            raise self.failed(result, caller)
+        self.release(caller)
+        return position.segment, position.offset, sequence[0]
+
+    def unpin(self) -> None:
+        caller = self.take()
+        lib.kv_unpin(caller.pointer)
+        self.release(caller)
+
+    def damages(self) -> list[tuple[int, int, int, str]]:
+        """What a salvaging reader met: segment, offset, bytes, and what is wrong there."""
+        count = ffi.new("size_t *")
+        found = lib.kv_store_damages(self._alive(), count)
+        return [
+            (one.segment, one.offset, one.size, ffi.string(one.what).decode(errors="replace"))
+            for one in (found[i] for i in range(count[0]))
+        ]
+
+    @property
+    def pointer(self) -> Any:
+        return self._alive()
 
     def _alive(self) -> Any:
         if self._out is None:

@@ -16,10 +16,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, BinaryIO, Final
@@ -38,6 +39,7 @@ PIECE_SIZE: Final = 1 << 20
 HEADER_SIZE: Final = 4096
 HEADER_KEPT: Final = 512
 """The header's first block: written once, when the segment was made. What follows it changes (docs/formats/flow.md)."""
+_FILE: Final = re.compile(r"flow/[0-9a-f]{8}\.seg|values/[0-9a-f]{16}\.val")
 VERSION_JUMP: Final = 1 << 40
 """A store would have to write a million records a second for twelve days after its backup to get so far."""
 
@@ -59,25 +61,20 @@ class BackupReport:
 
 
 def backup(
-    handle: Handle,
-    destination: str | os.PathLike[str],
-    *,
-    pin: Callable[[], tuple[int, int, int]],
-    progress: Progress | None = None,
+    path: str, destination: str | os.PathLike[str], end: tuple[int, int, int], *, progress: Progress | None = None
 ) -> BackupReport:
-    """Copies the store into a new directory. `pin` makes everything stay and says segment, offset and version of the
-    durable end; the caller takes it back."""
+    """Copies the store at `path`, from which nothing is removed meanwhile, into a new directory. `end`: segment, offset
+    and version of what is durable."""
     begun = time.monotonic()
     target = _new_directory(destination)
-    segment, offset, version = pin()
-    source = Path(handle.path)
+    segment, offset, version = end
+    source = Path(path)
     names = list(_names(source, segment))
-    total = sum((source / name).stat().st_size for name in names)
+    total = sum(offset if name == _segment_name(segment) else (source / name).stat().st_size for name in names)
     files: dict[str, dict[str, Any]] = {}
     done = 0
     for name in names:
-        end = offset if name == _segment_name(segment) else None
-        files[name] = _copy(source / name, target / name, end)
+        files[name] = _copy(source / name, target / name, offset if name == _segment_name(segment) else None)
         done += files[name]["size"]
         if progress is not None:
             progress(done, total)
@@ -185,6 +182,8 @@ def _manifest(directory: Path) -> dict[str, Any]:
             content = json.load(file)
         if content["format"] != FORMAT:
             raise UsageError(f"{directory} was backed up by a newer kvsvr: upgrade this one")
+        if not all(_FILE.fullmatch(name) for name in content["files"]):
+            raise ValueError("it names files that no backup has")
         files = {
             str(name): {"size": int(of["size"]), "blake2b": str(of["blake2b"])} for name, of in content["files"].items()
         }
@@ -193,7 +192,3 @@ def _manifest(directory: Path) -> dict[str, Any]:
         raise UsageError(f"{directory} holds no {MANIFEST}: it is no backup, or one that was not finished") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CorruptionError(str(directory), f"{MANIFEST} cannot be read ({error}): take another backup") from None
-
-
-def as_dict(report: BackupReport) -> dict[str, Any]:
-    return asdict(report)

@@ -8,9 +8,9 @@ Four things, all of which an unattended store needs now and then:
   forget    tombstones that shadow nothing any more leave the index
 
 Which segment: the one with the best return, dead bytes over what reading and writing it costs, old ones first among
-equals (Rosenblum and Ousterhout, "The design and implementation of a log-structured file system", 1992, section 3.6: what
-is old and half empty will hardly become emptier). How many: while the store is written to, only as many as keep the flow
-below twice what is live, because what is left alone dies by itself; when it rests, until there is little to gain.
+equals (Rosenblum and Ousterhout, "The design and implementation of a log-structured file system", 1992, section 3.6:
+what is old and half empty will hardly become emptier). How many: while the store is written to, only as many as keep
+the flow below a bound, because what is left alone dies by itself; when it rests, until there is little to gain.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ from dataclasses import dataclass
 from typing import Final
 
 from kvsvr.errors import CorruptionError, DiskError
-from kvsvr.native import Handle, Segment
+from kvsvr.native import Handle
+from kvsvr.store.steps import Compaction, Forget, Segment, Sweep, expire, segments
 
 log = logging.getLogger("kvsvr")
 
 BUSY: Final = (1.5, 0.25)
-"""While it is written to: up to so many times the live bytes are fine, and a segment is worth it from this dead share."""
+"""While it is written to: so many times the live bytes are fine, and a segment is worth it from this dead share."""
 IDLE: Final = (1.1, 0.10)
 EAGER: Final = (1.0, 0.02)
 """For compact(): all that can be had."""
@@ -46,7 +47,7 @@ class _Figures:
     size: int
     live: int
     empty: int
-    """Bytes of sealed segments with nothing live in them."""
+    """Bytes of segments that only wait for a checkpoint."""
 
 
 class Compactor:
@@ -67,8 +68,7 @@ class Compactor:
             return True
         idle = self._is_idle()
         target, share = EAGER if eager else IDLE if idle else BUSY
-        segments = self._handle.segments()
-        victim = _victim(segments, self._damaged, target, share, eager=eager)
+        victim = _victim(segments(self._handle), self._damaged, target, share, eager=eager)
         if victim is not None:
             self._compact(victim.id, stop)
             return True
@@ -77,11 +77,11 @@ class Compactor:
 
     def wants_checkpoint(self) -> bool:
         """Emptied segments have become so many that the disk should have them back."""
-        figures = _figures(self._handle.segments())
+        figures = _figures(segments(self._handle))
         return figures.empty > max(SLACK, int(figures.live * EMPTY_SHARE))
 
     def has_empty(self) -> bool:
-        return _figures(self._handle.segments()).empty > 0
+        return _figures(segments(self._handle)).empty > 0
 
     def _is_idle(self) -> bool:
         """Nobody has written since the last look, but for what is done here."""
@@ -91,7 +91,7 @@ class Compactor:
     def _sweep(self, stop: Callable[[], bool]) -> bool:
         if self._handle.measure_one("retired_table_count") == 0:
             return False
-        with self._handle.sweep() as sweep:
+        with Sweep(self._handle) as sweep:
             worked = False
             while not stop() and sweep.step():
                 worked = True
@@ -99,7 +99,7 @@ class Compactor:
 
     def _compact(self, segment: int, stop: Callable[[], bool]) -> None:
         try:
-            with self._handle.compaction(segment) as compaction:
+            with Compaction(self._handle, segment) as compaction:
                 while not stop() and compaction.step():
                     pass
                 self.moved_size += compaction.moved_size
@@ -116,7 +116,7 @@ class Compactor:
         if whole:
             self._expire_cursor = 0
         while not stop():
-            self._expire_cursor = self._handle.expire(self._expire_cursor)
+            self._expire_cursor = expire(self._handle, self._expire_cursor)
             if not whole or self._expire_cursor == 0:
                 return
 
@@ -128,44 +128,44 @@ class Compactor:
         state = stats["removed_count"] + 1
         if count == 0 or state == self._forgotten_at or not (many or eager):
             return False
-        with self._handle.forget() as forget:
+        with Forget(self._handle) as forget:
             while not stop() and forget.step():
                 pass
-        self._forgotten_at = state
-        return bool(self._handle.measure_one("tombstone_count") < stats["tombstone_count"])
+            self._forgotten_at = state
+            return forget.count > 0
 
 
-def _figures(segments: list[Segment]) -> _Figures:
+def _figures(found: list[Segment]) -> _Figures:
     return _Figures(
-        size=sum(one.size for one in segments),
-        live=sum(one.live_size for one in segments),
-        empty=sum(one.size for one in segments if one.sealed and one.live_size == 0),
+        size=sum(one.size for one in found),
+        live=sum(one.live_size for one in found),
+        empty=sum(one.size for one in found if one.removable),
     )
 
 
-def _victim(segments: list[Segment], damaged: set[int], target: float, share: float, *, eager: bool) -> Segment | None:
+def _victim(found: list[Segment], damaged: set[int], target: float, share: float, *, eager: bool) -> Segment | None:
     """The segment to compact next; None: none is worth it."""
-    figures = _figures(segments)
-    candidates = [one for one in segments[:-1] if one.sealed and one.live_size and one.id not in damaged]
+    figures = _figures(found)
+    candidates = [one for one in found[:-1] if one.sealed and one.live_size and one.id not in damaged]
     if not candidates:
         return None
-    small = figures.size // (4 * len(segments)) if len(segments) > SMALL_COUNT else 0
+    small = figures.size // (4 * len(found)) if len(found) > SMALL_COUNT else 0
     for one in candidates:
         if one.size < small:
             return one
     slack = 0 if eager else SLACK
     if figures.size - figures.empty <= figures.live * target + slack:
         return None
-    newest = segments[-1].id
+    newest = found[-1].id
     best = max(candidates, key=lambda one: _return(one, newest))
-    return best if 1 - best.live_size / one_size(best) >= share else None
+    return best if 1 - best.live_size / _size(best) >= share else None
 
 
-def one_size(segment: Segment) -> int:
+def _size(segment: Segment) -> int:
     return max(1, segment.size)
 
 
 def _return(segment: Segment, newest: int) -> float:
-    live = segment.live_size / one_size(segment)
+    live = segment.live_size / _size(segment)
     age = (newest - segment.id) / max(1, newest)
     return (1 - live) / (1 + live) * (0.5 + age)

@@ -36,6 +36,7 @@ from kvsvr.config import Config, SlotMode, SyncMode
 from kvsvr.errors import ClosedError, DiskError, LockedError, UsageError, shown
 from kvsvr.native import ABSENT, SMALL_SIZE, Handle, Many, borrow, lib, own, ttl_ms
 from kvsvr.store.arguments import WRITE_COUNT_MAX, addend, chunks, expiry_of, pair_chunks, version_of
+from kvsvr.store.backup import BackupReport, backup
 from kvsvr.store.batch import Batch
 from kvsvr.store.catalog import Catalog, sync_directory
 from kvsvr.store.housekeeping import Housekeeper
@@ -43,6 +44,7 @@ from kvsvr.store.reads import Reads
 from kvsvr.store.snapshot import Snapshot
 from kvsvr.store.table import Table, TableReads
 from kvsvr.store.transaction import ATTEMPTS, Transaction, run
+from kvsvr.store.verify import Progress, Report, compare, open_kept, verify
 from kvsvr.types import BytesLike
 
 if TYPE_CHECKING:
@@ -70,6 +72,7 @@ def open(
     sync_ms_max: int = 10,
     checkpoint_size: int | None = 64 << 20,
     write_calls: bool = False,
+    compaction: bool = True,
     slots: SlotMode = "any",
     snapshot_size_max: int = 1 << 30,
 ) -> Engine:
@@ -86,6 +89,7 @@ def open(
             readonly=readonly,
             checkpoint_size=checkpoint_size,
             write_calls=write_calls,
+            compaction=compaction,
             slots=slots,
             snapshot_size_max=snapshot_size_max,
         ),
@@ -311,7 +315,7 @@ class Engine(Reads):
     def transaction(self, *, durable: bool = False) -> Transaction:
         """A `with` block that reads as of one moment, and whose writes are written at its end: all of them, if nothing
         it has read has changed meanwhile, absent keys included; else VersionConflict, and nothing."""
-        self._refuse_readonly()
+        self._refuse_readonly("a transaction")
         return Transaction(self._handle, durable=durable, slots=self._config.slots)
 
     def run(self, fn: Callable[[Transaction], T], *, attempts: int = ATTEMPTS, durable: bool = False) -> T:
@@ -320,13 +324,13 @@ class Engine(Reads):
         After a VersionConflict once more, with a new transaction, up to `attempts` times in all; then the last one is
         raised. So fn may run several times: what it does besides reading and writing through `t` should bear that.
         """
-        self._refuse_readonly()
+        self._refuse_readonly("a transaction")
         return run(lambda: self.transaction(durable=durable), fn, attempts)
 
-    def _refuse_readonly(self) -> None:
+    def _refuse_readonly(self, what: str) -> None:
         if self._config.readonly:
             raise UsageError(
-                f"{self._handle.path} was opened with readonly=True, and transactions need the writer: open it without"
+                f"{self._handle.path} was opened with readonly=True, and {what} needs the writer: open it without"
             )
 
     # --- the store as a whole ---
@@ -361,6 +365,43 @@ class Engine(Reads):
             raise self._handle.failed(result, caller, name)
         self._callers.append(caller)
         return result
+
+    def compact(self) -> None:
+        """Gives back, now, all the space that can be had; a store does as much by itself when it has the time.
+
+        What open snapshots and backups hold on to stays. Reads and writes go on meanwhile.
+        """
+        self._refuse_readonly("compact")
+        self._keeper.compact()
+
+    def backup(self, path: str | os.PathLike[str], *, progress: Progress | None = None) -> BackupReport:
+        """Copies the store, as of one moment, into a new or empty directory, durably; reads and writes go on meanwhile.
+
+        `progress(done, total)` hears of bytes. `kvsvr.restore` makes a store of the copy.
+        """
+        self._refuse_readonly("backup")
+        with self._keeper.alone:  # No segment is just on its way out.
+            end = self._handle.pin()
+        try:
+            return backup(self._handle.path, path, end, progress=progress)
+        finally:
+            self._handle.unpin()
+
+    def verify(self, *, progress: Progress | None = None) -> Report:
+        """Reads everything there is, twice, and compares: see kvsvr.store.verify. Reads and writes go on meanwhile."""
+        if self._config.readonly:
+            return verify(self._handle.path, progress=progress)
+        with self._keeper.alone:
+            segment, offset, _ = self._handle.pin()
+            try:
+                kept = open_kept(self._handle.path, until=(segment, offset))
+            except BaseException:
+                self._handle.unpin()
+                raise
+        try:
+            return compare(self._handle.path, kept, until=(segment, offset), progress=progress)
+        finally:
+            self._handle.unpin()
 
     def sync(self) -> None:
         """Returns when everything written so far is on disk."""
@@ -510,8 +551,9 @@ def _end(handle: Handle, keeper: Housekeeper, place: tuple[int, int] | None) -> 
     try:
         if place is not None:
             keeper.stop()
-            handle.quiesce()
-            keeper.checkpoint()
+            with keeper.alone:  # Whoever compacts by hand has been told to stop, too.
+                handle.quiesce()
+                keeper.checkpoint()
     finally:
         try:
             handle.close()

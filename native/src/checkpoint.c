@@ -142,19 +142,32 @@ static uint64_t name_count(const counters *n) {
     return n->key_count + n->table_count + 2 * n->row_count + n->row_tombstone_count;
 }
 
+/* Writer lock. KV_EOF: nothing has changed since the last checkpoint. Where nothing was written, but slots have left the
+ * index or segments are wanted no more, the time is noted again: a removal refuses checkpoints by their position, so two
+ * that say different things must not have the same. */
+static kv_status leave_last_position(kv_store *store) {
+    kv_position position = kv_flow_tail(store->flow);
+    if (kv_position_order(position) != store->checkpoint_order) return KV_OK;
+    if (!store->hidden && !store_has_empty(store, &store->counters, position)) return KV_EOF;
+    return store_write_clock(store);
+}
+
 /* The moment: everything below is as of this position, because the writer lock is held. */
 static kv_status fix_moment(kv_checkpoint *k) {
     kv_store *store = k->store;
     if (store->checkpointing) return KV_EUSAGE;
     if (store->index_damaged) return KV_ECORRUPT;
+    kv_status moved = leave_last_position(store);
+    if (moved != KV_OK) return moved;
     k->position = kv_flow_tail(store->flow);
-    if (kv_position_order(k->position) == store->checkpoint_order) return KV_EOF;
+    store->hidden = false;
     k->sequence = kv_flow_sequence(store->flow);
     k->clock_ms = atomic_load(&store->clock_ms);
     kv_status status = copy_counters(k);
     if (status == KV_OK) status = kv_index_image_begin(store->index);
     k->imaging = status == KV_OK;
     if (status != KV_OK) return status;
+    store_note_content(store);
     store->checkpointing = k->counted = true;
     k->looked = k->position;
     status = kv_order_build_begin(store->order, name_count(&k->counters), &k->build);
@@ -550,7 +563,9 @@ kv_status kv_checkpoint_published(kv_checkpoint *k) {
         if (status != KV_OK) return status;
     }
     dislodge_remains(store, k->file_id);
-    return sweep(store, k->file_ids, k->file_id_count, k->runs, k->run_count);
+    kv_status status = sweep(store, k->file_ids, k->file_id_count, k->runs, k->run_count);
+    /* Last: the names that were created in them are in the run, and older checkpoints are not used any more. */
+    return status == KV_OK ? store_remove_segments(store, &k->counters, k->position) : status;
 }
 
 void kv_checkpoint_free(kv_checkpoint *k) {

@@ -166,7 +166,7 @@ void kv_epoch_reclaim(kv_epoch *epoch) {
     free_retired_before(epoch, reader < bound ? reader : bound);
 }
 
-void kv_epoch_drain(kv_epoch *epoch) {
+void kv_epoch_wait(kv_epoch *epoch) {
     KV_ASSERT(epoch != NULL);
     uint64_t now = atomic_fetch_add(&epoch->global, 1);
     for (;;) {
@@ -176,5 +176,9 @@ void kv_epoch_drain(kv_epoch *epoch) {
         if (reader > now) break;
         nanosleep(&(struct timespec){.tv_nsec = DRAIN_WAIT_NS}, NULL);
     }
+}
+
+void kv_epoch_drain(kv_epoch *epoch) {
+    kv_epoch_wait(epoch);
     kv_epoch_reclaim(epoch);
 }

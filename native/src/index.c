@@ -282,6 +282,35 @@ uint64_t kv_index_next(kv_probe *probe) {
     return probe_search(probe, table_slots(probe->table));
 }
 
+/* --- walking --- */
+
+/* Where the table behind this one begins; 0: it is the last. A split makes no such place go. */
+static uint64_t hash_behind(const kv_index_table *table, uint64_t hash) {
+    return table->depth == 0 ? 0 : ((hash >> (64 - table->depth)) + 1) << (64 - table->depth);
+}
+
+kv_status kv_index_walk(kv_index *index, uint64_t *hash, kv_index_slot **slots, size_t *capacity, size_t *count) {
+    kv_index_table *table = index_table(index, *hash);
+    kv_status status = table_slots(table) == NULL ? kv_table_load(index, table, *hash) : KV_OK;
+    *count = 0;
+    if (status != KV_OK) return status;
+    if (*capacity < table->capacity) {
+        kv_index_slot *larger = realloc(*slots, table->capacity * sizeof *larger);
+        if (larger == NULL) return KV_ENOMEM;
+        *slots = larger;
+        *capacity = table->capacity;
+    }
+    const kv_slot *from = table_slots(table);
+    for (uint32_t i = 0; i < table->capacity; i++) {
+        uint64_t location = atomic_load_explicit(&from[i].location, memory_order_acquire);
+        if (location <= KV_LOCATION_REMOVED) continue;
+        uint64_t held = atomic_load_explicit(&from[i].hash, memory_order_relaxed);
+        (*slots)[(*count)++] = (kv_index_slot){.hash = held, .location = location};
+    }
+    *hash = hash_behind(table, *hash);
+    return KV_OK;
+}
+
 /* --- changing --- */
 
 /* The way to every change of a table: in memory, and what an image under way wants of it is set aside. */

@@ -36,6 +36,10 @@ static unsigned location_flags(const kv_record *record) {
     return flags;
 }
 
+uint64_t store_location(const kv_record *record, kv_position position) {
+    return kv_loc_make(position.segment, position.offset, location_flags(record));
+}
+
 /* --- counting --- */
 
 /* Which counter a slot with these flags is counted by; NULL: none. */
@@ -117,7 +121,7 @@ static kv_status note_names(kv_store *store, const kv_record *record, uint64_t l
 
 kv_status store_index_put(kv_store *store, uint64_t hash, const found *old, const kv_record *record,
                           kv_position position, uint32_t used) {
-    uint64_t location = kv_loc_make(position.segment, position.offset, location_flags(record));
+    uint64_t location = store_location(record, position);
     kv_position behind = {.segment = position.segment, .offset = position.offset + used};
     bool there = old->location != 0;
     kv_status status = counters_room(&store->counters, position.segment);
@@ -145,21 +149,30 @@ kv_status store_put_head(kv_store *store, const kv_record *record, kv_position p
     return status == KV_OK ? kv_index_replace(store->index, &head.probe, location) : status;
 }
 
-static bool makes_head(const kv_record *record) {
+bool makes_head(const kv_record *record) {
     return record->kind == KV_KIND_TABLE_NEW || record->kind == KV_KIND_ROW_PUT || record->kind == KV_KIND_ROW_DELETE;
 }
 
+static bool brings_name(const kv_record *record) {
+    return record->kind == KV_KIND_PUT || record->kind == KV_KIND_TABLE_NEW || record->kind == KV_KIND_ROW_PUT;
+}
+
+/* Whether the record brings its name into being is asked of the index, not of its flag: the record that had the flag
+ * may be in a segment that is gone, while the one that stands there was never moved. */
 kv_status store_show(kv_store *store, const kv_record *record, kv_position position, uint32_t used, kv_fault *fault) {
     found old;
+    kv_record shown = *record;
     target t = target_of(store, record);
     kv_status status = store_find(store, &t, &old, fault);
     if (status != KV_OK && status != KV_ABSENT) return status;
-    status = store_index_put(store, t.hash, &old, record, position, used);
+    if (brings_name(record) && (old.location == 0 || found_tombstone(&old))) shown.flags |= KV_FLAG_CREATED;
+    status = store_index_put(store, t.hash, &old, &shown, position, used);
     if (status == KV_OK && makes_head(record)) status = store_put_head(store, record, position, fault);
     return status;
 }
 
 kv_status store_hide(kv_store *store, const found *old) {
+    store->hidden = true;
     kv_status status = kv_index_remove(store->index, &old->probe);
     return status == KV_OK ? count_out(store, old, NULL, kv_flow_tail(store->flow)) : status;
 }

@@ -91,12 +91,14 @@ struct kv_store {
     uint32_t pin_count;          /* backups under way: nothing leaves the directory */
     uint64_t generation;         /* high half of the ids of value and index files: unlike that of every opener before */
     _Atomic uint32_t big_next;   /* the low half of the next value file's id */
+    bool hidden;                 /* slots left the index, unlogged, since the last checkpoint was begun */
     bool checkpointing;          /* one is under way; writer lock */
     uint32_t index_file_next;    /* the same for index files and runs; the one checkpoint at a time */
     _Atomic bool big_dir_made;
     _Atomic bool index_damaged;  /* an index file or a run did not hold what was written: no more checkpoints on top */
     uint64_t replayed_count;
     big_set orphans;             /* while replaying: tables that have rows and, so far, no key */
+    uint64_t removed_count;      /* segments taken out since open */
     uint64_t checkpoint_order;   /* kv_position_order() of the newest published checkpoint */
     uint64_t checkpoint_sequence;
     uint8_t **index_mappings;    /* index files that tables still load from, until close */
@@ -197,6 +199,7 @@ typedef kv_status (*write_step)(kv_caller *c, write_op *w);
 kv_status store_usable(const kv_store *store); /* open, and not in a forked child; the first look of every call */
 kv_status store_writable(const kv_store *store);
 int64_t store_now(const kv_store *store);
+void store_note_content(kv_store *store); /* tells the flow how much is live, for segment sizes; writer lock */
 void store_set_clock(kv_store *store, int64_t clock_ms); /* writer lock, or nobody else is there yet */
 kv_status store_append(kv_store *store, kv_record *record, kv_position *position, uint32_t *used);
 kv_status store_append_pair(kv_store *store, kv_record *first, kv_record *second, kv_position at[2], uint32_t used[2]);
@@ -211,6 +214,7 @@ kv_result refuse_name(kv_caller *c);
 kv_status fault_corrupt(kv_fault *fault, uint64_t location, const char *what);
 int64_t store_deadline(const kv_store *store, int64_t ttl_ms); /* 0: never */
 kv_status store_note_clock(kv_store *store, int64_t expires_ms); /* writer lock */
+kv_status store_write_clock(kv_store *store);                    /* the same, in any case */
 kv_result answer_expired(kv_caller *c, int64_t expires_ms);          /* KV_ABSENT, after noting the clock */
 
 /* find.c */
@@ -236,6 +240,8 @@ kv_status reader_find_table(kv_caller *c, const uint8_t *key, size_t size, table
 bool reader_alive(kv_caller *c, const found *f);
 
 /* show.c */
+uint64_t store_location(const kv_record *record, kv_position position); /* what its slot holds */
+bool makes_head(const kv_record *record); /* of its table, if it is the newest */
 kv_status store_index_put(kv_store *store, uint64_t hash, const found *old, const kv_record *record,
                           kv_position position, uint32_t used);
 kv_status store_put_head(kv_store *store, const kv_record *record, kv_position position, kv_fault *fault);
@@ -245,6 +251,9 @@ kv_status store_hide(kv_store *store, const found *old); /* takes a slot out of 
 void count_live(counters *n, uint32_t segment, int64_t size);
 
 /* write.c */
+/* Deletes what has expired and stands in this slot, under a new version, so that the change feed and waiters hear of it.
+ * *deleted: bool. Writer lock. */
+kv_status store_expire(kv_caller *c, const target *t, bool *deleted);
 kv_status store_next_row(kv_caller *c, const table_state *table, uint64_t version, uint8_t row[KV_ROW_ID_SIZE], uint64_t *id);
 
 /* read.c */
@@ -327,6 +336,10 @@ kv_status big_read(kv_caller *c, const kv_big *big, uint8_t *to);
 void big_retire(kv_store *store, const kv_big *big, kv_position since, uint64_t replaced);
 void big_reap(kv_store *store);          /* unlinks what is retired and durable; what fails, the next open sweeps */
 kv_status big_sweep(kv_store *store);    /* at open: unlinks what no record points to */
+
+/* compact.c: takes segments out that were empty as of a published checkpoint. */
+bool store_has_empty(kv_store *store, const counters *as_of, kv_position position); /* writer lock */
+kv_status store_remove_segments(kv_store *store, const counters *as_of, kv_position position);
 
 /* checkpoint.c */
 kv_status checkpoint_load(kv_store *store, const uint8_t *bytes, size_t size, kv_position *start);

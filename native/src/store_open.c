@@ -115,7 +115,9 @@ typedef struct replaying {
 static kv_status store_replay(void *context, const kv_record *record, kv_position position, uint32_t used) {
     replaying *r = context;
     kv_store *store = r->store;
+    uint64_t until = store->options.replay_until;
     if (store->hash_seed == 0) set_hash_seed(store);
+    if (KV_UNLIKELY(until != 0 && kv_position_order(position) >= until)) return KV_OK;
     store->replayed_count++;
     switch (record->kind) {
     case KV_KIND_PUT:
@@ -526,6 +528,7 @@ static kv_status measure_locked(kv_store *store, kv_stats *out) {
         .big_count = n->big_count,
         .big_size = n->big_size,
         .segment_count = count,
+        .removed_count = store->removed_count,
         .sequence = kv_flow_sequence(store->flow),
         .index_slot_count = index.slot_count,
         .index_memory_size = index.memory_size,

@@ -155,6 +155,9 @@ static bool await_prepare(kv_store *store) {
 static void *preparer_main(void *argument) {
     kv_store *store = argument;
     do {
+        pthread_mutex_lock(&store->write_lock);
+        store_note_content(store);
+        pthread_mutex_unlock(&store->write_lock);
         kv_status status = kv_flow_prepare(store->flow, 0);
         /* A full disk: the writer that needs the segment will try again, and hear of it. */
         if (status != KV_OK && !sleep_ms(store, &store->wake_preparer, FULL_DISK_MS)) break;

@@ -154,6 +154,46 @@ static kv_status step_delete(kv_caller *c, write_op *w) {
     return alive ? write_end(c, w, &record) : KV_OK;
 }
 
+/* --- what time has ended --- */
+
+/* What a delete of this says of its table: as the head has it, less the row. KV_ABSENT: there is no table, or it is
+ * dropped, and the sweep takes care of what is left of it. */
+static kv_status expire_in_table(kv_caller *c, uint64_t table_id, kv_record *record) {
+    kv_store *store = c->store;
+    found head;
+    target t = target_table(store, table_id, KV_LOC_HEAD);
+    if (big_set_has(&store->retired_tables, table_id)) return KV_ABSENT;
+    kv_status status = store_find(store, &t, &head, &c->answer.fault);
+    if (status != KV_OK) return status;
+    bool row = record->kind == KV_KIND_ROW_DELETE;
+    record->options = KV_HAS_TABLE;
+    record->table_id = table_id;
+    record->row_count = head.record.row_count - row;
+    record->next_row = head.record.next_row;
+    return KV_OK;
+}
+
+kv_status store_expire(kv_caller *c, const target *t, bool *deleted) {
+    kv_store *store = c->store;
+    kv_position position;
+    uint32_t used;
+    found old;
+    bool alive, row = t->class == KV_LOC_ROW;
+    *deleted = false;
+    kv_status status = store_find_trusted(c, t, &old, &alive);
+    if (status != KV_OK || alive || old.location == 0 || found_tombstone(&old)) return status;
+    kv_record record = {.kind = KV_KIND_DELETE, .flags = KV_FLAG_EXPIRED, .key = t->key, .key_size = (uint32_t)t->key_size};
+    if (row) record.kind = KV_KIND_ROW_DELETE;
+    else if (found_table(&old)) record.kind = KV_KIND_TABLE_DROP;
+    if (record.kind != KV_KIND_DELETE) status = expire_in_table(c, old.record.table_id, &record);
+    if (status != KV_OK) return status == KV_ABSENT ? KV_OK : status;
+    status = store_append(store, &record, &position, &used);
+    if (status != KV_OK) return status;
+    *deleted = true;
+    status = store_index_put(store, t->hash, &old, &record, position, used);
+    return status == KV_OK && row ? store_put_head(store, &record, position, &c->answer.fault) : status;
+}
+
 /* Values above the inline size are written, and made durable, before the lock is taken. Runs the step with what then
  * stands for the value; gives the file up if no record came to name it. */
 static kv_result write_value(kv_caller *c, write_step step, write_op *w, int durable) {

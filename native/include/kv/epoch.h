@@ -34,6 +34,7 @@ void kv_epoch_leave(kv_epoch_slot *slot);
 /* Calls free_it(context, memory) once no reader can hold it. KV_ENOMEM: not noted, the caller must keep it. */
 kv_status kv_epoch_retire(kv_epoch *epoch, void (*free_it)(void *context, void *memory), void *context, void *memory);
 void kv_epoch_reclaim(kv_epoch *epoch); /* Frees what can be freed now; does not wait. Cheap if nothing is retired. */
+void kv_epoch_wait(kv_epoch *epoch);    /* Waits until every reader that is inside now has left; wants no lock. */
 void kv_epoch_drain(kv_epoch *epoch);   /* Waits until every reader that is inside now has left, then reclaims. */
 
 #endif

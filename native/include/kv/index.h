@@ -64,6 +64,16 @@ kv_status kv_index_insert(kv_index *index, uint64_t hash, uint64_t location); /*
 kv_status kv_index_replace(kv_index *index, const kv_probe *probe, uint64_t location);
 kv_status kv_index_remove(kv_index *index, const kv_probe *probe);
 
+/* A walk over everything: the occupied slots of the table that owns *hash, into *slots, which is made larger if need be
+ * and stays the caller's to free. *hash is moved on to where the next table begins, 0 behind the last one. A table is
+ * shown as it is while it is read; what is there throughout a walk is shown at least once. Inside the epoch, or under the
+ * writer lock. */
+typedef struct kv_index_slot {
+    uint64_t hash;
+    uint64_t location;
+} kv_index_slot;
+kv_status kv_index_walk(kv_index *index, uint64_t *hash, kv_index_slot **slots, size_t *capacity, size_t *count);
+
 typedef struct kv_index_stats {
     uint64_t slot_count;   /* occupied slots, tombstones included */
     uint64_t table_count;

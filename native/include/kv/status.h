@@ -38,8 +38,8 @@ typedef enum kv_status {
     KV_EFORMAT = -112,     /* written by a newer kvsvr */
     KV_ELOCKED = -113,     /* another process has it open for writing */
     KV_ENOTFOUND = -114,   /* read-only, and there is no store */
-    KV_ESNAPSHOT = -116,   /* the snapshot held on to too much, and was ended */
     KV_EBEHIND = -115,     /* segments that were not read yet were compacted away: open again */
+    KV_ESNAPSHOT = -116,   /* the snapshot held on to too much, and was ended */
 
     KV_EDISK = -200,     /* a file operation failed; errno says how */
     KV_ENOSPC = -201,    /* the disk is full: writes are refused until there is space */

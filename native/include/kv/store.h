@@ -37,6 +37,7 @@ typedef struct kv_options {
     uint32_t segment_size_max; /* 0: KV_SEGMENT_SIZE_MAX */
     uint32_t inline_size_max;  /* 0: KV_INLINE_SIZE_MAX; tests make values big that are not */
     uint64_t sequence_min;     /* a restored store: versions go on above it. For a store that was not closed */
+    uint64_t replay_until;     /* readonly: what lies from this kv_position_order() on is not looked at; 0: all is */
     uint64_t snapshot_size_max; /* bytes that snapshots may hold on to, memory, old records and their value files; 0: 1 GiB */
 } kv_options;
 
@@ -254,6 +255,7 @@ typedef struct kv_stats {
     uint64_t big_count;        /* live values in files of their own */
     uint64_t big_size;
     uint64_t segment_count;
+    uint64_t removed_count;    /* segments taken out since open */
     uint64_t sequence;         /* the last number given to a record */
     uint64_t index_slot_count;
     uint64_t index_memory_size;
@@ -273,8 +275,72 @@ typedef struct kv_stats {
     uint8_t store_id[16];
 } kv_stats;
 kv_status kv_store_measure(kv_store *store, kv_stats *out);
+/* The counters, counted anew from what the index points at. Takes the writer lock for as long as that takes. */
+typedef struct kv_audit {
+    uint64_t key_count;
+    uint64_t table_count;
+    uint64_t row_count;
+    uint64_t tombstone_count;
+    uint64_t row_tombstone_count;
+    uint64_t big_count;
+    uint64_t big_size;
+    uint64_t live_size;
+    uint64_t slot_count;
+    uint64_t wrong_slot_count;    /* slots that point at something else than a record of their name */
+    uint64_t wrong_segment_count; /* segments whose live bytes are not what is counted */
+} kv_audit;
+kv_status kv_store_audit(kv_store *store, kv_audit *out);
 /* Of a store that was opened with salvage; its own, until it is closed. */
 const kv_damage *kv_store_damages(kv_store *store, size_t *count);
+
+/* --- compaction: what is live in an old segment is written anew, and the segment goes with the next published checkpoint
+ * that finds it empty. One object is one segment, used by one thread; several at a time are fine. Freed before the store
+ * is closed.
+ *
+ * What a good policy looks at: the dead share, 1 - live_size / size; the id, which is the age; that a segment becomes empty
+ * only when no snapshot needs what is dead in it, and dropped tables were swept (their rows are left where they are); and
+ * that one whose compaction answered KV_ECORRUPT is damaged: it stays, and so it is left alone from then on. A segment
+ * whose live_size is 0 needs no compaction, only a checkpoint. --- */
+typedef struct kv_segment_stats {
+    uint32_t id;
+    int32_t sealed;     /* bool: may be compacted */
+    int32_t removable;  /* bool: nothing in it is live or wanted; it goes with the next checkpoint */
+    uint64_t size;      /* bytes of records */
+    uint64_t live_size; /* of those that count */
+} kv_segment_stats;
+kv_status kv_store_segments(kv_store *store, kv_segment_stats **out, size_t *count); /* oldest first; for free() */
+
+typedef struct kv_compaction kv_compaction;
+typedef struct kv_compacted {
+    uint64_t moved_count;
+    uint64_t moved_size;    /* bytes: what was written for it */
+    uint64_t expired_count; /* deleted, because their time had come */
+    kv_fault fault;         /* after an error */
+} kv_compacted;
+/* KV_EUSAGE: there is no such segment, or it may not be compacted. */
+kv_status kv_compaction_begin(kv_store *store, uint32_t segment, kv_compaction **out);
+/* KV_MORE, or KV_EOF: what was live is elsewhere. KV_ECORRUPT: a record is damaged; what is live in the segment stays.
+ * KV_ENOSPC, and anything else: what was not moved stays, too. Holds up writers for some 20 us at a time. */
+kv_status kv_compaction_step(kv_compaction *compaction);
+const kv_compacted *kv_compaction_look(kv_compaction *compaction); /* so far */
+void kv_compaction_free(kv_compaction *compaction);                /* accepts NULL */
+
+/* --- what time ends, and what was deleted long ago --- */
+/* Deletes, under new versions, what has expired: slot_count slots of the index are looked at, a few more or less, from
+ * *cursor on (0 at first), which is 0 again when all were. The number deleted. For what nobody asks for, in segments that
+ * nobody compacts. */
+kv_result kv_expire_step(kv_caller *c, uint64_t *cursor, uint64_t slot_count);
+
+/* Forgets deletes: of keys and tables where no segment holds an older record of the name, which a replay would bring back
+ * to life; of rows where, besides, the table's floor is above them and the table has newer records. Reads all segments
+ * that hold anything dead: so it is worth while when segments went since the last time. Nothing is written for it. Freed
+ * before the store is closed. KV_MORE, or KV_EOF; KV_ECORRUPT: a segment is damaged, and no more is forgotten. */
+typedef struct kv_forget kv_forget;
+kv_status kv_forget_begin(kv_store *store, kv_forget **out);
+kv_status kv_forget_step(kv_forget *forget);
+uint64_t kv_forget_count(const kv_forget *forget);          /* forgotten so far */
+const kv_fault *kv_forget_fault(const kv_forget *forget);   /* after an error */
+void kv_forget_free(kv_forget *forget);                     /* accepts NULL */
 
 /* --- checkpoints: an image of the index and the counters as of one position, so that opening replays a tail only.
  * One at a time, by one thread (a second begin: KV_EUSAGE), and freed before the store is closed. begin, step until KV_EOF, describe, (store that durably), published. --- */
@@ -282,7 +348,7 @@ typedef struct kv_checkpoint kv_checkpoint;
 kv_status kv_checkpoint_begin(kv_store *store, kv_checkpoint **out); /* KV_EOF: nothing changed since the last */
 kv_status kv_checkpoint_step(kv_checkpoint *checkpoint);             /* KV_MORE, or KV_EOF: written and durable, flow included */
 kv_status kv_checkpoint_describe(kv_checkpoint *checkpoint, const uint8_t **bytes, size_t *size); /* until free */
-/* The catalog has it: files that only older ones used go. Without this call, free() gives the new file up. */
+/* The catalog has it: files that only older ones used go, and segments that were empty as of it. Without this call, free() gives the new file up. */
 kv_status kv_checkpoint_published(kv_checkpoint *checkpoint);
 void kv_checkpoint_free(kv_checkpoint *checkpoint);
 
