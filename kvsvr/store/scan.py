@@ -103,8 +103,8 @@ def _page(pool: Pool, listing: Listing, span: Span, count_max: int) -> tuple[lis
 
 def _equal_entries(content: bytes, page: Any) -> list[Entry]:
     """The usual case, cut by C."""
-    if page.count == 0:
-        return []
+    if page.size == 0:  # Nothing, or the one row of no bytes with a value of none.
+        return [(b"", b"")] * page.count
     return list(iter_unpack(f"{page.key_size}s{page.value_size}s", memoryview(content)[: page.size]))
 
 

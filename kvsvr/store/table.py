@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
-from typing import Any, Final, TypeVar, overload
+from typing import Any, Final, NoReturn, TypeVar, overload
 
 from kvsvr.errors import UsageError
 from kvsvr.native import ABSENT, Handle, Pool, borrow, ffi, lib, row_of, table_key
@@ -230,6 +230,9 @@ class TableReads:
     def __bool__(self) -> bool:
         """True, also when empty."""
         return True
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a table is of this process, so it is neither pickled nor copied: pass its key")
 
     def __repr__(self) -> str:
         return f"<kvsvr.{type(self).__name__} {self._key!r} of {self._handle.path!r}>"

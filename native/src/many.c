@@ -58,6 +58,7 @@ typedef struct envelope {
     batch_table *tables;
     size_t table_count;
     size_t new_table_count;
+    uint64_t row_id_max; /* of its appends; 0: none */
     const name_set *names; /* of a batch: all that it was handed */
     const kv_expectation *expectations; /* of a batch: what has to hold before anything is planned */
     size_t expectation_count;
@@ -107,6 +108,7 @@ static void prefetch_items(kv_store *store, const item *items, size_t count) {
 
 static kv_status tables_plan(kv_caller *c, envelope *e) {
     e->new_table_count = 0;
+    e->row_id_max = 0;
     for (size_t i = 0; i < e->table_count; i++) {
         batch_table *table = &e->tables[i];
         kv_status status = store_find_table(c, table->key, table->key_size, &table->state);
@@ -139,6 +141,7 @@ static kv_status append_name(kv_caller *c, envelope *e, item *one) {
             store_next_row(c, &table->state, kv_flow_sequence(c->store->flow) + 1, one->row_id, &id);
         if (status != KV_OK) return status;
         table->state.next_row = id + 1;
+        if (id > e->row_id_max) e->row_id_max = id;
     } while (name_known(e->names, batch_row_hash(c->store, one->table, one->row_id, KV_ROW_ID_SIZE)));
     one->at = (target){.key = one->row_id, .key_size = KV_ROW_ID_SIZE};
     return KV_OK;
@@ -236,6 +239,14 @@ static kv_status envelope_plan(kv_caller *c, envelope *e, uint64_t *size) {
     return KV_OK;
 }
 
+/* At or above every number it gives to tables and rows: those are then below all that versions will ever give, also
+ * once the table is gone and with it what it knows of its rows. Rows put by hand may have pushed ids further than the
+ * sequence can be reserved for; then the table alone knows. */
+static uint64_t batch_version(const envelope *e, uint64_t sequence) {
+    uint64_t version = sequence + (e->new_table_count > 1 ? e->new_table_count : 1);
+    return e->row_id_max > version && e->row_id_max - sequence <= e->written_count ? e->row_id_max : version;
+}
+
 static kv_status envelope_encode(kv_caller *c, envelope *e, uint64_t size, kv_position *position) {
     kv_store *store = c->store;
     uint64_t salt = kv_flow_salt(store->flow), sequence = kv_flow_sequence(store->flow);
@@ -247,7 +258,7 @@ static kv_status envelope_encode(kv_caller *c, envelope *e, uint64_t size, kv_po
     kv_status status = kv_flow_reserve(store->flow, size + at, e->written_count, &bytes, position);
     if (status != KV_OK) return status;
     if (at != 0) kv_record_encode(&head, kv_place(salt, position->segment, position->offset), bytes);
-    if (e->one_version) sequence += e->new_table_count > 1 ? e->new_table_count : 1;
+    if (e->one_version) sequence = batch_version(e, sequence);
     for (size_t i = 0; i < e->count; i++) {
         item *one = &e->items[i];
         if (one->size == 0) continue;

@@ -380,6 +380,25 @@ TEST(row_ids_of_a_batch_are_never_given_again) {
     end(&b);
 }
 
+/* A batch gives several ids under one version. With the table goes what it knew of them, so the version has to know. */
+TEST(row_ids_of_a_batch_are_not_given_again_by_the_next_table) {
+    enum { COUNT = 6 };
+    kv_operation ops[COUNT];
+    bench b;
+    begin(&b);
+    for (int way = 0; way < 3; way++) {
+        for (int i = 0; i < COUNT; i++)
+            ops[i] = (kv_operation){.table = (const uint8_t *)"t", .table_size = 1, .value = (const uint8_t *)"v", .value_size = 1};
+        CHECK(kv_batch(b.c, ops, COUNT, NULL, 0, 0) >= (kv_result)ops[COUNT - 1].row_id);
+        if (way == 0) drop(&b, "t");
+        if (way == 1) CHECK(kv_delete(b.c, BYTES("t"), -1, 0) > 0);
+        if (way == 2) CHECK(kv_put(b.c, BYTES("t"), BYTES("v"), 0, 0) > 0 && kv_delete(b.c, BYTES("t"), -1, 0) > 0);
+        CHECK(append(&b, "t", "x") > ops[COUNT - 1].row_id);
+        drop(&b, "t");
+    }
+    end(&b);
+}
+
 /* A row that the same batch puts by hand is passed over, too. */
 TEST(an_append_never_meets_a_row_of_its_own_batch) {
     bench b;
@@ -1493,6 +1512,7 @@ int main(void) {
     RUN(cas_and_incr_of_rows_are_those_of_keys);
     RUN(row_ids_ascend_and_never_come_again);
     RUN(row_ids_of_a_batch_are_never_given_again);
+    RUN(row_ids_of_a_batch_are_not_given_again_by_the_next_table);
     RUN(an_append_never_meets_a_row_of_its_own_batch);
     RUN(big_values_in_rows_are_files_that_go_with_their_row);
     RUN(keys_and_tables_share_one_namespace);

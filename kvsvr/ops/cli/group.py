@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from kvsvr.errors import CorruptionError, KvError, UsageError
-from kvsvr.ops.cli import doctor, export, get, import_, put, scan, stats
+from kvsvr.ops.cli import doctor, export, get, import_, put, scan, stats, table
 from kvsvr.ops.cli.common import DAMAGE, FAILED, USAGE, wants_json
 
 
@@ -54,5 +54,5 @@ def commands() -> None:
     """
 
 
-for _module in (get, put, scan, import_, export, doctor, stats):
+for _module in (get, put, scan, table, import_, export, doctor, stats):
     commands.add_command(_module.command)
