@@ -7,7 +7,7 @@ from kvsvr.store.engine import Engine, open
 from kvsvr.store.snapshot import Snapshot
 from kvsvr.store.table import Table, TableReads
 from kvsvr.store.transaction import Transaction
-from kvsvr.store.verify import Damage, Report, Salvage, salvage
+from kvsvr.store.verify import Damage, Report, Salvage, salvage, verify
 
 __all__ = [
     "KEY_SIZE_MAX",
@@ -24,4 +24,5 @@ __all__ = [
     "open",
     "restore",
     "salvage",
+    "verify",
 ]

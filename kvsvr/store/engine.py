@@ -44,7 +44,7 @@ from kvsvr.store.reads import Reads
 from kvsvr.store.snapshot import Snapshot
 from kvsvr.store.table import Table, TableReads
 from kvsvr.store.transaction import ATTEMPTS, Transaction, run
-from kvsvr.store.verify import Progress, Report, compare, open_kept, verify
+from kvsvr.store.verify import Progress, Report, compare, open_kept
 from kvsvr.types import BytesLike
 
 if TYPE_CHECKING:
@@ -389,8 +389,7 @@ class Engine(Reads):
 
     def verify(self, *, progress: Progress | None = None) -> Report:
         """Reads everything there is, twice, and compares: see kvsvr.store.verify. Reads and writes go on meanwhile."""
-        if self._config.readonly:
-            return verify(self._handle.path, progress=progress)
+        self._refuse_readonly("verify")
         with self._keeper.alone:
             segment, offset, _ = self._handle.pin()
             try:

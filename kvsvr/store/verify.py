@@ -11,17 +11,20 @@ the flow. Nothing is changed on the disk.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from heapq import merge
 from itertools import groupby
 from pathlib import Path
+from struct import Struct
 from typing import Final
 
 from kvsvr.config import Config
-from kvsvr.errors import CorruptionError, UsageError
+from kvsvr.errors import CorruptionError, LockedError, UsageError
 from kvsvr.native import Handle
 from kvsvr.store.catalog import Catalog
 from kvsvr.store.reads import Reads
@@ -35,6 +38,8 @@ Progress = Callable[[int, int], None]
 Position = tuple[int, int]
 EVERYTHING: Final = (0, 0)
 PROGRESS_EVERY: Final = 256
+LOCK_NAME: Final = "LOCK"
+_LOCK: Final = Struct("hhqqi4x")  # struct flock, as Linux has it on 64 bits
 FINDINGS_MAX: Final = 1000
 """More than so many differences say no more."""
 
@@ -88,14 +93,33 @@ class _View(Reads):
         return sum(self._handle.measure_one(name) for name in ("key_count", "table_count", "row_count"))
 
 
-def verify(path: str, *, progress: Progress | None = None) -> Report:
-    """Of a store that nobody writes to meanwhile."""
-    kept: Handle | CorruptionError
+def verify(path: str | os.PathLike[str], *, progress: Progress | None = None) -> Report:
+    """Of a store that nobody has open for writing: else LockedError, and its writer calls Engine.verify."""
+    directory = os.fspath(path)
+    with _alone(directory):
+        try:
+            kept: Handle | CorruptionError = open_kept(directory)
+        except CorruptionError as error:
+            kept = error
+        return compare(directory, kept, progress=progress)
+
+
+@contextmanager
+def _alone(directory: str) -> Iterator[None]:
+    """No writer opens the store meanwhile: the lock that it would take is taken. It is not, where it cannot be."""
     try:
-        kept = open_kept(path)
-    except CorruptionError as error:
-        kept = error
-    return compare(path, kept, progress=progress)
+        descriptor = os.open(os.path.join(directory, LOCK_NAME), os.O_RDWR | os.O_CLOEXEC)
+    except OSError:  # No writer was ever there, or this is a copy that may not be written to.
+        yield
+        return
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _LOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
+        yield
+    except (BlockingIOError, PermissionError):
+        holder = os.read(descriptor, 20).strip()
+        raise LockedError(directory, int(holder) if holder.isdigit() else 0) from None
+    finally:
+        os.close(descriptor)
 
 
 def open_kept(path: str, *, until: Position = EVERYTHING) -> Handle:
