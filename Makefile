@@ -1,5 +1,6 @@
-# make demo | test | bench | fuzz | fuzz-long | build | clean. Needs make, a C compiler and Python 3.11 with venv and
-# headers, and clang to fuzz; all else comes from the package index into .venv. `make PYTHON=/usr/bin/python3 ...` picks another Python.
+# make demo | test | torture | fuzz | fuzz-long | bench | build | clean. Needs make, a C compiler and Python 3.11 with
+# venv and headers, and clang to fuzz; all else comes from the package index into .venv. `make PYTHON=/usr/bin/python3`
+# picks another Python.
 
 PYTHON ?= python3
 VENV := .venv
@@ -16,7 +17,7 @@ CLANG ?= clang
 # cmake and ninja of .venv first: a machine may have old ones, or none.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: build test lint c-tests demo bench bench-harness clean fuzz fuzz-long $(FUZZ:%=fuzz-%) $(FLAVOURS:%=c-tests-%)
+.PHONY: build test torture lint c-tests demo bench bench-harness clean fuzz fuzz-long $(FUZZ:%=fuzz-%) $(FLAVOURS:%=c-tests-%)
 
 build: $(VENV)/built
 
@@ -27,6 +28,19 @@ demo: build
 # is nothing to run.
 test: $(VENV)/tested lint c-tests
 	$(BIN)/python -m pytest
+
+# The long version: crash images, kills, threads, the state machine. Hours; the figures go to build/torture/*.log.
+IMAGES := 5000000
+KILLS := 10000
+torture: SHELL := /bin/bash
+torture: .SHELLFLAGS := -eo pipefail -c
+torture: $(VENV)/tested c-tests-plain
+	@mkdir -p build/torture
+	KV_CRASH_IMAGES=$(IMAGES) build/plain/test_crash 2>&1 | tee build/torture/images.log
+	KVSVR_KILLS=$(KILLS) $(BIN)/python -m pytest tests/store/test_processes.py -k killed -s 2>&1 | tee build/torture/kills.log
+	KVSVR_THREAD_SECONDS=600 $(BIN)/python -m pytest tests/store/test_threads.py -s 2>&1 | tee build/torture/threads.log
+	KVSVR_HYPOTHESIS_EXAMPLES=20000 $(BIN)/python -m pytest tests/store/test_state_machine.py 2>&1 \
+	    | tee build/torture/machine.log
 
 lint: $(VENV)/tested
 	$(BIN)/ruff check $(PY_DIRS)

@@ -42,7 +42,7 @@ class Failed(Exception):
 
 
 def parser() -> argparse.ArgumentParser:
-    about = "kvsvr beside its peers. See also: python -m bench boundary --help, python -m bench lag --help"
+    about = "kvsvr beside its peers. See also: python -m bench boundary | lag | overwrite --help"
     result = _parser("python -m bench", about, "bench")
     result.add_argument("--retries", type=int, default=2, metavar="N", help="of a disturbed repetition (default 2)")
     result.add_argument("--cells", metavar="A,B", help="of " + ", ".join(CELLS))
@@ -62,6 +62,17 @@ def lag_parser() -> argparse.ArgumentParser:
     result.add_argument("--quick", action="store_true", help="2 seconds of each load")
     result.add_argument("--seconds", type=int, metavar="N", help="of each load (default 20)")
     _add_places(result, "lag")
+    return result
+
+
+def overwrite_parser() -> argparse.ArgumentParser:
+    description = "Whether compaction keeps up with random overwriting at full speed, and what it costs the writer."
+    result = argparse.ArgumentParser(prog="python -m bench overwrite", description=description)
+    result.add_argument("--quick", action="store_true", help=f"{KEYS_QUICK:,} keys, 10 seconds")
+    result.add_argument("--keys", type=int, metavar="N", help=f"default {KEYS:,}")
+    result.add_argument("--value-size", type=int, default=100, metavar="N", help="bytes (default 100)")
+    result.add_argument("--seconds", type=int, metavar="N", help="default 600")
+    _add_places(result, "overwrite")
     return result
 
 
@@ -86,6 +97,8 @@ def main(argv: Sequence[str]) -> int:
             return boundary(boundary_parser().parse_args(argv[1:]), list(argv))
         if argv[:1] == ["lag"]:
             return lag(lag_parser().parse_args(argv[1:]), list(argv))
+        if argv[:1] == ["overwrite"]:
+            return overwrite(overwrite_parser().parse_args(argv[1:]), list(argv))
         return bench(parser().parse_args(argv), list(argv))
     except (Usage, Failed) as error:
         print(f"python -m bench: {error}", file=sys.stderr)
@@ -230,6 +243,34 @@ def lag(options: argparse.Namespace, argv: list[str]) -> int:
     console.print(loops.table_of(lags))
     facts = {"started_at": started_at.isoformat(), "arguments": argv, "seconds": seconds}
     json_path.write_text(json.dumps(loops.document_of(lags, facts, machine), indent=1) + "\n")
+    console.print(f"written to {json_path}", markup=False)
+    return 0
+
+
+def overwrite(options: argparse.Namespace, argv: list[str]) -> int:
+    seconds = options.seconds if options.seconds is not None else 10 if options.quick else 600
+    key_count = options.keys if options.keys is not None else KEYS_QUICK if options.quick else KEYS
+    at_least("--seconds", seconds, 1)
+    at_least("--keys", key_count, 100)
+    at_least("--value-size", options.value_size, 1)
+    started_at = datetime.now(UTC)
+    json_path: Path = options.json or Path(started_at.strftime("overwrite-%Y%m%d-%H%M%S.json"))
+    check_places(options.dir, json_path, key_count * max(1, options.value_size // 100), durable=True)
+    try:
+        from bench import overwrite as overwriting  # As above.
+    except Exception as error:
+        raise Failed(f"kvsvr cannot be imported: {type(error).__name__}: {error}") from error
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    machine = machine_facts(options.dir, ["kvsvr"])
+    print_place(console, machine, options)
+    with tempfile.TemporaryDirectory(prefix="overwrite-data-", dir=options.dir) as directory:
+        try:
+            outcome = overwriting.run(Path(directory), key_count, options.value_size, seconds, console.print)
+        except KeyboardInterrupt:
+            return 130
+    console.print(overwriting.table_of(outcome))
+    facts = {"started_at": started_at.isoformat(), "arguments": argv, "seconds": seconds}
+    json_path.write_text(json.dumps(overwriting.document_of(outcome, facts, machine), indent=1) + "\n")
     console.print(f"written to {json_path}", markup=False)
     return 0
 

@@ -33,6 +33,7 @@ SMALL_SIZE = 100
 KEY_COUNT = 100_000
 SMALL_STOP = b"1"  # Behind the keys of small values.
 PUTTER_COUNT = 64
+OVERWRITE_SLICE = 20
 QUANTILES = (0.5, 0.99, 0.999)
 
 BASELINE = "nothing"
@@ -65,11 +66,18 @@ def cells(large_size: int) -> list[Cell]:
         async for _ in aio.scan(key_of(number * 7919 % KEY_COUNT), SMALL_STOP, limit=10_000):
             pass
 
+    async def overwrites(aio: AsyncEngine, number: int) -> None:
+        # In slices, as a program does that has other work, too: what is looked for is compaction, which they keep busy.
+        for i in range(OVERWRITE_SLICE):
+            await aio.put(key_of((number * OVERWRITE_SLICE + i) * 7919 % KEY_COUNT), small)
+        await asyncio.sleep(TICK_SECONDS)
+
     return [
         Cell(BASELINE, ()),
         Cell("durable puts", ((durable_puts, PUTTER_COUNT),)),
         Cell(f"{large_size >> 20} MiB puts", ((large_puts, 1),)),
         Cell(f"{large_size >> 20} MiB gets", ((large_gets, 1),)),
+        Cell("overwriting and compaction", ((overwrites, 1),)),
         Cell("scans", ((scans, 2),)),
         Cell("puts and scans", ((durable_puts, PUTTER_COUNT), (large_puts, 1), (scans, 1))),
         Cell(BASELINE + ", again", ()),
