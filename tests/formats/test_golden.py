@@ -690,6 +690,8 @@ def shows_everything(store: Path, checkpoint: Checkpoint) -> None:
     assert swept - dropped - {r.table_id for r in records if r.kind == TABLE_NEW}, "an orphan"
     assert any(name[0] == FLOOR_BIT and name[1] in checkpoint.retired_ids for name in replay.newest)
     assert {replay.heads[table_id].kind for table_id in replay.named} == {ROW_PUT, ROW_DELETE, TABLE_NEW}
+    rows = [(one, replay.heads[one.table_id]) for one in replay.newest.values() if one.kind == ROW_PUT]
+    assert any(row.place > head.place for row, head in rows), "moved behind a newer one"
     assert any(head.row_count == 0 for head in replay.heads.values())
     assert any(head.next_row > head.version for head in replay.heads.values())
     assert {one[0] for names in checkpoint.runs for one in names} == {0, 1, 2}
@@ -931,10 +933,12 @@ def compacted_openers(path: Path) -> None:
         old.delete(b"b1")
         for n in range(3):
             db.put(b"moved", b"anew %d" % n)
+        db.table(b"outrun").put(b"old", b"")
     with opened(path) as db:
         db.compact()
     with opened(path) as db:
         db.put(b"before the second", b"")
+        db.table(b"outrun").put(b"new", b"")  # The old row will stand behind it, and the head stays here.
         db.compact()
 
 
@@ -1039,7 +1043,7 @@ def last_opener(path: Path) -> State:
             b"emptied": [b"row"],
         }
         tables = {}
-        for key in (b"old", b"table", b"emptied", b"expiring", b"anew", b"twin", b"twin's"):
+        for key in (b"old", b"outrun", b"table", b"emptied", b"expiring", b"anew", b"twin", b"twin's"):
             table = db.table(key)
             tables[key] = (table.trim(0), [*table, *gone.get(key, [])])
         return state_by_engine(db, keys, tables)
