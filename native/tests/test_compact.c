@@ -351,7 +351,7 @@ static bool same(text before, text after, const char *what) {
     return equal;
 }
 
-/* Live bytes by segment, counted anew from the index. */
+/* Live bytes by segment, counted anew from the index, and what else has to hold there. */
 static void audit(fixture *f) {
     kv_store *store = f->store;
     const counters *n = &store->counters;
@@ -368,7 +368,12 @@ static void audit(fixture *f) {
             CHECK(from != NULL);
             if (from == NULL) continue;
             CHECK_EQ(kv_record_decode(from, size, kv_place(kv_flow_salt(store->flow), at, offset), &record, &used), KV_OK);
-            if (!(kv_loc_flags(slots[i].location) & KV_LOC_HEAD)) live[at] += used;
+            bool head = (kv_loc_flags(slots[i].location) & KV_LOC_HEAD) != 0;
+            kv_probe probe;
+            uint64_t location = store_location(&record, (kv_position){.segment = at, .offset = offset});
+            /* Nothing but the slot of its name keeps a head's record. */
+            if (head) CHECK(store_probe(store, target_of(store, &record).hash, location, &probe));
+            else live[at] += used;
         }
     } while (hash != 0);
     if (n->clock_location != 0) live[kv_loc_segment(n->clock_location)] += n->clock_used;
@@ -613,6 +618,92 @@ TEST(a_snapshot_sees_what_it_saw_while_everything_is_overwritten_and_compacted) 
     put(&f, "after", "it");
     CHECK_EQ(checkpoint(&f), KV_OK);
     CHECK(removed_count(&f) > held); /* What only the snapshot kept. */
+    end(&f);
+}
+
+/* What was moved, or written, after the moment that a checkpoint shows is not what it shows: with it in the catalog alone,
+ * what it points at must be there, and so must all that came behind. */
+TEST(what_was_emptied_or_written_behind_a_checkpoint_stays) {
+    fixture f;
+    kv_checkpoint *k;
+    const uint8_t *description;
+    kv_status status;
+    begin(&f);
+    uint32_t victim = newest_segment(&f);
+    put(&f, "kept", "one");
+    roll(&f);
+    CHECK_EQ(kv_checkpoint_begin(f.store, &k), KV_OK);
+    CHECK_EQ(compact(&f, victim, NULL), KV_EOF);
+    CHECK_EQ(segment(&f, victim).live_size, 0);
+    roll(&f);
+    uint32_t later = newest_segment(&f);
+    put(&f, "later", "two");
+    roll(&f);
+    put(&f, "last", "three");
+    while ((status = kv_checkpoint_step(k)) == KV_MORE) continue;
+    CHECK_EQ(status, KV_EOF);
+    CHECK_EQ(kv_checkpoint_describe(k, &description, &f.catalog[0].size), KV_OK);
+    f.catalog[0].bytes = malloc(f.catalog[0].size);
+    memcpy(f.catalog[0].bytes, description, f.catalog[0].size);
+    f.catalog_count = 1;
+    CHECK_EQ(kv_checkpoint_published(k), KV_OK);
+    kv_checkpoint_free(k);
+    CHECK_EQ(removed_count(&f), 0);
+    CHECK_EQ(segment(&f, later).id, later);
+    kill_it(&f);
+    open_it(&f, 0);
+    kv_stats stats;
+    CHECK_EQ(kv_store_measure(f.store, &stats), KV_OK);
+    CHECK_EQ(stats.used_checkpoint, 1);
+    CHECK_EQ(get(&f, "kept"), 3);
+    CHECK_EQ(get(&f, "later"), 3);
+    audit(&f);
+    end(&f);
+}
+
+/* A row that is deleted, a snapshot, a floor above the delete: the snapshot's change feed still promises the delete. */
+TEST(a_delete_that_a_snapshot_still_promises_is_not_forgotten) {
+    fixture f;
+    kv_change_page changes;
+    kv_snapshot *snapshot;
+    begin(&f);
+    kv_result seen = kv_row_put(f.c, bytes("t"), 1, bytes("a"), 1, bytes("1"), 1, 0, 0);
+    kv_result deleted = kv_row_delete(f.c, bytes("t"), 1, bytes("a"), 1, -1, 0);
+    CHECK(kv_row_put(f.c, bytes("t"), 1, bytes("b"), 1, bytes("1"), 1, 0, 0) > deleted);
+    roll(&f);
+    put(&f, "last", "");
+    compact_all(&f);
+    CHECK_EQ(checkpoint(&f), KV_OK);
+    CHECK(removed_count(&f) > 0);
+    CHECK_EQ(forget(&f), 0); /* The floor is below it. */
+    CHECK_EQ(kv_snapshot_open(f.store, &snapshot), KV_OK);
+    CHECK_EQ(kv_table_trim(f.c, bytes("t"), 1, (uint64_t)deleted, 0), deleted);
+    CHECK_EQ(forget(&f), 0);
+    kv_caller_bind(f.c, snapshot);
+    CHECK(kv_changes(f.c, bytes("t"), 1, (uint64_t)seen, 10, &changes) >= 0);
+    CHECK_EQ(changes.complete, 1);
+    CHECK_EQ(changes.page.count, 2);
+    kv_caller_bind(f.c, NULL);
+    kv_snapshot_close(snapshot);
+    CHECK_EQ(forget(&f), 1);
+    end(&f);
+}
+
+/* A removal beside whoever copies segments waits. */
+TEST(pinned_segments_stay) {
+    fixture f;
+    begin(&f);
+    put(&f, "key", "");
+    roll(&f);
+    put(&f, "key", "");
+    compact_all(&f);
+    f.store->segment_pins++;
+    CHECK_EQ(checkpoint(&f), KV_OK);
+    CHECK_EQ(removed_count(&f), 0);
+    f.store->segment_pins--;
+    put(&f, "key", "");
+    CHECK_EQ(checkpoint(&f), KV_OK);
+    CHECK_EQ(removed_count(&f), 1);
     end(&f);
 }
 
@@ -1293,9 +1384,9 @@ TEST(no_sequence_of_merges_and_restarts_brings_a_row_back) {
         {"restart without a catalog", do_restart, 0}, {"restart", do_restart, 1},
     };
     exploration e = {.choices = choices, .choice_count = sizeof choices / sizeof choices[0], .check = check_rows};
-    static const int starts[][4] = {{0}, {0, 2, 1}, {0, 1, 2, 8}};
-    for (int i = 0; i < 3; i++) {
-        e.start_count = i == 0 ? 0 : i + 2;
+    static const int starts[][4] = {{0}, {0, 2, 1}, {0, 1, 2, 8}, {0, 8, 2, 1}};
+    for (int i = 0; i < 4; i++) {
+        e.start_count = i == 0 ? 0 : i == 1 ? 3 : 4;
         e.length = length_of(i == 0 ? 5 : 4);
         memcpy(e.start, starts[i], sizeof e.start);
         explore(&e);
@@ -1310,6 +1401,9 @@ int main(void) {
     RUN(only_what_is_live_moves_and_what_is_empty_goes_with_a_checkpoint);
     RUN(a_key_is_listed_by_a_full_replay_when_the_record_that_created_it_is_gone);
     RUN(a_snapshot_sees_what_it_saw_while_everything_is_overwritten_and_compacted);
+    RUN(what_was_emptied_or_written_behind_a_checkpoint_stays);
+    RUN(a_delete_that_a_snapshot_still_promises_is_not_forgotten);
+    RUN(pinned_segments_stay);
     RUN(a_damaged_record_keeps_its_segment);
     RUN(damage_in_what_is_dead_does_not_keep_a_segment);
     RUN(what_has_expired_is_deleted_and_not_moved);
