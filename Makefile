@@ -1,19 +1,23 @@
-# make demo | test | bench | build | clean. Needs make, a C compiler and Python 3.11 with venv and headers; all else
-# comes from the package index into .venv. `make PYTHON=/usr/bin/python3 ...` picks another Python.
+# make demo | test | torture | fuzz | fuzz-long | bench | build | clean. Needs make, a C compiler and Python 3.11 with
+# venv and headers, and clang to fuzz; all else comes from the package index into .venv. `make PYTHON=/usr/bin/python3`
+# picks another Python.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 NATIVE := $(wildcard native/*.* native/include/kv/*.h native/src/*.[ch])
-PY_DIRS := $(wildcard kvsvr tests demo bench native/*.py)
+PY_DIRS := $(wildcard kvsvr tests demo bench native/*.py native/fuzz/*.py)
 FLAVOURS := plain asan tsan
 SANITIZE_asan := address,undefined
 SANITIZE_tsan := thread
+FUZZ := $(patsubst native/fuzz/fuzz_%.c,%,$(wildcard native/fuzz/fuzz_*.c))
+FUZZ_SECONDS ?= 15
+CLANG ?= clang
 
 # cmake and ninja of .venv first: a machine may have old ones, or none.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: build test lint c-tests demo bench bench-harness clean $(FLAVOURS:%=c-tests-%)
+.PHONY: build test torture lint c-tests demo bench bench-harness clean fuzz fuzz-long $(FUZZ:%=fuzz-%) $(FLAVOURS:%=c-tests-%)
 
 build: $(VENV)/built
 
@@ -24,6 +28,19 @@ demo: build
 # is nothing to run.
 test: $(VENV)/tested lint c-tests
 	$(BIN)/python -m pytest
+
+# The long version: crash images, kills, threads, the state machine. Hours; the figures go to build/torture/*.log.
+IMAGES := 5000000
+KILLS := 10000
+torture: SHELL := /bin/bash
+torture: .SHELLFLAGS := -eo pipefail -c
+torture: $(VENV)/tested c-tests-plain
+	@mkdir -p build/torture
+	KV_CRASH_IMAGES=$(IMAGES) build/plain/test_crash 2>&1 | tee build/torture/images.log
+	KVSVR_KILLS=$(KILLS) $(BIN)/python -m pytest tests/store/test_processes.py -k killed -s 2>&1 | tee build/torture/kills.log
+	KVSVR_THREAD_SECONDS=600 $(BIN)/python -m pytest tests/store/test_threads.py -s 2>&1 | tee build/torture/threads.log
+	KVSVR_HYPOTHESIS_EXAMPLES=20000 $(BIN)/python -m pytest tests/store/test_state_machine.py 2>&1 \
+	    | tee build/torture/machine.log
 
 lint: $(VENV)/tested
 	$(BIN)/ruff check $(PY_DIRS)
@@ -37,6 +54,27 @@ $(FLAVOURS:%=c-tests-%): c-tests-%: build/%/build.ninja
 
 build/%/build.ninja: native/CMakeLists.txt | $(VENV)/tools
 	cmake -S native -B build/$* -G Ninja -DKV_EXTENSION=OFF -DKV_TESTS=ON -DKV_SANITIZE=$(SANITIZE_$*)
+
+# Each target for a short time, two at once; fuzz-long for ten minutes each. What it finds is build/fuzz/found-*, and
+# belongs into native/fuzz/corpus when it is mended; what it learns stays in build/fuzz/work for the next run.
+fuzz: build/fuzz/build.ninja
+	cmake --build build/fuzz
+	@$(MAKE) --no-print-directory -j2 $(FUZZ:%=fuzz-%)
+
+fuzz-long:
+	@$(MAKE) --no-print-directory fuzz FUZZ_SECONDS=600
+
+$(FUZZ:%=fuzz-%): fuzz-%:
+	@mkdir -p build/fuzz/work/$*
+	@build/fuzz/fuzz_$* -runs=0 native/fuzz/corpus/$* >build/fuzz/$*.log 2>&1 \
+	    && build/fuzz/fuzz_$* -max_total_time=$(FUZZ_SECONDS) -timeout=10 -rss_limit_mb=3000 -print_final_stats=1 \
+	        -artifact_prefix=build/fuzz/found-$*- build/fuzz/work/$* native/fuzz/corpus/$* >>build/fuzz/$*.log 2>&1 \
+	    || { tail -n 60 build/fuzz/$*.log; exit 1; }
+	@echo "$@: $$(grep DONE build/fuzz/$*.log | tail -n 1)"
+
+build/fuzz/build.ninja: native/CMakeLists.txt | $(VENV)/tools
+	@command -v $(CLANG) >/dev/null || { echo "no clang, which libFuzzer comes with: apt-get install clang" >&2; exit 1; }
+	CC=$(CLANG) cmake -S native -B build/fuzz -G Ninja -DKV_EXTENSION=OFF -DKV_FUZZ=ON
 
 bench: $(VENV)/tested
 	$(BIN)/python -m bench

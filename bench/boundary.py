@@ -40,7 +40,7 @@ from bench.data import KEY_SIZE, VALUE_SIZE, Data, WrongAnswer, value_of
 from bench.load import Load, Snapshot, settle
 from bench.results import rotated
 from kvsvr.config import Config
-from kvsvr.native import Handle, Many, ffi, lib, operations
+from kvsvr.native import Handle, Many, Operations, ffi, lib
 
 FORMAT = 1
 ROOT = Path(__file__).parents[1]
@@ -274,14 +274,15 @@ class Direct(Side):
     def batches(self, work: Work, durable: bool) -> Loop:
         caller, callers, kv_batch = self.handle.take(), self.handle.callers, lib.kv_batch
         pointer = caller.pointer
-        prepared = [
-            (len(pairs), *operations({key: (value, 0) for key, value in pairs}))
-            for pairs in chunks(list(work.pairs), MANY)
-        ]
+        prepared = []
+        for pairs in chunks(list(work.pairs), MANY):
+            group = Operations()
+            group.add({key: (value, 0) for key, value in pairs})
+            prepared.append((len(group), group.pointer, group))
 
         def loop() -> list[Any]:
-            for count, group, _held in prepared:
-                kv_batch(pointer, group, count, ffi.NULL, 0, durable)
+            for count, packed, _group in prepared:
+                kv_batch(pointer, packed, count, ffi.NULL, 0, durable)
             callers.append(caller)
             return []
 

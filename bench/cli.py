@@ -30,6 +30,7 @@ from bench.runner import Outcome, Plan, run
 KEYS, KEYS_QUICK = 1_000_000, 100_000
 SYNCS, SYNCS_QUICK = 3_000, 1_000
 BYTES_PER_KEY = 4096  # Free space asked for: the largest store measured, with room for its log.
+LAG_SPACE = 2 << 30
 
 
 class Usage(Exception):
@@ -41,7 +42,8 @@ class Failed(Exception):
 
 
 def parser() -> argparse.ArgumentParser:
-    result = _parser("python -m bench", "kvsvr beside its peers. See also: python -m bench boundary --help", "bench")
+    about = "kvsvr beside its peers. See also: python -m bench boundary | lag | overwrite --help"
+    result = _parser("python -m bench", about, "bench")
     result.add_argument("--retries", type=int, default=2, metavar="N", help="of a disturbed repetition (default 2)")
     result.add_argument("--cells", metavar="A,B", help="of " + ", ".join(CELLS))
     result.add_argument("--peers", metavar="A,B", help="of " + ", ".join(ADAPTERS))
@@ -54,21 +56,49 @@ def boundary_parser() -> argparse.ArgumentParser:
     return result
 
 
+def lag_parser() -> argparse.ArgumentParser:
+    description = "How late an event loop is while kvsvr works in it, and while nothing does."
+    result = argparse.ArgumentParser(prog="python -m bench lag", description=description)
+    result.add_argument("--quick", action="store_true", help="2 seconds of each load")
+    result.add_argument("--seconds", type=int, metavar="N", help="of each load (default 20)")
+    _add_places(result, "lag")
+    return result
+
+
+def overwrite_parser() -> argparse.ArgumentParser:
+    description = "Whether compaction keeps up with random overwriting at full speed, and what it costs the writer."
+    result = argparse.ArgumentParser(prog="python -m bench overwrite", description=description)
+    result.add_argument("--quick", action="store_true", help=f"{KEYS_QUICK:,} keys, 10 seconds")
+    result.add_argument("--keys", type=int, metavar="N", help=f"default {KEYS:,}")
+    result.add_argument("--value-size", type=int, default=100, metavar="N", help="bytes (default 100)")
+    result.add_argument("--seconds", type=int, metavar="N", help="default 600")
+    _add_places(result, "overwrite")
+    return result
+
+
 def _parser(program: str, description: str, json_prefix: str) -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(prog=program, description=description)
     result.add_argument("--quick", action="store_true", help=f"{KEYS_QUICK:,} keys and {SYNCS_QUICK:,} syncs")
     result.add_argument("--keys", type=int, metavar="N", help=f"keys in the store (default {KEYS:,})")
     result.add_argument("--syncs", type=int, metavar="N", help=f"fsyncs per repetition (default {SYNCS:,})")
     result.add_argument("--repeat", type=int, default=3, metavar="N", help="repetitions of every cell (default 3)")
-    result.add_argument("--dir", type=Path, default=Path(), help="where data go (default: the current directory)")
-    result.add_argument("--json", type=Path, metavar="FILE", help=f"default: {json_prefix}-<date>-<time>.json")
+    _add_places(result, json_prefix)
     return result
+
+
+def _add_places(parser: argparse.ArgumentParser, json_prefix: str) -> None:
+    parser.add_argument("--dir", type=Path, default=Path(), help="where data go (default: the current directory)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help=f"default: {json_prefix}-<date>-<time>.json")
 
 
 def main(argv: Sequence[str]) -> int:
     try:
         if argv[:1] == ["boundary"]:
             return boundary(boundary_parser().parse_args(argv[1:]), list(argv))
+        if argv[:1] == ["lag"]:
+            return lag(lag_parser().parse_args(argv[1:]), list(argv))
+        if argv[:1] == ["overwrite"]:
+            return overwrite(overwrite_parser().parse_args(argv[1:]), list(argv))
         return bench(parser().parse_args(argv), list(argv))
     except (Usage, Failed) as error:
         print(f"python -m bench: {error}", file=sys.stderr)
@@ -191,9 +221,67 @@ def boundary(options: argparse.Namespace, argv: list[str]) -> int:
     return 0
 
 
+def lag(options: argparse.Namespace, argv: list[str]) -> int:
+    seconds = options.seconds if options.seconds is not None else 2 if options.quick else 20
+    at_least("--seconds", seconds, 1)
+    started_at = datetime.now(UTC)
+    json_path: Path = options.json or Path(started_at.strftime("lag-%Y%m%d-%H%M%S.json"))
+    check_places(options.dir, json_path, LAG_SPACE // BYTES_PER_KEY, durable=True)
+    try:
+        from bench import lag as loops  # As above.
+    except Exception as error:
+        raise Failed(f"kvsvr cannot be imported: {type(error).__name__}: {error}") from error
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    machine = machine_facts(options.dir, ["kvsvr"])
+    console.print(f"{seconds} seconds of each load, one process")
+    print_place(console, machine, options)
+    with tempfile.TemporaryDirectory(prefix="lag-data-", dir=options.dir) as directory:
+        try:
+            lags = loops.run(Path(directory), seconds, loops.LARGE_SIZE, console.print)
+        except KeyboardInterrupt:
+            return 130
+    console.print(loops.table_of(lags))
+    facts = {"started_at": started_at.isoformat(), "arguments": argv, "seconds": seconds}
+    json_path.write_text(json.dumps(loops.document_of(lags, facts, machine), indent=1) + "\n")
+    console.print(f"written to {json_path}", markup=False)
+    return 0
+
+
+def overwrite(options: argparse.Namespace, argv: list[str]) -> int:
+    seconds = options.seconds if options.seconds is not None else 10 if options.quick else 600
+    key_count = options.keys if options.keys is not None else KEYS_QUICK if options.quick else KEYS
+    at_least("--seconds", seconds, 1)
+    at_least("--keys", key_count, 100)
+    at_least("--value-size", options.value_size, 1)
+    started_at = datetime.now(UTC)
+    json_path: Path = options.json or Path(started_at.strftime("overwrite-%Y%m%d-%H%M%S.json"))
+    check_places(options.dir, json_path, key_count * max(1, options.value_size // 100), durable=True)
+    try:
+        from bench import overwrite as overwriting  # As above.
+    except Exception as error:
+        raise Failed(f"kvsvr cannot be imported: {type(error).__name__}: {error}") from error
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    machine = machine_facts(options.dir, ["kvsvr"])
+    print_place(console, machine, options)
+    with tempfile.TemporaryDirectory(prefix="overwrite-data-", dir=options.dir) as directory:
+        try:
+            outcome = overwriting.run(Path(directory), key_count, options.value_size, seconds, console.print)
+        except KeyboardInterrupt:
+            return 130
+    console.print(overwriting.table_of(outcome))
+    facts = {"started_at": started_at.isoformat(), "arguments": argv, "seconds": seconds}
+    json_path.write_text(json.dumps(overwriting.document_of(outcome, facts, machine), indent=1) + "\n")
+    console.print(f"written to {json_path}", markup=False)
+    return 0
+
+
 def print_machine(console: Console, machine: Mapping[str, Any], options: argparse.Namespace, key_count: int) -> None:
-    file_system = machine["file_system"]
     console.print(f"{key_count:,} keys of 16 B, values of 100 B, {options.repeat} repetitions, one process")
+    print_place(console, machine, options)
+
+
+def print_place(console: Console, machine: Mapping[str, Any], options: argparse.Namespace) -> None:
+    file_system = machine["file_system"]
     console.print(f"{machine['cpu_model']}, {machine['core_count']} cores, Linux {machine['kernel']}")
     console.print(f"data in {options.dir.resolve()}: {file_system['type']} on {file_system['device']}", markup=False)
 

@@ -21,7 +21,8 @@ from rich.console import Console
 from demo.crash import ROOT, CrashFailed
 from demo.files import files_under, standard_library
 from demo.report import Screen, Section
-from demo.steps import PART, STEPS, Run
+from demo.run import Run
+from demo.steps import PART, STEPS
 from kvsvr import KvError
 
 

@@ -1,26 +1,28 @@
 """The demo, step by step. A step does one thing with the store, checks it, and fills a section of the report.
 
-What a later step needs of an earlier one is in `Run`, and nowhere else; the store is closed between steps.
+What a later step needs of an earlier one is in `Run`, and nowhere else; the store is closed between steps. Tables and
+snapshots have files of their own.
 An exception of the store itself is a failure too, and is left to whoever runs the steps.
 """
 
 from __future__ import annotations
 
 import os
-import random
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Final
 
 import kvsvr
 from demo.acks import digest_of, invented
 from demo.crash import Life, run_until_killed
 from demo.files import files_under
-from demo.proof import Contents, Fault, Held, Verdict, look, prove
-from demo.report import Screen, Section, megabytes, rate
+from demo.proof import Contents, Fault, Verdict, look, prove
+from demo.report import Section, megabytes, rate
+from demo.run import Run, Step
+from demo.snapshot import snapshot
+from demo.tables import tables
 from demo.writer import Group
 
 SAMPLE_COUNT: Final = 500
@@ -28,32 +30,6 @@ READ_COUNT: Final = 256  # Values of one get_many: bounds the memory they take.
 PART: Final = 4  # One key of so many is overwritten ...
 PART_SIZE_MAX: Final = 4 << 20  # ... unless its value is larger: rounds would take too long.
 BATCH_COUNT: Final = 8
-
-
-@dataclass(slots=True)
-class Run:
-    """What the steps share."""
-
-    source: Path
-    directory: Path
-    screen: Screen
-    ack_count: int
-    """A writer is killed after so many acknowledgements, or up to twice as many."""
-    forge: bool = False
-    """Whether the records get an acknowledgement of a write that never happened."""
-    random: random.Random = field(default_factory=random.Random)
-    sizes: dict[bytes, int] = field(default_factory=dict)
-    held: dict[bytes, Held] = field(default_factory=dict)
-    """What the store is known to hold: as loaded, then as proven after each kill."""
-    next_number: int = 1
-    life_count: int = 0
-
-    @property
-    def store(self) -> Path:
-        return self.directory / "store"
-
-
-Step = Callable[[Run, Section], None]
 
 
 # --- load ---
@@ -216,4 +192,6 @@ STEPS: Final[tuple[tuple[str, Step], ...]] = (
     ("query", query),
     ("kill: puts", partial(kill, batch_count=1)),
     ("kill: batches", partial(kill, batch_count=BATCH_COUNT)),
+    ("tables", tables),
+    ("snapshot", snapshot),
 )

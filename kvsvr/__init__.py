@@ -14,12 +14,13 @@ from kvsvr.errors import (
     VersionConflict,
     WrongType,
 )
-from kvsvr.store import Batch, Engine, Transaction, open
-from kvsvr.types import BytesLike, Store, Versioned
+from kvsvr.store import Batch, Engine, Snapshot, Table, Transaction, open
+from kvsvr.types import BytesLike, Changes, Store, Versioned
 
 __all__ = [
     "Batch",
     "BytesLike",
+    "Changes",
     "ClosedError",
     "Config",
     "CorruptionError",
@@ -27,8 +28,10 @@ __all__ = [
     "Engine",
     "KvError",
     "LockedError",
+    "Snapshot",
     "SnapshotExpired",
     "Store",
+    "Table",
     "Transaction",
     "Unavailable",
     "Unknown",

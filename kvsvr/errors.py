@@ -43,20 +43,29 @@ class UsageError(KvError, ValueError):
 
 
 class WrongType(KvError):
-    """The key holds something this call is not for: text where a counter is wanted, a table where a value is."""
+    """The key holds something this call is not for: text where a counter is wanted, a table where a value is.
 
-    def __init__(self, message: str, *, key: bytes | None = None) -> None:
+    `key` is a row of `table`, if there is one; both None where the call knew of many keys only.
+    """
+
+    def __init__(self, message: str, *, key: bytes | None = None, table: bytes | None = None) -> None:
         super().__init__(message)
         self.key = key
+        self.table = table
 
 
 class VersionConflict(KvError):
-    """The key is not at the version the caller named. Nothing was written. `current` is 0 if it is absent."""
+    """The key is not at the version the caller named. Nothing was written. `current` is 0 if it is absent.
 
-    def __init__(self, key: bytes, current: int) -> None:
+    With a `table`, `key` is a row of it.
+    """
+
+    def __init__(self, key: bytes, current: int, *, table: bytes | None = None) -> None:
         now = f"at version {current}" if current else "absent"
-        super().__init__(f"{shown_key(key)} is {now}, not what the call expected: read it again, then decide")
+        what = shown_key(key) if table is None else f"row {shown_key(key)} of {shown_key(table)}"
+        super().__init__(f"{what} is {now}, not what the call expected: read it again, then decide")
         self.key = key
+        self.table = table
         self.current = current
 
 
@@ -79,7 +88,7 @@ class ClosedError(KvError):
 
 
 class SnapshotExpired(KvError):
-    """The snapshot outlived its budget; what it saw may be gone."""
+    """The snapshot held on to more than `snapshot_size_max` bytes of what was replaced since it was taken."""
 
 
 class DiskError(KvError):

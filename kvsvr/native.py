@@ -1,6 +1,7 @@
 """The border to the C core: the only importer of _native. Handles, their lifetimes, and statuses as exceptions.
 
-A `Handle` is one open kv_store, a `Caller` one kv_caller with the buffer it leaves answers in.
+A `Handle` is one open kv_store, a `Caller` one kv_caller with the buffer it leaves answers in. A `SnapshotHandle` lends
+out callers, as a Handle does, that read one moment. Both are a `Pool`, and who only reads asks for no more.
 
 Callers are pooled, not kept per thread. A caller serves one call at a time, and a call may be interrupted between
 the C function and the copy of its answer: by a signal handler, or by a finalizer that the garbage collector runs,
@@ -20,9 +21,10 @@ from __future__ import annotations
 import errno
 import os
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from struct import Struct
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 from weakref import WeakSet
 
 from kvsvr._native import ffi, lib
@@ -33,10 +35,12 @@ from kvsvr.errors import (
     DiskError,
     KvError,
     LockedError,
+    SnapshotExpired,
     UsageError,
     VersionConflict,
     WrongType,
     shown,
+    shown_key,
 )
 from kvsvr.types import BytesLike
 
@@ -44,17 +48,22 @@ __all__ = [
     "ABSENT",
     "CONFLICT",
     "KEY_SIZE_MAX",
+    "LATER",
     "SMALL_SIZE",
     "Caller",
     "Checkpoint",
     "Expectations",
     "Handle",
     "Many",
+    "Operations",
+    "Pool",
+    "SnapshotHandle",
     "borrow",
     "ffi",
     "lib",
-    "operations",
     "own",
+    "row_of",
+    "table_key",
     "ttl_ms",
 ]
 
@@ -64,6 +73,7 @@ KEY_SIZE_MAX: Final = lib.KV_KEY_SIZE_MAX
 TTL_MS_MAX: Final = 10**15  # Some 30,000 years: added to any clock, an int64 still holds it.
 
 SMALL_SIZE: Final = lib.KV_SMALL_SIZE
+LATER: Final = lib.KV_LATER  # Where a call takes `durable`: it never waits, whatever `sync` says.
 
 # A caller that had to make more room than this for an answer is not kept: reading 1 GiB once must not cost it for ever.
 KEPT_SIZE_MAX: Final = 4 << 20
@@ -95,6 +105,21 @@ def borrow(data: object, what: str) -> Any:
 def own(key: object) -> bytes:
     """A key as bytes of our own: another thread may change a borrowed buffer between its hash and its record."""
     return bytes(borrow(key, "key"))
+
+
+def table_key(key: object) -> bytes:
+    """The key of a table. Checked where it is named: what is called later would be the wrong line to point at."""
+    name = own(key)
+    if not 0 < len(name) <= KEY_SIZE_MAX:
+        raise UsageError(f"a table has a key of 1 to {KEY_SIZE_MAX} bytes; this one has {len(name)}")
+    return name
+
+
+def row_of(row: object) -> bytes:
+    name = row if isinstance(row, bytes) else bytes(borrow(row, "row"))
+    if len(name) > KEY_SIZE_MAX:
+        raise UsageError(f"a row has 0 to {KEY_SIZE_MAX} bytes; this one has {len(name)}")
+    return name
 
 
 def ttl_ms(ttl: float) -> int:
@@ -138,41 +163,43 @@ def _joined(parts: Sequence[BytesLike], what: str) -> tuple[Any, Any]:
     return ffi.from_buffer("uint8_t[]", b"".join(plain)), ffi.from_buffer("uint32_t[]", sizes)
 
 
-_OPERATION: Final = Struct("=QQQqI4x")
+_OPERATION: Final = Struct("=QQQqQIIQ")
+_OPERATION_FIELDS: Final = ("key", "value", "value_size", "ttl_ms", "table", "key_size", "table_size", "row_id")
 assert array("I").itemsize == ffi.sizeof("uint32_t")
 assert _OPERATION.size == ffi.sizeof("kv_operation")
-assert [ffi.offsetof("kv_operation", name) for name in ("key", "value", "value_size", "ttl_ms", "key_size")] == [
-    0,
-    8,
-    16,
-    24,
-    32,
-]
+assert [ffi.offsetof("kv_operation", name) for name in _OPERATION_FIELDS] == [0, 8, 16, 24, 32, 40, 44, 48]
 
-
-_EXPECTATION: Final = Struct("=QQI4x")
+_EXPECTATION: Final = Struct("=QQQII")
+_EXPECTATION_FIELDS: Final = ("key", "version", "table", "key_size", "table_size")
 assert _EXPECTATION.size == ffi.sizeof("kv_expectation")
-assert [ffi.offsetof("kv_expectation", name) for name in ("key", "version", "key_size")] == [0, 8, 16]
+assert [ffi.offsetof("kv_expectation", name) for name in _EXPECTATION_FIELDS] == [0, 8, 16, 24, 28]
+
+Content: TypeAlias = tuple[bytes | None, int]
+"""What becomes of a name in a batch: its value, or None to delete it, and its ttl_ms."""
 
 
 class Expectations:
-    """Keys at versions, as `kv_expectation[]` that grows; keeps the keys its pointers point to."""
+    """Keys and rows at versions, as `kv_expectation[]` that grows; keeps the names its pointers point to."""
 
-    __slots__ = ("_held", "_packed", "keys")
+    __slots__ = ("_held", "_packed", "names")
 
     def __init__(self) -> None:
-        self.keys: list[bytes] = []
+        self.names: list[tuple[bytes, bytes | None]] = []
+        """Key or row, and the table of a row."""
         self._held: list[Any] = []
         self._packed = bytearray()
 
-    def add(self, key: bytes, version: int) -> None:
-        address = ffi.from_buffer("uint8_t[]", key)
-        self._packed += _EXPECTATION.pack(int(ffi.cast("uintptr_t", address)), version, len(key))
-        self._held.append(address)
-        self.keys.append(key)
+    def add(self, name: bytes, version: int, table: bytes | None = None) -> None:
+        at, table_at = self._keep(name), 0 if table is None else self._keep(table)
+        self._packed += _EXPECTATION.pack(at, version, table_at, len(name), len(table or b""))
+        self.names.append((name, table))
+
+    def _keep(self, name: bytes) -> int:
+        self._held.append(ffi.from_buffer("uint8_t[]", name))
+        return int(ffi.cast("uintptr_t", self._held[-1]))
 
     def __len__(self) -> int:
-        return len(self.keys)
+        return len(self.names)
 
     @property
     def pointer(self) -> Any:
@@ -180,24 +207,56 @@ class Expectations:
         return ffi.from_buffer("kv_expectation[]", self._packed)
 
 
-def operations(batch: dict[bytes, tuple[bytes | None, int]]) -> tuple[Any, list[Any]]:
-    """A batch, key -> (value or None, ttl_ms), as `kv_operation[]`, and what must live as long as that is used.
+class Operations:
+    """What a batch does, as `kv_operation[]` that grows; keeps what its pointers point to.
 
-    Packed as bytes: setting five fields of a cffi struct costs 1 us an operation, more than C needs to write it.
+    Packed as bytes: setting the fields of a cffi struct costs 1 us an operation, more than C needs to write it.
     """
-    keys = ffi.from_buffer("uint8_t[]", b"".join(batch))
-    values = ffi.from_buffer("uint8_t[]", b"".join([value for value, _ in batch.values() if value is not None]))
-    key_at = int(ffi.cast("uintptr_t", keys))
-    value_at = int(ffi.cast("uintptr_t", values))
-    packed = bytearray(_OPERATION.size * len(batch))
-    offset = 0
-    for key, (value, expiry) in batch.items():
-        size = 0 if value is None else len(value)
-        _OPERATION.pack_into(packed, offset, key_at, 0 if value is None else value_at, size, expiry, len(key))
-        offset += _OPERATION.size
-        key_at += len(key)
-        value_at += size
-    return ffi.from_buffer("kv_operation[]", packed), [keys, values]
+
+    __slots__ = ("_held", "_packed")
+
+    def __init__(self) -> None:
+        self._held: list[Any] = []
+        self._packed = bytearray()
+
+    def add(self, batch: Mapping[bytes, Content], table: bytes | None = None) -> None:
+        """Keys, or rows of one table."""
+        key_at = self._keep(b"".join(batch))
+        value_at = self._keep(b"".join([value for value, _ in batch.values() if value is not None]))
+        table_at, table_size = (0, 0) if table is None else (self._keep(table), len(table))
+        offset = len(self._packed)
+        self._packed += bytes(_OPERATION.size * len(batch))
+        for key, (value, expiry) in batch.items():
+            size = 0 if value is None else len(value)
+            at = 0 if value is None else value_at
+            _OPERATION.pack_into(self._packed, offset, key_at, at, size, expiry, table_at, len(key), table_size, 0)
+            offset += _OPERATION.size
+            key_at += len(key)
+            value_at += size
+
+    def append(self, value: bytes, expiry: int, table: bytes) -> int:
+        """A row under an id of its own; the index of the operation, for row_id()."""
+        index = len(self)
+        value_at, table_at = self._keep(value), self._keep(table)
+        self._packed += _OPERATION.pack(0, value_at, len(value), expiry, table_at, 0, len(table), 0)
+        return index
+
+    def _keep(self, content: bytes) -> int:
+        self._held.append(ffi.from_buffer("uint8_t[]", content))
+        return int(ffi.cast("uintptr_t", self._held[-1]))
+
+    def __len__(self) -> int:
+        return len(self._packed) // _OPERATION.size
+
+    @property
+    def pointer(self) -> Any:
+        """For one call: as long as it lives, nothing can be added."""
+        return ffi.from_buffer("kv_operation[]", self._packed)
+
+    def row_id(self, index: int) -> int:
+        """What C gave to an append, after the call."""
+        row_id: int = _OPERATION.unpack_from(self._packed, index * _OPERATION.size)[-1]
+        return row_id
 
 
 # --- handles ---
@@ -210,10 +269,12 @@ class Caller:
     but that; `content` knows where the others are.
     """
 
-    __slots__ = ("answer", "pointer", "small")
+    __slots__ = ("answer", "moment", "pointer", "small")
 
     def __init__(self, pointer: Any) -> None:
         self.pointer = pointer
+        self.moment: _Moment | None = None
+        """The snapshot it reads, which lives as long as it may do so; None: the present."""
         self.answer = lib.kv_caller_answer(pointer)
         self.small = ffi.buffer(self.answer.small, SMALL_SIZE)
 
@@ -223,15 +284,56 @@ class Caller:
         return content
 
 
-class Handle:
-    """One open kv_store.
+class Pool:
+    """Callers: pop one of `callers`, or make one with `new_caller`; append it when done. Threads: any."""
 
-    Threads: any. `callers` is the pool: pop one, or make one with `new_caller`; append it when done.
-    """
+    __slots__ = ("callers", "path")
 
-    __slots__ = ("__weakref__", "_free", "_io", "_out", "_pid", "callers", "path")
+    path: str
+    callers: list[Caller]
 
-    def __init__(self, path: str, config: Config, checkpoint: bytes | None) -> None:
+    def new_caller(self) -> Caller:
+        raise NotImplementedError
+
+    def take(self) -> Caller:
+        try:
+            return self.callers.pop()
+        except IndexError:
+            return self.new_caller()
+
+    def release(self, caller: Caller) -> None:
+        """Gives a caller back after an answer that may have been large, or lets it go if it was very large."""
+        if caller.answer.large_capacity <= KEPT_SIZE_MAX:
+            self.callers.append(caller)
+        else:
+            lib.kv_caller_free(caller.pointer)
+
+    def failed(self, result: int, caller: Caller, key: Any = None, table: bytes | None = None) -> Exception:
+        """The exception for an error, with what the caller knows about it; gives the caller back. `key` is a row's if
+        there is a table."""
+        if result == CONFLICT:
+            error: Exception = VersionConflict(bytes(key), caller.answer.version, table=table)
+        else:
+            error = failure(result, caller.answer.fault, self.path, key, table)
+        self.release(caller)
+        return error
+
+
+class Handle(Pool):
+    """One open kv_store."""
+
+    __slots__ = ("__weakref__", "_free", "_io", "_out", "_pid")
+
+    def __init__(
+        self,
+        path: str,
+        config: Config,
+        checkpoint: bytes | None,
+        *,
+        sequence_min: int = 0,
+        salvage: bool = False,
+        until: tuple[int, int] = (0, 0),
+    ) -> None:
         # C writes the store into it. Here before the call, so that no interrupt behind it can lose an open store.
         self._out: Any = ffi.new("kv_store **")
         self._free = lib.kv_store_free  # At interpreter exit this module may be gone before the last Handle.
@@ -247,6 +349,10 @@ class Handle:
                 "readonly": config.readonly,
                 "background": not config.readonly,
                 "write_calls": config.write_calls,
+                "snapshot_size_max": config.snapshot_size_max,
+                "sequence_min": sequence_min,
+                "salvage": salvage,
+                "replay_until": until[0] << 32 | until[1],
             },
         )
         fault = ffi.new("kv_fault *")
@@ -300,28 +406,6 @@ class Handle:
             raise failure(status, None, self.path)
         return Caller(out[0])
 
-    def take(self) -> Caller:
-        try:
-            return self.callers.pop()
-        except IndexError:
-            return self.new_caller()
-
-    def release(self, caller: Caller) -> None:
-        """Gives a caller back after an answer that may have been large, or lets it go if it was very large."""
-        if caller.answer.large_capacity <= KEPT_SIZE_MAX:
-            self.callers.append(caller)
-        else:
-            lib.kv_caller_free(caller.pointer)
-
-    def failed(self, result: int, caller: Caller, key: Any = None) -> Exception:
-        """The exception for an error, with what the caller knows about it; gives the caller back."""
-        if result == CONFLICT:
-            error: Exception = VersionConflict(bytes(key), caller.answer.version)
-        else:
-            error = failure(result, caller.answer.fault, self.path, key)
-        self.release(caller)
-        return error
-
     def measure(self) -> dict[str, Any]:
         stats = self._measured()
         figures = {name: getattr(stats, name) for name, _ in _STATS_FIELDS}
@@ -354,10 +438,50 @@ class Handle:
             raise failure(status, None, self.path)
         return Checkpoint(self, out[0])
 
+    def pin(self) -> tuple[int, int, int]:
+        """Until `unpin`, no file leaves the directory. Segment and offset up to which everything is durable, and the
+        last version before it."""
+        position, sequence = ffi.new("kv_position *"), ffi.new("uint64_t *")
+        caller = self.take()
+        result = lib.kv_pin(caller.pointer, position, sequence)
+        if result < 0:
+            raise self.failed(result, caller)
+        self.release(caller)
+        return position.segment, position.offset, sequence[0]
+
+    def unpin(self) -> None:
+        caller = self.take()
+        lib.kv_unpin(caller.pointer)
+        self.release(caller)
+
+    def damages(self) -> list[tuple[int, int, int, str]]:
+        """What a salvaging reader met: segment, offset, bytes, and what is wrong there."""
+        count = ffi.new("size_t *")
+        found = lib.kv_store_damages(self._alive(), count)
+        return [
+            (one.segment, one.offset, one.size, ffi.string(one.what).decode(errors="replace"))
+            for one in (found[i] for i in range(count[0]))
+        ]
+
+    @property
+    def pointer(self) -> Any:
+        return self._alive()
+
     def _alive(self) -> Any:
         if self._out is None:
             raise ClosedError(f"{self.path} was dropped: open it again")
         return self._out[0]
+
+    def notify(self, fd: int) -> None:
+        """Has C ring an eventfd; store.h says when."""
+        status = lib.kv_store_notify(self._alive(), fd)
+        if status != lib.KV_OK:
+            raise failure(status, None, self.path)
+
+    def unnotify(self, fd: int) -> None:
+        """C will not touch it any more."""
+        if self._out is not None:
+            lib.kv_store_unnotify(self._out[0], fd)
 
     def quiesce(self) -> None:
         lib.kv_store_quiesce(self._alive())
@@ -381,6 +505,81 @@ def _after_fork() -> None:
 
 
 os.register_at_fork(after_in_child=_after_fork)
+
+
+class _Moment:
+    """A kv_snapshot. It is closed when nobody can read it any more: when the SnapshotHandle has let go of it, and no
+    caller that another thread is inside with. Counting references is what finds that out, lost callers included."""
+
+    __slots__ = ("_close", "_handle", "_out")
+
+    def __init__(self, handle: Handle) -> None:
+        self._handle = handle
+        self._close = lib.kv_snapshot_close  # At interpreter exit this module may be gone before the last of them.
+        self._out: Any = ffi.new("kv_snapshot **")
+        status = lib.kv_snapshot_open(handle._alive(), self._out)
+        if status != lib.KV_OK:
+            raise failure(status, None, handle.path)
+
+    @property
+    def pointer(self) -> Any:
+        return self._out[0]
+
+    def __del__(self) -> None:
+        # In a cycle of garbage the Handle may be finalized first, and then C has given the snapshot back.
+        if self._out[0] and not self._handle.freed:
+            self._close(self._out[0])
+
+
+class SnapshotHandle(Pool):
+    """A snapshot, as a pool of callers that read it. They are the Handle's, and go back to it at the end."""
+
+    __slots__ = ("_handle", "_moment", "version")
+
+    def __init__(self, handle: Handle) -> None:
+        self._handle = handle
+        self._moment: _Moment | None = _Moment(handle)
+        self.path = handle.path
+        self.callers = []
+        self.version: int = lib.kv_snapshot_version(self._moment.pointer)
+
+    def new_caller(self) -> Caller:
+        moment = self._moment
+        if moment is None:
+            raise ClosedError("the snapshot was closed: take another with db.snapshot()")
+        caller = self._handle.take()
+        caller.moment = moment
+        lib.kv_caller_bind(caller.pointer, moment.pointer)
+        return caller
+
+    def take(self) -> Caller:
+        # Not left to the pool: a caller that was under way may have come back to it after close(), and all of them
+        # went with a store that was given back.
+        return self.new_caller() if self._moment is None or self._handle.freed else super().take()
+
+    def release(self, caller: Caller) -> None:
+        if self._moment is None:
+            self._unbind(caller)
+        else:
+            super().release(caller)
+
+    def _unbind(self, caller: Caller) -> None:
+        lib.kv_caller_bind(caller.pointer, ffi.NULL)
+        caller.moment = None
+        self._handle.release(caller)
+
+    def close(self) -> None:
+        """Whoever is inside, in another thread, is answered yet."""
+        self._moment = None
+        if self._handle.freed:
+            self.callers.clear()
+        while self.callers:
+            with suppress(IndexError):
+                self._unbind(self.callers.pop())
+
+    @property
+    def closed(self) -> bool:
+        return self._moment is None
 
 
 class Checkpoint:
@@ -420,8 +619,9 @@ _STATS_FIELDS: Final = ffi.typeof("kv_stats").fields
 # --- what comes out wrong ---
 
 
-def failure(status: int, fault: Any, path: str, key: Any = None) -> Exception:
-    """The exception for a status. `fault` is a kv_fault, or None where the call has none to tell."""
+def failure(status: int, fault: Any, path: str, key: Any = None, table: bytes | None = None) -> Exception:
+    """The exception for a status. `fault` is a kv_fault, or None where the call has none to tell. `key` is a row's if
+    there is a table."""
     what = "" if fault is None else ffi.string(fault.what).decode(errors="replace")
     if status in _USAGE:
         return UsageError(_USAGE[status].format(path=path, what=what))
@@ -432,11 +632,14 @@ def failure(status: int, fault: Any, path: str, key: Any = None) -> Exception:
         return WrongType(
             "the value is no decimal 64-bit integer: incr() counts only what incr() or put(b'<digits>') wrote",
             key=None if key is None else bytes(key),
+            table=table,
         )
     if status == lib.KV_EWRONGTYPE:
-        return WrongType(
-            "the key names a table, this call wants a value (or the other way round)",
-            key=None if key is None else bytes(key),
+        return _wrong_type(None if key is None else bytes(key), table)
+    if status == lib.KV_ESNAPSHOT:
+        return SnapshotExpired(
+            f"{path}: the snapshot held on to more than snapshot_size_max bytes of what has been replaced since it was "
+            "taken, and was ended: take another and be done sooner, or open the store with a larger snapshot_size_max"
         )
     if status == lib.KV_ELOCKED:
         return LockedError(path, fault.os_error)  # For this one status: the holder's process id, or 0.
@@ -455,6 +658,14 @@ def failure(status: int, fault: Any, path: str, key: Any = None) -> Exception:
         return _disk_failure(status, fault, path, what)
     name = ffi.string(lib.kv_status_name(status)).decode()
     return KvError(f"{path}: {name} ({status}) where no such answer was expected: {what or 'no details'}")
+
+
+def _wrong_type(key: bytes | None, table: bytes | None) -> WrongType:
+    if table is not None:
+        what = f"{shown_key(table)} has a value and is no table: get() reads it, delete() makes room for a table"
+        return WrongType(what, key=table)
+    name = "one of the keys" if key is None else shown_key(key)
+    return WrongType(f"{name} is a table and has no value: table() gives its rows, put() or delete() drop it", key=key)
 
 
 _USAGE: Final = {

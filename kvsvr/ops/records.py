@@ -1,9 +1,16 @@
 """One key with its value outside a store: as a line of JSON, and as a row of CSV. Pure: no store, no clock, no file.
 
+Rows of tables, too, as lines of JSON; CSV has columns for keys alone, and its writer refuses them.
+
 Both are lossless for any bytes. What is UTF-8 stands there as text, anything else as base64, and `encoding` says
 which of the two that is: "text" (or nothing), "base64-key", "base64-value", or "base64" for both.
 
     {"key": "user:1", "value": "/w==", "encoding": "base64-value", "expires_at": 1767225600.25}
+    {"table": "inbox:1", "row": "AAAAAAAAAP8=", "value": "hello", "encoding": "base64-row"}
+    {"table": "inbox:1", "expires_at": 1767225600.25}
+
+Of a row there are three, and several are joined: "base64-row-value". A table without a row is a table as a whole, which
+expires then; that comes behind its rows.
 
 `expires_at` is in seconds since 1970, absent or empty for "never". A line of JSON ends at its newline, which JSON
 itself escapes. A row of CSV may go over several lines; in CSV, text with control characters other than tab and
@@ -24,9 +31,10 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any, BinaryIO, Final, Literal, TypeAlias
 
-from kvsvr.errors import KvError
+from kvsvr.errors import KvError, UsageError, shown_key
 from kvsvr.store import KEY_SIZE_MAX
 
 Format: TypeAlias = Literal["jsonl", "csv"]
@@ -41,6 +49,8 @@ ENCODINGS: Final = {
 _BINARY: Final = {name: binary for binary, name in ENCODINGS.items()}
 
 COLUMNS: Final = ("key", "value", "encoding", "expires_at")
+ROW_NAMES: Final = ("table", "row", "value")
+ROW_FIELDS: Final = (*ROW_NAMES, "encoding", "expires_at")
 # Twice what a ttl can be: any expiry a store can hold, and no number that would overflow on its way.
 EXPIRES_AT_MAX: Final = 2e12
 
@@ -54,6 +64,27 @@ class Record:
     key: bytes
     value: bytes
     expires_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row of a table, its value, and when it expires."""
+
+    table: bytes
+    row: bytes
+    value: bytes
+    expires_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Expiry:
+    """When a table expires as a whole."""
+
+    table: bytes
+    expires_at: float
+
+
+Entry: TypeAlias = Record | Row | Expiry
 
 
 class BadInput(KvError):
@@ -74,8 +105,8 @@ class _BadField(Exception):
         self.name = name
 
 
-Reader: TypeAlias = Callable[[BinaryIO], Iterator[Record | BadInput]]
-Writer: TypeAlias = Callable[[Record], bytes]
+Reader: TypeAlias = Callable[[BinaryIO], Iterator[Entry | BadInput]]
+Writer: TypeAlias = Callable[[Entry], bytes]
 
 
 def reader(format_: Format) -> Reader:
@@ -99,14 +130,36 @@ def fields(key: bytes, value: bytes | None = None, *, plain: bool = False) -> di
     return {"key": key_text, "value": value_text, "encoding": ENCODINGS[key_binary, value_binary]}
 
 
-def json_line(record: Record) -> bytes:
-    content: dict[str, Any] = dict(fields(record.key, record.value))
+def row_fields(row: bytes, value: bytes | None = None, *, table: bytes | None = None) -> dict[str, str]:
+    """A row as text, with its value and its table if they are given, and the encoding."""
+    parts = {"table": table, "row": row, "value": value}
+    texts = {name: _text(data, False) for name, data in parts.items() if data is not None}
+    binary = tuple(name for name, (_, is_binary) in texts.items() if is_binary)
+    return {name: text for name, (text, _) in texts.items()} | {"encoding": _row_encoding(binary)}
+
+
+def _row_encoding(binary: tuple[str, ...]) -> str:
+    return "-".join(("base64", *binary)) if 0 < len(binary) < len(ROW_NAMES) else "base64" if binary else "text"
+
+
+def json_line(record: Entry) -> bytes:
+    content: dict[str, Any]
+    match record:
+        case Record():
+            content = dict(fields(record.key, record.value))
+        case Row():
+            content = dict(row_fields(record.row, record.value, table=record.table))
+        case Expiry():
+            text, is_binary = _text(record.table, False)
+            content = {"table": text, "encoding": _row_encoding(("table",) if is_binary else ())}
     if record.expires_at is not None:
         content["expires_at"] = record.expires_at
     return json.dumps(content, ensure_ascii=False).encode() + b"\n"
 
 
-def csv_row(record: Record) -> bytes:
+def csv_row(record: Entry) -> bytes:
+    if not isinstance(record, Record):
+        raise UsageError(f"CSV has no columns for tables, and {shown_key(record.table)} is one: use JSON lines (jsonl)")
     content = fields(record.key, record.value, plain=True)
     expiry = "" if record.expires_at is None else repr(record.expires_at)
     return _csv_row((content["key"], content["value"], content["encoding"], expiry))
@@ -130,13 +183,13 @@ def _text(data: bytes, plain: bool) -> tuple[str, bool]:
 # --- in ---
 
 
-def read_jsonl(source: BinaryIO) -> Iterator[Record | BadInput]:
+def read_jsonl(source: BinaryIO) -> Iterator[Entry | BadInput]:
     for number, line in enumerate(source, 1):
         if not line.isspace():
             yield _read_line(number, line)
 
 
-def _read_line(number: int, line: bytes) -> Record | BadInput:
+def _read_line(number: int, line: bytes) -> Entry | BadInput:
     try:
         text = line.decode()
     except UnicodeDecodeError as error:
@@ -150,12 +203,12 @@ def _read_line(number: int, line: bytes) -> Record | BadInput:
     if not isinstance(content, dict):
         return BadInput(number, 1, 'no object: a record looks like {"key": "a", "value": "b"}')
     try:
-        return _record(content)
+        return _entry(content) if "table" in content else _record(content)
     except _BadField as error:
         return BadInput(number, max(0, text.find(json.dumps(error.name))) + 1, str(error))
 
 
-def read_csv(source: BinaryIO) -> Iterator[Record | BadInput]:
+def read_csv(source: BinaryIO) -> Iterator[Entry | BadInput]:
     # Bytes that are no UTF-8 pass as surrogates, so that their field can be named. -sig: spreadsheets write a BOM.
     text = io.TextIOWrapper(source, encoding="utf-8-sig", errors="surrogateescape", newline="")
     try:
@@ -164,7 +217,7 @@ def read_csv(source: BinaryIO) -> Iterator[Record | BadInput]:
         text.detach()  # The source is the caller's to close.
 
 
-def _read_rows(text: io.TextIOWrapper) -> Iterator[Record | BadInput]:
+def _read_rows(text: io.TextIOWrapper) -> Iterator[Entry | BadInput]:
     csv.field_size_limit(sys.maxsize)  # The default is 128 KiB, and values have up to 1 GiB.
     rows = csv.reader(text, strict=True)
     header = _header(rows)
@@ -193,7 +246,7 @@ def _header(rows: Any) -> list[str]:
     return header
 
 
-def _read_row(line: int, header: list[str], row: list[str]) -> Record | BadInput:
+def _read_row(line: int, header: list[str], row: list[str]) -> Entry | BadInput:
     if len(row) != len(header):
         return BadInput(line, min(len(row), len(header)) + 1, f"{len(row)} fields where the header has {len(header)}")
     content: dict[str, Any] = dict(zip(header, row, strict=True))
@@ -209,6 +262,32 @@ def _read_row(line: int, header: list[str], row: list[str]) -> Record | BadInput
 
 
 _EXPIRY: Final = "expires_at is a number of seconds since 1970; leave it out for a key that does not expire"
+
+
+_ROW_BINARY: Final = {
+    _row_encoding(names): names for count in range(len(ROW_NAMES) + 1) for names in combinations(ROW_NAMES, count)
+}
+"""What `encoding` says of a row -> which of its parts are base64."""
+
+
+def _entry(content: Mapping[str, Any]) -> Row | Expiry:
+    for name in content:
+        if name not in ROW_FIELDS:
+            raise _BadField(name, f"unknown field {name!r}: a row of a table has {', '.join(ROW_FIELDS)}")
+    encoding = content.get("encoding") or "text"
+    if not isinstance(encoding, str) or encoding not in _ROW_BINARY:
+        raise _BadField("encoding", f"encoding is one of {', '.join(_ROW_BINARY)}")
+    binary = _ROW_BINARY[encoding]
+    table = _bytes(content, "table", "table" in binary)
+    if not 0 < len(table) <= KEY_SIZE_MAX:
+        raise _BadField("table", f"a table has a key of 1 to {KEY_SIZE_MAX} bytes; this one has {len(table)}")
+    expires_at = _expires_at(content.get("expires_at"))
+    if "row" not in content and "value" not in content and expires_at is not None:
+        return Expiry(table, expires_at)
+    row = _bytes(content, "row", "row" in binary)
+    if len(row) > KEY_SIZE_MAX:
+        raise _BadField("row", f"a row has 0 to {KEY_SIZE_MAX} bytes; this one has {len(row)}")
+    return Row(table, row, _bytes(content, "value", "value" in binary), expires_at)
 
 
 def _record(content: Mapping[str, Any]) -> Record:

@@ -1,4 +1,6 @@
-"""The engine: one open store, its keys and values. What each call promises is in its docstring.
+"""The engine: one open store, its keys and values, and the way to its tables and snapshots.
+
+What each call promises is in its docstring; those that a Snapshot has, too, are in reads.py.
 
 Threads: any number, all methods. Calls release the GIL; reads take no lock, writers one short one in C, and so do the
 reads of a transaction. A batch or transaction belongs to one thread.
@@ -24,23 +26,29 @@ import threading
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
-from itertools import chain, islice
-from struct import iter_unpack
 from types import TracebackType
-from typing import Any, Final, NoReturn, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar, overload
 
 from kvsvr.config import Config, SlotMode, SyncMode
 from kvsvr.errors import ClosedError, DiskError, LockedError, UsageError, shown
-from kvsvr.native import ABSENT, SMALL_SIZE, Handle, Many, borrow, ffi, lib, own, ttl_ms
+from kvsvr.native import ABSENT, SMALL_SIZE, Handle, Many, borrow, lib, own, ttl_ms
+from kvsvr.store.arguments import WRITE_COUNT_MAX, addend, chunks, expiry_of, pair_chunks, version_of
+from kvsvr.store.backup import BackupReport, backup
 from kvsvr.store.batch import Batch
 from kvsvr.store.catalog import Catalog, sync_directory
 from kvsvr.store.housekeeping import Housekeeper
-from kvsvr.store.scan import limit_of, pages, span_of
+from kvsvr.store.reads import Reads
+from kvsvr.store.snapshot import Snapshot
+from kvsvr.store.table import Table, TableReads
 from kvsvr.store.transaction import ATTEMPTS, Transaction, run
-from kvsvr.types import BytesLike, Versioned
+from kvsvr.store.verify import Progress, Report, compare, open_kept
+from kvsvr.types import BytesLike
+
+if TYPE_CHECKING:
+    from kvsvr.store.aio import AsyncEngine, Bells
 
 T = TypeVar("T")
 
@@ -49,20 +57,11 @@ kv_get: Final = lib.kv_get
 kv_look: Final = lib.kv_look
 kv_delete: Final = lib.kv_delete
 
-# What goes to C at a time, by count and by bytes: it bounds the copy made of it, and is what C puts into one envelope.
-WRITE_COUNT_MAX: Final = 8192
-WRITE_SIZE_MAX: Final = 1 << 20
-# Fewer for reads: nobody knows how large their answers are.
-READ_COUNT_MAX: Final = 512
-
 # How long C waits before Python may look at signals: what Ctrl-C feels like.
 WAIT_MS_MAX: Final = 100
 
 # Some 30 years, in seconds: who means longer means None.
 TIMEOUT_MAX: Final = 10**9
-
-INT64_MIN: Final = -(1 << 63)
-INT64_MAX: Final = (1 << 63) - 1
 
 
 def open(
@@ -73,7 +72,9 @@ def open(
     sync_ms_max: int = 10,
     checkpoint_size: int | None = 64 << 20,
     write_calls: bool = False,
+    compaction: bool = True,
     slots: SlotMode = "any",
+    snapshot_size_max: int = 1 << 30,
 ) -> Engine:
     """Opens the store in the directory `path`; makes it if there is none and its parent is there.
 
@@ -88,18 +89,23 @@ def open(
             readonly=readonly,
             checkpoint_size=checkpoint_size,
             write_calls=write_calls,
+            compaction=compaction,
             slots=slots,
+            snapshot_size_max=snapshot_size_max,
         ),
     )
 
 
-class Engine:
+class Engine(Reads):
     """One open store. `kvsvr.open` makes it."""
 
-    __slots__ = ("__weakref__", "_callers", "_catalog", "_config", "_handle", "_keeper", "_shut")
+    __slots__ = ("__weakref__", "_bells", "_callers", "_catalog", "_config", "_handle", "_keeper", "_shut")
+
+    _handle: Handle
 
     def __init__(self, path: str | os.PathLike[str], config: Config) -> None:
         self._config = config
+        self._bells: Bells | None = None
         directory = _directory(path, create=not config.readonly)
         place = None if config.readonly else _writers.enter(directory)
         try:
@@ -127,7 +133,7 @@ class Engine:
     @overload
     def get(self, key: BytesLike, default: T) -> bytes | T: ...
     def get(self, key: BytesLike, default: T | None = None) -> bytes | T | None:
-        """The value, or `default` if the key is absent or has expired."""
+        """The value, or `default` if the key is absent or has expired. WrongType if it is a table."""
         name: Any = key if key.__class__ is bytes else own(key)
         try:
             caller = self._callers.pop()
@@ -148,7 +154,8 @@ class Engine:
         return value
 
     def put(self, key: BytesLike, value: BytesLike, *, ttl: float | None = None, durable: bool = False) -> int:
-        """Sets the value; the new version. The key's expiry is `ttl` seconds from now, or none.
+        """Sets the value, in place of what was there, a table included; the new version. The key's expiry is `ttl`
+        seconds from now, or none.
 
         `durable=True` returns when the write is on disk, whatever the store's `sync` says.
         """
@@ -166,9 +173,9 @@ class Engine:
         raise self._handle.failed(version, caller, name)
 
     def delete(self, key: BytesLike, *, version: int | None = None, durable: bool = False) -> bool:
-        """Whether the key was there. With `version`, only at that version: else VersionConflict."""
+        """Whether the key, or the table, was there. With `version`, only at that version: else VersionConflict."""
         name: Any = key if key.__class__ is bytes else own(key)
-        expected = -1 if version is None else _version(version, least=1)
+        expected = -1 if version is None else version_of(version, least=1)
         try:
             caller = self._callers.pop()
         except IndexError:
@@ -182,28 +189,12 @@ class Engine:
             return False
         raise self._handle.failed(result, caller, name)
 
-    def get_versioned(self, key: BytesLike) -> Versioned | None:
-        """The value with its version and expiry, all of one moment; None if the key is absent."""
-        name = own(key)
-        caller = self._handle.take()
-        size = kv_get(caller.pointer, name, len(name))
-        if size < 0 and size != ABSENT:
-            raise self._handle.failed(size, caller, name)
-        found = None
-        if size >= 0:
-            answer = caller.answer
-            found = Versioned(
-                caller.content(size), answer.version, answer.expires_ms / 1000 if answer.expires_ms else None
-            )
-        self._handle.release(caller)
-        return found
-
     def cas(
         self, key: BytesLike, value: BytesLike, version: int, *, ttl: float | None = None, durable: bool = False
     ) -> int:
         """Sets the value if the key is at `version`, 0 meaning absent; the new version. Else VersionConflict."""
         name, content = own(key), borrow(value, "value")
-        expected, expiry = _version(version, least=0), _expiry(ttl)
+        expected, expiry = version_of(version, least=0), expiry_of(ttl)
         caller = self._handle.take()
         result = lib.kv_cas(caller.pointer, name, len(name), content, len(content), expected, expiry, durable)
         if result <= 0:
@@ -217,11 +208,10 @@ class Engine:
         The key keeps its expiry unless `ttl` sets one. A value that is no 64-bit integer raises WrongType; a sum
         beyond 64 bits UsageError. Either leaves the value as it is.
         """
-        name, expiry = own(key), _expiry(ttl)
-        if not isinstance(by, int) or not INT64_MIN <= by <= INT64_MAX:
-            raise UsageError(f"incr adds a 64-bit integer, not {shown(by)}")
+        name, expiry = own(key), expiry_of(ttl)
+        amount = addend(by)
         caller = self._handle.take()
-        result = lib.kv_incr(caller.pointer, name, len(name), by, expiry, durable)
+        result = lib.kv_incr(caller.pointer, name, len(name), amount, expiry, durable)
         if result <= 0:
             raise self._handle.failed(result, caller, name)
         number: int = caller.answer.number
@@ -230,7 +220,7 @@ class Engine:
 
     def append(self, key: BytesLike, data: BytesLike, *, ttl: float | None = None, durable: bool = False) -> int:
         """Puts bytes behind the value, an absent one counting as empty; the new length. Expiry as with incr."""
-        name, content, expiry = own(key), borrow(data, "value"), _expiry(ttl)
+        name, content, expiry = own(key), borrow(data, "value"), expiry_of(ttl)
         caller = self._handle.take()
         result = lib.kv_append(caller.pointer, name, len(name), content, len(content), expiry, durable)
         if result < 0:
@@ -272,13 +262,6 @@ class Engine:
 
     # --- many keys ---
 
-    def get_many(self, keys: Iterable[BytesLike]) -> list[bytes | None]:
-        """The values in the order of the keys, None for those that are absent. As single gets: not of one moment."""
-        values: list[bytes | None] = []
-        for chunk in _chunks(keys, READ_COUNT_MAX):
-            values += self._get_chunk(chunk)
-        return values
-
     def put_many(
         self, pairs: Iterable[tuple[BytesLike, BytesLike]], *, ttl: float | None = None, durable: bool = False
     ) -> int:
@@ -287,9 +270,9 @@ class Engine:
         Written in groups of at most 1 MiB; an exception in the middle leaves those before it. The answer is a
         count and no version, because on a replica set the pairs lie in several slots, which share no version.
         """
-        expiry = _expiry(ttl)
+        expiry = expiry_of(ttl)
         count = 0
-        for keys, values in _pair_chunks(pairs):
+        for keys, values in pair_chunks(pairs):
             count += self._many(lib.kv_put_many, Many(keys, values), expiry)
         if durable:
             self.sync()
@@ -297,7 +280,7 @@ class Engine:
 
     def delete_many(self, keys: Iterable[BytesLike], *, durable: bool = False) -> int:
         """Deletes many keys; how many were there. Not atomic, as put_many."""
-        count = sum(self._many(lib.kv_delete_many, Many(chunk)) for chunk in _chunks(keys, WRITE_COUNT_MAX))
+        count = sum(self._many(lib.kv_delete_many, Many(chunk)) for chunk in chunks(keys, WRITE_COUNT_MAX))
         if durable:
             self.sync()
         return count
@@ -311,16 +294,17 @@ class Engine:
         self._callers.append(caller)
         return result
 
-    def _get_chunk(self, keys: list[BytesLike]) -> Iterable[bytes | None]:
-        many = Many(keys)
-        sizes = ffi.new("int64_t[]", many.count)
-        caller = self._handle.take()
-        total = lib.kv_get_many(caller.pointer, many.pointer, sizes)
-        if total < 0:
-            raise self._handle.failed(total, caller)
-        content = caller.content(total)
-        self._handle.release(caller)
-        return _split(content, ffi.unpack(sizes, many.count))
+    # --- tables ---
+
+    def table(self, key: BytesLike) -> Table:
+        """The table under this key, which comes into being with its first row. Costs nothing: it is a name."""
+        return Table(self._handle, key)
+
+    def snapshot(self) -> Snapshot:
+        """The store as it is now, to read from in a `with` block, whatever is written meanwhile."""
+        return Snapshot(self._handle)
+
+    # --- together ---
 
     def batch(self, *, durable: bool = False) -> Batch:
         """A `with` block whose puts and deletes are written together at its end: all or nothing, one version."""
@@ -331,7 +315,7 @@ class Engine:
     def transaction(self, *, durable: bool = False) -> Transaction:
         """A `with` block that reads as of one moment, and whose writes are written at its end: all of them, if nothing
         it has read has changed meanwhile, absent keys included; else VersionConflict, and nothing."""
-        self._refuse_readonly()
+        self._refuse_readonly("a transaction")
         return Transaction(self._handle, durable=durable, slots=self._config.slots)
 
     def run(self, fn: Callable[[Transaction], T], *, attempts: int = ATTEMPTS, durable: bool = False) -> T:
@@ -340,58 +324,33 @@ class Engine:
         After a VersionConflict once more, with a new transaction, up to `attempts` times in all; then the last one is
         raised. So fn may run several times: what it does besides reading and writing through `t` should bear that.
         """
-        self._refuse_readonly()
+        self._refuse_readonly("a transaction")
         return run(lambda: self.transaction(durable=durable), fn, attempts)
 
-    def _refuse_readonly(self) -> None:
+    def _refuse_readonly(self, what: str) -> None:
         if self._config.readonly:
             raise UsageError(
-                f"{self._handle.path} was opened with readonly=True, and transactions need the writer: open it without"
+                f"{self._handle.path} was opened with readonly=True, and {what} needs the writer: open it without"
             )
-
-    # --- keys in order ---
-
-    def scan(
-        self,
-        start: BytesLike | None = None,
-        stop: BytesLike | None = None,
-        *,
-        prefix: BytesLike | None = None,
-        reverse: bool = False,
-        limit: int | None = None,
-    ) -> Iterator[tuple[bytes, bytes]]:
-        """(key, value) in the order of keys: from `start` on, below `stop`, or all that begin with `prefix`.
-
-        With reverse=True the same range from its end; with `limit` at most so many. Nothing is held between pages:
-        what is there throughout appears exactly once, what comes or goes meanwhile may or may not. A value is as of
-        the moment its page was read.
-        """
-        span, most = span_of(start, stop, prefix), limit_of(limit)
-        return chain.from_iterable(pages(self._handle, span, reverse=bool(reverse), limit=most, values=True))
-
-    def keys(
-        self,
-        start: BytesLike | None = None,
-        stop: BytesLike | None = None,
-        *,
-        prefix: BytesLike | None = None,
-        reverse: bool = False,
-        limit: int | None = None,
-    ) -> Iterator[bytes]:
-        """The keys alone, as scan() gives them; no value is read."""
-        span, most = span_of(start, stop, prefix), limit_of(limit)
-        entries = chain.from_iterable(pages(self._handle, span, reverse=bool(reverse), limit=most, values=False))
-        return (key for key, _ in entries)
 
     # --- the store as a whole ---
 
-    def wait(self, key: BytesLike, version: int, timeout: float | None = None) -> int:
-        """Waits until the key is newer than `version`; the version it has then.
+    @property
+    def aio(self) -> AsyncEngine:
+        """The same calls as coroutines, in any event loop."""
+        if self._bells is None:
+            from kvsvr.store.aio import Bells  # Not above: it imports this module, and asyncio, which few need.
+
+            self._bells = Bells(self._handle)
+        return self._bells.of(self)
+
+    def wait(self, key: BytesLike | TableReads, version: int, timeout: float | None = None) -> int:
+        """Waits until the key, or the table, is newer than `version`; the version it has then.
 
         At the timeout, in seconds (None: no bound), the version it has: not above `version`. 0 means never seen; a
-        deleted key keeps the version of its deletion for a while, so deletions wake, too.
+        deleted key keeps the version of its deletion for a while, so deletions wake, too. Expiry wakes nobody.
         """
-        name, known = own(key), _version(version, least=0)
+        name, known = own(key.key if isinstance(key, TableReads) else key), version_of(version, least=0)
         deadline = _deadline(timeout)
         while True:
             left_ms = WAIT_MS_MAX if deadline is None else max(0, round((deadline - time.monotonic()) * 1000))
@@ -406,6 +365,42 @@ class Engine:
             raise self._handle.failed(result, caller, name)
         self._callers.append(caller)
         return result
+
+    def compact(self) -> None:
+        """Gives back, now, all the space that can be had; a store does as much by itself when it has the time.
+
+        What open snapshots and backups hold on to stays. Reads and writes go on meanwhile.
+        """
+        self._refuse_readonly("compact")
+        self._keeper.compact()
+
+    def backup(self, path: str | os.PathLike[str], *, progress: Progress | None = None) -> BackupReport:
+        """Copies the store, as of one moment, into a new or empty directory, durably; reads and writes go on meanwhile.
+
+        `progress(done, total)` hears of bytes. `kvsvr.restore` makes a store of the copy.
+        """
+        self._refuse_readonly("backup")
+        with self._keeper.alone:  # No segment is just on its way out.
+            end = self._handle.pin()
+        try:
+            return backup(self._handle.path, path, end, progress=progress)
+        finally:
+            self._handle.unpin()
+
+    def verify(self, *, progress: Progress | None = None) -> Report:
+        """Reads everything there is, twice, and compares: see kvsvr.store.verify. Reads and writes go on meanwhile."""
+        self._refuse_readonly("verify")
+        with self._keeper.alone:
+            segment, offset, _ = self._handle.pin()
+            try:
+                kept = open_kept(self._handle.path, until=(segment, offset))
+            except BaseException:
+                self._handle.unpin()
+                raise
+        try:
+            return compare(self._handle.path, kept, until=(segment, offset), progress=progress)
+        finally:
+            self._handle.unpin()
 
     def sync(self) -> None:
         """Returns when everything written so far is on disk."""
@@ -435,12 +430,6 @@ class Engine:
 
     # --- as a dict, and as a context ---
 
-    def __getitem__(self, key: BytesLike) -> bytes:
-        value = self.get(key)
-        if value is None:
-            raise KeyError(key)
-        return value
-
     def __setitem__(self, key: BytesLike, value: BytesLike) -> None:
         self.put(key, value)
 
@@ -448,21 +437,8 @@ class Engine:
         if not self.delete(key):
             raise KeyError(key)
 
-    def __contains__(self, key: BytesLike) -> bool:
-        name = own(key)
-        caller = self._handle.take()
-        size = kv_look(caller.pointer, name, len(name))
-        if size < 0 and size != ABSENT:
-            raise self._handle.failed(size, caller, name)
-        self._callers.append(caller)
-        return bool(size >= 0)
-
-    def __iter__(self) -> Iterator[bytes]:
-        """The keys in order, as keys() gives them."""
-        return self.keys()
-
     def __len__(self) -> int:
-        """Keys that are there, expired ones included until they are reclaimed."""
+        """Keys that have a value, expired ones included until they are reclaimed. Tables are not counted."""
         return self._call(lib.kv_count)
 
     def __bool__(self) -> bool:
@@ -574,8 +550,9 @@ def _end(handle: Handle, keeper: Housekeeper, place: tuple[int, int] | None) -> 
     try:
         if place is not None:
             keeper.stop()
-            handle.quiesce()
-            keeper.checkpoint()
+            with keeper.alone:  # Whoever compacts by hand has been told to stop, too.
+                handle.quiesce()
+                keeper.checkpoint()
     finally:
         try:
             handle.close()
@@ -585,10 +562,6 @@ def _end(handle: Handle, keeper: Housekeeper, place: tuple[int, int] | None) -> 
 
 
 # --- arguments and answers ---
-
-
-def _expiry(ttl: float | None) -> int:
-    return 0 if ttl is None else ttl_ms(ttl)
 
 
 def _deadline(timeout: float | None) -> float | None:
@@ -601,54 +574,3 @@ def _deadline(timeout: float | None) -> float | None:
             f"not {shown(timeout)}"
         )
     return time.monotonic() + timeout
-
-
-def _version(version: int, *, least: int) -> int:
-    if not isinstance(version, int) or isinstance(version, bool) or not least <= version <= INT64_MAX:
-        raise UsageError(f"a version is a whole number from {least} up, as put() returns it, not {shown(version)}")
-    return version
-
-
-def _chunks(keys: Iterable[BytesLike], count_max: int) -> Iterator[list[BytesLike]]:
-    if isinstance(keys, bytes | bytearray | memoryview | str):
-        raise TypeError(f"a list of keys is wanted, not one key: [{shown(keys)}]")
-    source = iter(keys)
-    while chunk := list(islice(source, count_max)):
-        yield chunk
-
-
-def _pair_chunks(
-    pairs: Iterable[tuple[BytesLike, BytesLike]],
-) -> Iterator[tuple[list[BytesLike], list[BytesLike]]]:
-    """The pairs in groups that are closed by count or by size. Taken one at a time: a generator of large values has
-    one group in memory, whatever it yields next."""
-    if isinstance(pairs, Mapping):
-        raise TypeError("pairs of key and value are wanted, not a dict: pass d.items()")
-    keys: list[BytesLike] = []
-    values: list[BytesLike] = []
-    size = 0
-    for key, value in pairs:
-        keys.append(key)
-        values.append(value)
-        size += len(value if value.__class__ is bytes else borrow(value, "value"))
-        if size >= WRITE_SIZE_MAX or len(keys) == WRITE_COUNT_MAX:
-            yield keys, values
-            keys, values, size = [], [], 0
-    if keys:
-        yield keys, values
-
-
-def _split(content: bytes, sizes: list[int]) -> Iterable[bytes | None]:
-    """Cuts the answer of kv_get_many into values. Equal sizes, the usual case, are cut by C."""
-    first = sizes[0]
-    if first > 0 and sizes.count(first) == len(sizes):
-        return [value for (value,) in iter_unpack(f"{first}s", content)]
-    values: list[bytes | None] = []
-    end = 0
-    for size in sizes:
-        if size < 0:
-            values.append(None)
-        else:
-            values.append(content[end : end + size])
-            end += size
-    return values

@@ -1,9 +1,11 @@
-"""What a writable store does by itself: a checkpoint whenever a reopen would have too much to replay.
+"""What a writable store does by itself: checkpoints, and whatever kvsvr.store.compaction finds worth doing.
 
-Policy is here, mechanism in C: a checkpoint is a row of short steps without the GIL, beside the writers. One daemon
-thread per store asks a few times a second how much has been written since the last one. A checkpoint that fails
-costs nothing but time at the next open; it is logged, counted in stats(), and tried again after a pause that
-doubles.
+Policy is here, mechanism in C: everything is a row of short steps without the GIL, beside the writers. One daemon
+thread per store looks a few times a second, and goes on without a pause as long as there is something to do. A
+checkpoint is made when a reopen would have too much to replay, or when emptied segments wait for one. What fails costs
+nothing but time and room; it is logged, counted in stats(), and tried again after a pause that doubles.
+
+Whoever wants the same by hand (compact, backup) does it in a thread of its own, one at a time: `alone` is the lock.
 
 The thread holds the handle and the catalog, never the Engine: an Engine that nobody holds can go, and its finalizer
 stops the thread. The collector may run that finalizer in the thread itself, in the middle of a checkpoint; the closing
@@ -20,14 +22,17 @@ from queue import Empty, SimpleQueue
 from typing import Any, Final
 
 from kvsvr.config import Config
-from kvsvr.errors import CorruptionError
+from kvsvr.errors import CorruptionError, KvError
 from kvsvr.native import Handle
 from kvsvr.store.catalog import Catalog
+from kvsvr.store.compaction import Compactor
 
 log = logging.getLogger("kvsvr")
 
-INTERVAL_S: Final = 0.25
+INTERVAL_S: Final = 0.1
 PAUSE_S_MAX: Final = 60.0
+COMPACT_ROUNDS: Final = 8
+"""A checkpoint empties segments, which lets tombstones go, which leaves more to compact: soon nothing is left."""
 
 
 class Housekeeper:
@@ -40,6 +45,9 @@ class Housekeeper:
         self._handle = handle
         self._catalog = catalog
         self._threshold = config.checkpoint_size
+        self._compactor = Compactor(handle)
+        self._compacts = config.compaction
+        self.alone = threading.Lock()
         self._stopping = False
         # Not an Event: the finalizer may come while this very thread waits, and Event.set() would wait for its lock.
         self._wake: SimpleQueue[None] = SimpleQueue()
@@ -52,7 +60,7 @@ class Housekeeper:
         self._failure: str | None = None
 
     def start(self) -> None:
-        if self._threshold is not None:
+        if self._threshold is not None or self._compacts:
             self._thread = threading.Thread(target=self._run, name="kvsvr-housekeeping", daemon=True)
             try:
                 self._thread.start()
@@ -114,23 +122,58 @@ class Housekeeper:
             "checkpoint_count": self._made_count,
             "checkpoint_failed_count": self._failed_count,
             "checkpoint_failure": self._failure,
+            "compacted_count": self._compactor.compacted_count,
+            "moved_size": self._compactor.moved_size,
         }
+
+    def compact(self) -> None:
+        """All that can be had, now. What a snapshot or backup holds on to stays."""
+        with self.alone:
+            for _ in range(COMPACT_ROUNDS):
+                worked = False
+                while self._compactor.work(self._is_stopping, eager=True):
+                    worked = True
+                if not worked and not self._compactor.has_empty():
+                    break
+                if self._stopping or not self.checkpoint(give_up=True):
+                    break
+        if self._failure is not None:
+            raise KvError(
+                f"{self._handle.path}: not all could be given back, because no checkpoint was made: {self._failure}"
+            )
+
+    def _is_stopping(self) -> bool:
+        return self._stopping
 
     def _run(self) -> None:
         pause = INTERVAL_S
         try:
             while not self._told(pause):
-                fine = not self._is_due() or self.checkpoint(give_up=True)
-                pause = INTERVAL_S if fine else min(PAUSE_S_MAX, max(1.0, pause * 2))
+                with self.alone:
+                    worked, fine = self._tidy()
+                    if fine and (self._is_due() or (self._compacts and self._compactor.wants_checkpoint())):
+                        fine = self.checkpoint(give_up=True)
+                usual = 0.0 if worked else INTERVAL_S
+                pause = usual if fine else min(PAUSE_S_MAX, max(1.0, pause * 2))
         finally:
             self._ended.set()
             if self._closing is not None:
                 self._closing()
 
+    def _tidy(self) -> tuple[bool, bool]:
+        """Whether there was something to do, and whether it went well."""
+        if not self._compacts:
+            return False, True
+        try:
+            return self._compactor.work(self._is_stopping), True
+        except Exception as error:  # As with checkpoints: no data depends on it.
+            log.warning("%s: tidying up failed, to be tried again: %s", self._handle.path, error)
+            return False, False
+
     def _told(self, pause: float) -> bool:
         """Waits for so long, or until it is told to stop; whether it is."""
         with suppress(Empty):
-            self._wake.get(timeout=pause)
+            self._wake.get(block=pause > 0, timeout=pause or None)
         return self._stopping
 
     def _forget(self) -> None:

@@ -49,6 +49,7 @@ static kv_status set_grow(big_set *set) {
 bool big_set_has(const big_set *set, uint64_t id) { return set->capacity != 0 && set->ids[set_slot(set, id)] == id; }
 
 kv_status big_set_add(big_set *set, uint64_t id) {
+    if (id == 0) return KV_ECORRUPT; /* No file has it: it marks what is empty. */
     if (set->count * 2 >= set->capacity && set_grow(set) != KV_OK) return KV_ENOMEM;
     uint64_t at = set_slot(set, id);
     if (set->ids[at] == 0) set->count++;
@@ -183,7 +184,7 @@ void big_retire(kv_store *store, const kv_big *big, kv_position since, uint64_t 
 /* Takes what may go out of the list; the rest stays in order. For free(). */
 static uint64_t *take_durable(kv_store *store, size_t *count) {
     *count = 0;
-    uint64_t *ids = store->retired_count == 0 ? NULL : malloc(store->retired_count * sizeof *ids);
+    uint64_t *ids = store->retired_count == 0 || store->pin_count != 0 ? NULL : malloc(store->retired_count * sizeof *ids);
     if (ids == NULL) return NULL;
     uint64_t durable = kv_position_order(kv_flow_durable(store->flow)), oldest = snapshot_oldest(store);
     size_t kept = 0;

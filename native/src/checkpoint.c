@@ -142,13 +142,25 @@ static uint64_t name_count(const counters *n) {
     return n->key_count + n->table_count + 2 * n->row_count + n->row_tombstone_count;
 }
 
+/* Writer lock. KV_EOF: nothing has changed since the last checkpoint. Where nothing was written, but slots have left the
+ * index or segments are wanted no more, the time is noted again: a removal refuses checkpoints by their position, so two
+ * that say different things must not have the same. */
+static kv_status leave_last_position(kv_store *store) {
+    kv_position position = kv_flow_tail(store->flow);
+    if (kv_position_order(position) != store->checkpoint_order) return KV_OK;
+    if (!store->hidden && !store_has_empty(store, &store->counters, position)) return KV_EOF;
+    return store_write_clock(store);
+}
+
 /* The moment: everything below is as of this position, because the writer lock is held. */
 static kv_status fix_moment(kv_checkpoint *k) {
     kv_store *store = k->store;
     if (store->checkpointing) return KV_EUSAGE;
     if (store->index_damaged) return KV_ECORRUPT;
+    kv_status moved = leave_last_position(store);
+    if (moved != KV_OK) return moved;
     k->position = kv_flow_tail(store->flow);
-    if (kv_position_order(k->position) == store->checkpoint_order) return KV_EOF;
+    store->hidden = false;
     k->sequence = kv_flow_sequence(store->flow);
     k->clock_ms = atomic_load(&store->clock_ms);
     kv_status status = copy_counters(k);
@@ -161,6 +173,19 @@ static kv_status fix_moment(kv_checkpoint *k) {
     status = kv_order_build_begin(store->order, name_count(&k->counters), &k->build);
     k->building = status == KV_OK;
     return status == KV_EOF ? KV_OK : status;
+}
+
+static kv_status fix_moment_guarded(kv_checkpoint *k) {
+    kv_guard guard;
+    kv_status status;
+    if (KV_GUARD_CAUGHT(&guard)) {
+        kv_flow_set_poison(k->store->flow, KV_EMAPPING, EIO);
+        status = KV_EMAPPING;
+    } else {
+        status = fix_moment(k);
+    }
+    kv_guard_leave(&guard);
+    return status;
 }
 
 static uint64_t new_file_id(kv_store *store) { return store->generation << 32 | ++store->index_file_next; }
@@ -193,7 +218,7 @@ kv_status kv_checkpoint_begin(kv_store *store, kv_checkpoint **out) {
     if (status == KV_OK) status = kv_order_cursor_new(&k->cursor);
     if (status == KV_OK) {
         pthread_mutex_lock(&store->write_lock);
-        status = fix_moment(k);
+        status = fix_moment_guarded(k);
         pthread_mutex_unlock(&store->write_lock);
     }
     if (status == KV_OK) status = open_file(k);
@@ -667,6 +692,7 @@ static kv_status load_map(kv_store *store, const parsed *p, const kv_index_file 
     return status;
 }
 
+/* Of segments up to the position's: the memory they take goes by the highest id. */
 static kv_status load_counters(kv_store *store, const parsed *p) {
     counters *n = &store->counters;
     atomic_store(&n->key_count, word_at(p->bytes, 8));
@@ -680,7 +706,7 @@ static kv_status load_counters(kv_store *store, const parsed *p) {
     n->clock_used = (uint32_t)word_at(p->bytes, 21);
     for (uint64_t i = 0; i < p->segment_count; i++) {
         uint64_t id = word_at(p->segments, 2 * i), live = word_at(p->segments, 2 * i + 1);
-        kv_status status = id > UINT32_MAX ? KV_ECORRUPT : counters_room(n, (uint32_t)id);
+        kv_status status = id > word_at(p->bytes, 5) >> 32 ? KV_ECORRUPT : counters_room(n, (uint32_t)id);
         if (status != KV_OK) return status;
         n->segment_live[id] = live;
         n->live_size += live;
@@ -730,7 +756,8 @@ const uint8_t *checkpoint_store_id(const uint8_t *bytes) { return bytes + 16; }
 
 bool checkpoint_belongs(const kv_store *store, const uint8_t *bytes) {
     bool same_store = memcmp(checkpoint_store_id(bytes), kv_flow_store_id(store->flow), 16) == 0;
-    return same_store && word_at(bytes, 4) == kv_flow_salt(store->flow);
+    bool same_salt = word_at(bytes, 4) == kv_flow_salt(store->flow);
+    return same_store && same_salt && word_at(bytes, 6) <= kv_flow_ceiling(store->flow);
 }
 
 void checkpoint_unload(kv_store *store) {

@@ -457,24 +457,34 @@ kv_status kv_compaction_step(kv_compaction *k) {
 
 /* --- removing --- */
 
+/* Writer lock. What a backup copies, or a snapshot reads, stays. */
+static bool is_wanted(kv_store *store, uint32_t id) { return store->pin_count != 0 || kv_undo_pins(store->undo, id) != 0; }
+
 /* Writer lock. Which segments below the position were empty as of it and are wanted by nobody. For free(). */
 static kv_status list_empty(kv_store *store, const counters *as_of, kv_position position, uint32_t **out, size_t *count) {
     kv_segment_info *segments;
     size_t all;
     *count = 0;
     *out = NULL;
-    if (store->segment_pins != 0) return KV_OK;
     kv_status status = kv_flow_segments(store->flow, &segments, &all);
     if (status != KV_OK) return status;
     *out = malloc((all + 1) * sizeof **out);
     for (size_t i = 0; *out != NULL && i + 1 < all; i++) {
         uint32_t id = segments[i].id;
         bool live = id < as_of->segment_capacity && as_of->segment_live[id] != 0;
-        if (id >= position.segment || !segments[i].sealed || live || kv_undo_pins(store->undo, id) != 0) continue;
+        if (id >= position.segment || !segments[i].sealed || live || is_wanted(store, id)) continue;
         (*out)[(*count)++] = id;
     }
     free(segments);
     return *out == NULL ? KV_ENOMEM : KV_OK;
+}
+
+bool store_has_empty(kv_store *store, const counters *as_of, kv_position position) {
+    uint32_t *ids;
+    size_t count;
+    kv_status status = list_empty(store, as_of, position, &ids, &count);
+    free(ids);
+    return status == KV_OK && count != 0;
 }
 
 /* Nothing comes to point into a segment that is empty: a slot gets a new record's place, the undo table what a slot
@@ -509,10 +519,13 @@ static kv_status segments_locked(kv_store *store, kv_segment_stats **out, size_t
     *out = calloc(*count + 1, sizeof **out);
     for (size_t i = 0; *out != NULL && i < *count; i++) {
         const kv_segment_info *one = &segments[i];
+        uint64_t live = one->id < n->segment_capacity ? n->segment_live[one->id] : 0;
+        bool sealed = one->sealed && i + 1 < *count;
         (*out)[i] = (kv_segment_stats){.id = one->id,
-                                       .sealed = one->sealed && i + 1 < *count,
+                                       .sealed = sealed,
+                                       .removable = sealed && live == 0 && !is_wanted(store, one->id),
                                        .size = one->end - KV_SEGMENT_HEADER_SIZE,
-                                       .live_size = one->id < n->segment_capacity ? n->segment_live[one->id] : 0};
+                                       .live_size = live};
     }
     free(segments);
     return *out == NULL ? KV_ENOMEM : KV_OK;

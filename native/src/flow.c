@@ -60,7 +60,10 @@ static kv_status map_grow(kv_flow *flow, uint32_t id) {
     segment_map *old = atomic_load_explicit(&flow->map, memory_order_relaxed);
     uint32_t base = old == NULL ? id : old->base;
     uint32_t capacity = MAP_CAPACITY_MIN;
-    while (capacity <= id - base) capacity *= 2;
+    while (capacity <= id - base) {
+        if (capacity > UINT32_MAX / 2) return KV_ENOMEM;
+        capacity *= 2;
+    }
     segment_map *map = calloc(1, sizeof *map + capacity * sizeof map->at[0]);
     if (map == NULL) return KV_ENOMEM;
     map->previous = old;
@@ -661,6 +664,7 @@ void kv_flow_free(kv_flow *flow) {
         segment_release(flow, one);
     }
     free(flow->scratch);
+    free(flow->damages);
     pthread_mutex_destroy(&flow->prepare_lock);
     pthread_mutex_destroy(&flow->sync_lock);
     pthread_cond_destroy(&flow->sync_done);
@@ -705,4 +709,5 @@ uint64_t kv_flow_salt(const kv_flow *flow) { return flow->salt; }
 const uint8_t *kv_flow_store_id(const kv_flow *flow) { return flow->store_id; }
 bool kv_flow_was_clean(const kv_flow *flow) { return flow->was_clean; }
 uint64_t kv_flow_sequence(const kv_flow *flow) { return flow->sequence; }
+uint64_t kv_flow_ceiling(const kv_flow *flow) { return flow->ceiling; }
 void kv_flow_set_sequence(kv_flow *flow, uint64_t sequence) { flow->sequence = sequence; }

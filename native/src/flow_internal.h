@@ -136,6 +136,10 @@ struct kv_flow {
 
     /* refresh(): where a read-only opener stands. */
     kv_position replayed;
+
+    /* salvage.c */
+    kv_damage *damages;
+    size_t damage_count, damage_capacity;
 };
 
 static inline kv_position position_of(uint64_t order) {
@@ -155,7 +159,12 @@ kv_status segment_finish(kv_flow *flow, segment *one);
 uint32_t watermark_check(const kv_flow *flow, uint32_t id, uint32_t offset);
 kv_status flow_fail(kv_flow *flow, kv_status status);
 
-/* recover.c: the only code that truncates. */
+bool segment_parse_name(const char *name, uint32_t *id); /* recover.c, as the next two */
+void segment_decode_header(kv_flow *flow, const uint8_t *page, segment *one);
+/* The only code that truncates. */
 kv_status segment_cut(kv_flow *flow, segment *one, uint32_t offset);
+
+/* salvage.c */
+kv_status flow_salvage(kv_flow *flow, kv_replay replay, void *context, kv_fault *fault);
 
 #endif

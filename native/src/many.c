@@ -44,6 +44,12 @@ typedef struct batch_table {
     size_t written_count;
 } batch_table;
 
+/* Hashes of names that came before; room for twice what is put in. */
+typedef struct name_set {
+    uint64_t *seen;
+    size_t capacity;
+} name_set;
+
 /* One envelope to be written. */
 typedef struct envelope {
     write_op base; /* first: store_write() hands it to the step */
@@ -52,6 +58,8 @@ typedef struct envelope {
     batch_table *tables;
     size_t table_count;
     size_t new_table_count;
+    uint64_t row_id_max; /* of its appends; 0: none */
+    const name_set *names; /* of a batch: all that it was handed */
     const kv_expectation *expectations; /* of a batch: what has to hold before anything is planned */
     size_t expectation_count;
     bool one_version;
@@ -100,6 +108,7 @@ static void prefetch_items(kv_store *store, const item *items, size_t count) {
 
 static kv_status tables_plan(kv_caller *c, envelope *e) {
     e->new_table_count = 0;
+    e->row_id_max = 0;
     for (size_t i = 0; i < e->table_count; i++) {
         batch_table *table = &e->tables[i];
         kv_status status = store_find_table(c, table->key, table->key_size, &table->state);
@@ -111,19 +120,41 @@ static kv_status tables_plan(kv_caller *c, envelope *e) {
     return KV_OK;
 }
 
-/* A row finds its table, and an append its row. *there: a record that is no tombstone. */
+/* Which table that is, and so the row's own hash, is known under the lock only: any that parts tables will do. */
+static uint64_t batch_row_hash(const kv_store *store, int32_t table, const uint8_t *row, size_t size) {
+    return kv_xxh64(row, size, store->hash_seed ^ (uint64_t)(table + 1));
+}
+
+static bool name_known(const name_set *names, uint64_t hash) {
+    if (hash == 0) hash = 1;
+    size_t at = (size_t)hash & (names->capacity - 1);
+    while (names->seen[at] != 0 && names->seen[at] != hash) at = (at + 1) & (names->capacity - 1);
+    return names->seen[at] != 0;
+}
+
+/* Passes over the rows that this batch names itself, too: they are not in the index yet. */
+static kv_status append_name(kv_caller *c, envelope *e, item *one) {
+    batch_table *table = &e->tables[one->table];
+    uint64_t id;
+    do {
+        kv_status status =
+            store_next_row(c, &table->state, kv_flow_sequence(c->store->flow) + 1, one->row_id, &id);
+        if (status != KV_OK) return status;
+        table->state.next_row = id + 1;
+        if (id > e->row_id_max) e->row_id_max = id;
+    } while (name_known(e->names, batch_row_hash(c->store, one->table, one->row_id, KV_ROW_ID_SIZE)));
+    one->at = (target){.key = one->row_id, .key_size = KV_ROW_ID_SIZE};
+    return KV_OK;
+}
+
+/* A row finds its table, and an append its row. */
 static kv_status row_find(kv_caller *c, envelope *e, item *one, found *old) {
     batch_table *table = &e->tables[one->table];
     kv_store *store = c->store;
     uint64_t sequence = kv_flow_sequence(store->flow);
     old->location = 0;
-    if (one->append) {
-        uint64_t id;
-        kv_status status = store_next_row(c, &table->state, sequence + 1, one->row_id, &id);
-        if (status != KV_OK) return status;
-        table->state.next_row = id + 1;
-        one->at = (target){.key = one->row_id, .key_size = KV_ROW_ID_SIZE};
-    }
+    kv_status status = one->append ? append_name(c, e, one) : KV_OK;
+    if (status != KV_OK) return status;
     if (table->id == 0 && one->kind == KV_KIND_ROW_PUT) {
         /* Its number is one of the sequence, which the batch's version then lies at or above: never used again. */
         table->is_new = true;
@@ -208,6 +239,14 @@ static kv_status envelope_plan(kv_caller *c, envelope *e, uint64_t *size) {
     return KV_OK;
 }
 
+/* At or above every number it gives to tables and rows: those are then below all that versions will ever give, also
+ * once the table is gone and with it what it knows of its rows. Rows put by hand may have pushed ids further than the
+ * sequence can be reserved for; then the table alone knows. */
+static uint64_t batch_version(const envelope *e, uint64_t sequence) {
+    uint64_t version = sequence + (e->new_table_count > 1 ? e->new_table_count : 1);
+    return e->row_id_max > version && e->row_id_max - sequence <= e->written_count ? e->row_id_max : version;
+}
+
 static kv_status envelope_encode(kv_caller *c, envelope *e, uint64_t size, kv_position *position) {
     kv_store *store = c->store;
     uint64_t salt = kv_flow_salt(store->flow), sequence = kv_flow_sequence(store->flow);
@@ -219,7 +258,7 @@ static kv_status envelope_encode(kv_caller *c, envelope *e, uint64_t size, kv_po
     kv_status status = kv_flow_reserve(store->flow, size + at, e->written_count, &bytes, position);
     if (status != KV_OK) return status;
     if (at != 0) kv_record_encode(&head, kv_place(salt, position->segment, position->offset), bytes);
-    if (e->one_version) sequence += e->new_table_count > 1 ? e->new_table_count : 1;
+    if (e->one_version) sequence = batch_version(e, sequence);
     for (size_t i = 0; i < e->count; i++) {
         item *one = &e->items[i];
         if (one->size == 0) continue;
@@ -390,12 +429,6 @@ kv_result kv_delete_many(kv_caller *c, const kv_many *many, int durable) {
 
 /* --- batches --- */
 
-/* Hashes of names that came before; room for twice what is put in. */
-typedef struct name_set {
-    uint64_t *seen;
-    size_t capacity;
-} name_set;
-
 /* The batch's entry for a table. A new one counts as a name: its key is not written as well. KV_EUSAGE: it was. */
 static kv_status batch_find_table(kv_caller *c, envelope *e, const kv_operation *operation, name_set *names, int32_t *out) {
     /* From the last: operations on one table usually follow one another. */
@@ -421,10 +454,10 @@ static kv_status batch_name(kv_caller *c, envelope *e, const kv_operation *opera
     }
     one->kind = operation->value == NULL ? KV_KIND_ROW_DELETE : KV_KIND_ROW_PUT;
     one->append = operation->key == NULL;
+    if (one->append && operation->value == NULL) return KV_EUSAGE;
     kv_status status = batch_find_table(c, e, operation, names, &one->table);
     if (status != KV_OK || one->append) return status;
-    /* Which table that is, and so the row's own hash, is known under the lock only: any that parts tables will do. */
-    uint64_t hash = kv_xxh64(operation->key, operation->key_size, store->hash_seed ^ (uint64_t)(one->table + 1));
+    uint64_t hash = batch_row_hash(store, one->table, operation->key, operation->key_size);
     return seen_before(names->seen, names->capacity, hash) ? KV_EUSAGE : KV_OK;
 }
 
@@ -471,6 +504,7 @@ static kv_result batch_write(kv_caller *c, kv_operation *operations, size_t coun
                                                             "under it" : "an operation of the batch cannot be written");
     }
     e->count = count;
+    e->names = names;
     kv_result result = store_write(c, step_envelope, &e->base, durable);
     if (result < 0 && e->base.result == 0) batch_give_up(c, e, count);
     if (e->base.result > 0) tell_row_ids(operations, e->items, count);

@@ -58,9 +58,22 @@ static kv_status read_value(kv_caller *c, const found *f, kv_result *result) {
     return KV_OK;
 }
 
+/* Of a table, also one that has expired: a version that was seen never goes back. The head of one that was dropped since
+ * the key was found may be gone. */
+static kv_status newest_version(kv_caller *c, const found *f, uint64_t *version) {
+    *version = f->record.version;
+    if (!found_table(f)) return KV_OK;
+    found head;
+    target t = target_table(c->store, f->record.table_id, KV_LOC_HEAD);
+    kv_status status = reader_find(c, &t, &head);
+    if (status == KV_OK) *version = head.record.version;
+    return status == KV_ABSENT ? KV_OK : status;
+}
+
 static kv_status read_size(kv_caller *c, const found *f, kv_result *result) {
     kv_big big;
     *result = f->record.value_size;
+    if (found_table(f)) return newest_version(c, f, &c->answer.version);
     if (!(f->record.flags & KV_FLAG_BIG)) return KV_OK;
     if (kv_big_decode(&f->record, &big) != KV_OK)
         return fault_corrupt(&c->answer.fault, f->location, "no description of a value file");
@@ -68,14 +81,11 @@ static kv_status read_size(kv_caller *c, const found *f, kv_result *result) {
     return KV_OK;
 }
 
-/* Of a table, the version of its newest record. */
 static kv_status read_version(kv_caller *c, const found *f, kv_result *result) {
-    *result = (kv_result)f->record.version;
-    if (!found_table(f)) return KV_OK;
-    table_state table;
-    kv_status status = reader_find_table(c, f->record.key, f->record.key_size, &table);
-    if (status == KV_OK) *result = (kv_result)table.version;
-    return status == KV_ABSENT ? KV_OK : status;
+    uint64_t version;
+    kv_status status = newest_version(c, f, &version);
+    *result = (kv_result)version;
+    return status;
 }
 
 static kv_status read_table(kv_caller *c, const found *f, kv_result *result) {

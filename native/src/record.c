@@ -183,5 +183,5 @@ kv_status kv_big_decode(const kv_record *record, kv_big *out) {
     out->size = kv_load64(record->value);
     out->digest = kv_load64(record->value + 8);
     out->file_id = kv_load64(record->value + 16);
-    return out->size <= KV_VALUE_SIZE_MAX ? KV_OK : KV_ECORRUPT;
+    return out->size <= KV_VALUE_SIZE_MAX && out->file_id != 0 ? KV_OK : KV_ECORRUPT;
 }

@@ -94,11 +94,13 @@ static kv_status header_check(kv_flow *flow, const uint8_t *page, size_t size, u
 static chain_link link_decode(const kv_flow *flow, const uint8_t *page, uint32_t id) {
     const uint8_t *bytes = page + HEADER_CHAIN;
     uint64_t check = kv_xxh64(bytes, 16, kv_place(flow->salt, id, HEADER_CHAIN));
-    if (kv_load64(bytes + 16) != check) return (chain_link){0};
-    return (chain_link){.next = kv_load32(bytes), .first = kv_load32(bytes + 4), .required = kv_load64(bytes + 8)};
+    uint32_t next = kv_load32(bytes);
+    /* A chain that led back would never end. */
+    if (kv_load64(bytes + 16) != check || (next != 0 && next <= id)) return (chain_link){0};
+    return (chain_link){.next = next, .first = kv_load32(bytes + 4), .required = kv_load64(bytes + 8)};
 }
 
-static void header_decode(kv_flow *flow, const uint8_t *page, segment *one) {
+void segment_decode_header(kv_flow *flow, const uint8_t *page, segment *one) {
     one->ceiling = kv_load64(page + HEADER_CEILING);
     if (one->ceiling > flow->ceiling) flow->ceiling = one->ceiling;
 
@@ -116,6 +118,9 @@ static void header_decode(kv_flow *flow, const uint8_t *page, segment *one) {
     atomic_store(&one->ended, true);
 }
 
+/* A chain that led back would never end. */
+static bool leads_on(const segment *one, uint32_t next) { return next == 0 || next > one->id; }
+
 static kv_status segment_load(kv_flow *flow, uint32_t id, segment *one, kv_fault *fault) {
     kv_io *io = flow->io;
     char path[SEGMENT_PATH_SIZE];
@@ -132,14 +137,19 @@ static kv_status segment_load(kv_flow *flow, uint32_t id, segment *one, kv_fault
     if (status != KV_OK) return trouble(fault, status, id, "cannot be opened");
     status = header_check(flow, page, got, id, first, fault);
     if (status != KV_OK) return status;
-    if (size > UINT32_MAX) return damage(fault, id, 0, "the file is larger than a segment can be");
-    header_decode(flow, page, one);
+    /* A location in the index has no bits for what lies further out. */
+    uint32_t planned = kv_load32(page + HEADER_SIZE);
+    if (size > KV_SEGMENT_SIZE_MAX || planned > KV_SEGMENT_SIZE_MAX)
+        return damage(fault, id, 0, "the file is larger than a segment can be");
+    segment_decode_header(flow, page, one);
+    if (one->ceiling > INT64_MAX) return damage(fault, id, 0, "the header reserves numbers that no record can have");
     if (one->sealed && size < atomic_load(&one->end))
         return damage(fault, id, (uint32_t)size, "the file ends before its last record");
+    if (one->sealed && (atomic_load(&one->end) < KV_SEGMENT_HEADER_SIZE + KV_SEAL_SIZE || !leads_on(one, one->next)))
+        return damage(fault, id, HEADER_SEAL, "the header's seal cannot be one");
     one->size = (uint32_t)size;
     /* A writer that recovers cuts the file and then lets it grow by a SEAL: a reader that comes in between maps, and
      * does not yet touch, what the file may have again. */
-    uint32_t planned = kv_load32(page + HEADER_SIZE);
     if (flow->options.readonly && !one->sealed && planned > one->size) one->size = planned;
     status = io->map(io, one->file, one->size, false, &one->bytes);
     return status == KV_OK ? KV_OK : trouble(fault, status, id, "cannot be mapped");
@@ -219,7 +229,7 @@ static kv_status scan_segment(scan *s, segment *one, uint32_t limit, uint32_t *o
         if (status != KV_OK) return KV_EOF;
         uint32_t next = *offset + used;
         if (record.kind == KV_KIND_SEAL) {
-            if (record.value_size != 4) return KV_EOF;
+            if (record.value_size != 4 || !leads_on(one, kv_load32(record.value))) return KV_EOF;
             if (!one->sealed) one->next = kv_load32(record.value); /* The header may have been told more since. */
             atomic_store(&one->ended, true);
             atomic_store(&one->end, next);
@@ -291,7 +301,7 @@ static kv_status scan_chain(scan *s, segment *one, uint32_t offset, kv_position 
 
 /* --- opening --- */
 
-static bool parse_name(const char *name, uint32_t *id) {
+bool segment_parse_name(const char *name, uint32_t *id) {
     char again[SEGMENT_PATH_SIZE];
     unsigned value = 0;
     if (sscanf(name, "%8x.seg", &value) != 1 || value == 0) return false;
@@ -318,7 +328,7 @@ static kv_status open_all(kv_flow *flow, kv_fault *fault, listing *l) {
     for (size_t i = 0; status == KV_OK && i < name_count; i++) {
         segment *one;
         uint32_t id;
-        if (!parse_name(names[i], &id)) continue;
+        if (!segment_parse_name(names[i], &id)) continue;
         status = segment_open(flow, id, fault, &one);
         if (status == KV_OK) l->ids[l->count++] = l->highest = id;
         /* Between a reader's look at the directory and at the file a writer may remove a segment, or give up its next. */
@@ -432,9 +442,13 @@ static segment *find_start(kv_flow *flow, const uint32_t *ids, size_t count, kv_
 }
 
 static kv_status check_behind_end(kv_flow *flow, const listing *l, kv_position end, kv_fault *fault) {
+    bool reserved = flow->sequence <= flow->ceiling && segment_find(flow, end.segment)->last_sequence <= flow->ceiling;
+    if (!reserved) return damage(fault, end.segment, end.offset, "a number above all ceilings was used before");
     for (size_t i = 0; i < l->count; i++) {
         const segment *one = segment_find(flow, l->ids[i]);
-        if (one->id <= end.segment || (!one->sealed && one->watermark <= KV_SEGMENT_HEADER_SIZE)) continue;
+        /* Nobody looked where it ends, so it must not be cut there. */
+        if (l->ids[i] < end.segment && !atomic_load(&one->ended)) return damage(fault, l->ids[i], 0, "no seal leads to it");
+        if (l->ids[i] <= end.segment || (!one->sealed && one->watermark <= KV_SEGMENT_HEADER_SIZE)) continue;
         return damage(fault, end.segment, end.offset, "the log ends here, but later records were durable");
     }
     return KV_OK;
@@ -495,6 +509,7 @@ static kv_status cut_and_seal(kv_flow *flow, const uint32_t *ids, size_t count, 
     if (status == KV_OK) status = segment_cut(flow, last, end.offset);
     if (status != KV_OK) return status;
 
+    if (flow->ceiling < flow->options.sequence_min) flow->ceiling = flow->options.sequence_min;
     uint64_t ceiling = flow->ceiling;
     status = kv_flow_prepare(flow, 0);
     if (status == KV_OK) status = unlink_behind(flow, ids, count, end.segment);
@@ -546,6 +561,7 @@ static kv_status make_definite(kv_flow *flow, const listing *l, kv_position end)
 }
 
 static kv_status flow_recover(kv_flow *flow, kv_position start, scan *s) {
+    if (flow->options.salvage) return flow_salvage(flow, s->replay, s->context, s->fault);
     listing l = {0};
     kv_position end = {0};
     kv_status status = open_chain(flow, s->fault, &l);
@@ -638,7 +654,7 @@ static kv_status judge_gone(kv_flow *flow, uint32_t id, kv_fault *fault) {
     if (status != KV_OK) return trouble(fault, status, id, "the directory cannot be listed");
     for (size_t i = 0; i < count; i++) {
         uint32_t listed;
-        if (!parse_name(names[i], &listed)) continue;
+        if (!segment_parse_name(names[i], &listed)) continue;
         here |= listed == id;
         later |= listed > id;
     }
@@ -665,7 +681,7 @@ static kv_status judge_missing(kv_flow *flow, segment *one, kv_fault *fault) {
     if (status != KV_OK) return trouble(fault, status, one->id, "the header cannot be read");
     status = header_check(flow, page, got, one->id, false, fault);
     if (status != KV_OK) return status;
-    header_decode(flow, page, &now);
+    segment_decode_header(flow, page, &now);
     one->next = now.next; /* Not the link's, which leads around what we have not read. */
     return one->next != 0 ? KV_OK : KV_ABSENT;
 }

@@ -142,12 +142,19 @@ static kv_status names_room(kv_run_cursor *cursor, size_t size) {
     return KV_OK;
 }
 
+/* Whether an entry sorts behind the one before, by the first byte in which they differ. A scan goes on behind the last
+ * name it saw, so names that do not ascend would lead it in a circle. */
+static bool ascends(const uint8_t *before, uint32_t before_size, uint32_t shared, const uint8_t *rest, uint32_t rest_size) {
+    return rest_size != 0 && (shared == before_size || rest[0] > before[shared]);
+}
+
 static kv_status decode_entries(kv_run_cursor *cursor, const uint8_t *from, const uint8_t *end, bool leaf) {
     uint32_t start = 0, size = 0; /* of the name before */
     for (uint32_t i = 0; i < cursor->count; i++) {
         uint32_t shared, rest, at = start + size;
         if (!take_varint(&from, end, &shared) || !take_varint(&from, end, &rest)) return KV_ECORRUPT;
         if (shared > size || rest > (uint64_t)(end - from) || shared + rest > KV_NAME_SIZE_MAX) return KV_ECORRUPT;
+        if (i != 0 && !ascends(cursor->buffer + start, size, shared, from, rest)) return KV_ECORRUPT;
         kv_status status = names_room(cursor, (size_t)at + shared + rest);
         if (status != KV_OK) return status;
         if (shared != 0) memcpy(cursor->buffer + at, cursor->buffer + start, shared);
@@ -232,6 +239,15 @@ static kv_status descend(kv_run_cursor *cursor, const uint8_t *name, size_t size
     }
 }
 
+/* The first name of a leaf that was verified sorts behind the last of the decoded one. */
+static bool leaf_follows(const kv_run_cursor *cursor, const uint8_t *leaf) {
+    const uint8_t *from = leaf + BLOCK_HEAD_SIZE, *end = leaf + kv_load32(leaf + 24), *last;
+    uint32_t shared, size, last_size;
+    if (!take_varint(&from, end, &shared) || !take_varint(&from, end, &size) || size > (uint64_t)(end - from)) return false;
+    entry_at(cursor, cursor->count - 1, &last, &last_size);
+    return kv_name_compare(last, last_size, from, size) < 0;
+}
+
 /* The leaf behind the one decoded, past the inner blocks that lie between them. */
 static kv_status leaf_next(kv_run_cursor *cursor) {
     const kv_run *run = cursor->run;
@@ -241,6 +257,7 @@ static kv_status leaf_next(kv_run_cursor *cursor) {
         const uint8_t *block = block_at(run, offset, &size);
         if (block == NULL) return KV_ECORRUPT;
         if (kv_load16(block + 30) == 0) {
+            if (!leaf_follows(cursor, block)) return KV_ECORRUPT;
             kv_status status = block_decode(cursor, offset, 0);
             return status != KV_OK || cursor->previous == from ? status : KV_ECORRUPT;
         }
@@ -258,7 +275,9 @@ kv_status kv_run_next(kv_run_cursor *cursor) {
 kv_status kv_run_previous(kv_run_cursor *cursor) {
     if (cursor->at > 0) return stand(cursor, cursor->at - 1);
     if (cursor->previous == 0) return KV_EOF;
+    const uint8_t *leaf = cursor->run->bytes + cursor->offset;
     kv_status status = block_decode(cursor, cursor->previous, 0);
+    if (status == KV_OK && !leaf_follows(cursor, leaf)) status = KV_ECORRUPT;
     return status == KV_OK ? stand(cursor, cursor->count - 1) : status;
 }
 
@@ -272,7 +291,10 @@ kv_status kv_run_seek(kv_run_cursor *cursor, const kv_run *run, enum kv_seek how
     if (!forward && before > 0) return stand(cursor, before - 1);
     /* It is the first of the next leaf, or the last of the one before. */
     cursor->at = forward ? cursor->count - 1 : 0;
-    return forward ? kv_run_next(cursor) : kv_run_previous(cursor);
+    status = forward ? kv_run_next(cursor) : kv_run_previous(cursor);
+    if (status != KV_OK) return status;
+    int order = kv_name_compare(cursor->name, cursor->name_size, name, size);
+    return (forward ? order > 0 : order < 0) ? KV_OK : KV_ECORRUPT; /* The separators lied. */
 }
 
 /* --- writing --- */

@@ -236,7 +236,8 @@ static kv_status page_add(paging *p, const target *t) {
     if (status != KV_OK) return status;
     if (t->key_size != 0) memcpy(to, t->key, t->key_size);
     p->gathered.used += t->key_size;
-    status = p->range->with_values ? gather_value(p->caller, t, &p->gathered, &size) : look_up(p, t, &size);
+    bool values = p->range->with_values && p->range->what != KV_SCAN_TABLES;
+    status = values ? gather_value(p->caller, t, &p->gathered, &size) : look_up(p, t, &size);
     if (status != KV_OK || size < 0) p->gathered.used = before;
     else page_count(p, (uint32_t)t->key_size, (uint32_t)size);
     return status;
@@ -306,6 +307,8 @@ static kv_status page_inside(paging *p, kv_status (*fill)(paging *p), bool *gone
     kv_status status = store_usable(c->store);
     if (status == KV_OK) status = scratch_get(c, &p->scratch);
     if (status == KV_OK) status = page_guarded(p, fill);
+    /* No run asks an ended one what it wants to list: names may have been missing. */
+    if (status >= KV_OK && snapshot_ended(c->snapshot)) status = KV_ESNAPSHOT;
     kv_epoch_leave(c->slot);
     /* A full page ends with KV_MORE as a missing file does: `more` tells them apart. */
     *gone = status == KV_MORE && !p->page->more;
@@ -446,6 +449,7 @@ kv_result kv_changes(kv_caller *c, const uint8_t *table, size_t table_size, uint
                      kv_change_page *out) {
     kv_range range = {.what = KV_SCAN_ROWS, .count_max = count_max, .with_values = 1, .table = table, .table_size = table_size};
     change_paging p = {.base = {.caller = c, .range = &range, .page = &out->page}, .since = since, .out = out};
+    if (since > INT64_MAX) return caller_fail(c, KV_EUSAGE, "versions are below 2 to the 63");
     kv_result size = page_make(&p.base, change_fill);
     return size == kv_ending(KV_ABSENT) ? 0 : size;
 }

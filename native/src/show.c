@@ -57,7 +57,8 @@ static void count_by(_Atomic uint64_t *counter, uint64_t by) {
 }
 
 void count_live(counters *n, uint32_t segment, int64_t size) {
-    n->segment_live[segment] += (uint64_t)size;
+    /* A checkpoint that lies can bring an index that is ahead of every segment there is. */
+    if (segment < n->segment_capacity) n->segment_live[segment] += (uint64_t)size;
     n->live_size += (uint64_t)size;
 }
 
@@ -75,7 +76,9 @@ static kv_status count_out(kv_store *store, const found *old, const kv_record *b
     if (by != NULL && (by->flags & KV_FLAG_BIG)) status = kv_big_decode(by, &is);
     if (is.file_id != was.file_id) { /* A new expiry of the same value keeps its file. */
         big_set_remove(&store->bigs, was.file_id);
-        big_retire(store, &was, since, kv_flow_sequence(store->flow));
+        /* A value that came after the newest snapshot is nobody's, whatever is still open. */
+        uint64_t replaced = snapshot_shows_file(store, was.file_id) ? kv_flow_sequence(store->flow) : 0;
+        big_retire(store, &was, since, replaced);
     }
     return status;
 }
@@ -169,6 +172,7 @@ kv_status store_show(kv_store *store, const kv_record *record, kv_position posit
 }
 
 kv_status store_hide(kv_store *store, const found *old) {
+    store->hidden = true;
     kv_status status = kv_index_remove(store->index, &old->probe);
     return status == KV_OK ? count_out(store, old, NULL, kv_flow_tail(store->flow)) : status;
 }

@@ -16,6 +16,7 @@ struct kv_snapshot {
     kv_store *store;
     uint64_t sequence;
     int64_t now_ms; /* what expiries are judged by */
+    uint64_t file_id; /* the newest of a value when it was opened: it shows none above */
     _Atomic bool ended;
     bool listed;
     kv_snapshot *next, *previous; /* in the store's list, oldest first */
@@ -29,6 +30,8 @@ uint64_t snapshot_oldest(const kv_store *store) {
     return store->snapshots == NULL ? UINT64_MAX : store->snapshots->sequence;
 }
 
+bool snapshot_ended(const kv_snapshot *snapshot) { return snapshot != NULL && atomic_load(&snapshot->ended); }
+
 /* --- opening, closing: writer lock --- */
 
 static kv_status list_add(kv_store *store, kv_snapshot *one) {
@@ -36,6 +39,7 @@ static kv_status list_add(kv_store *store, kv_snapshot *one) {
     if (status != KV_OK) return status;
     one->sequence = kv_flow_sequence(store->flow);
     one->now_ms = store_now(store);
+    one->file_id = store->generation << 32 | atomic_load(&store->big_next);
     one->previous = store->newest_snapshot;
     if (one->previous != NULL) one->previous->next = one;
     else store->snapshots = one;
@@ -92,6 +96,18 @@ uint64_t snapshot_size(const kv_store *store) {
     return undo.memory_size + undo.record_size;
 }
 
+bool snapshot_shows_file(const kv_store *store, uint64_t file_id) {
+    return store->newest_snapshot != NULL && file_id <= store->newest_snapshot->file_id;
+}
+
+/* Bytes that stay for an old record: its own, and those of the file that goes with it. */
+static uint32_t kept_size(const found *old, const kv_record *by) {
+    kv_big was, is = {0};
+    if (!(old->record.flags & KV_FLAG_BIG) || kv_big_decode(&old->record, &was) != KV_OK) return old->used;
+    if ((by->flags & KV_FLAG_BIG) && kv_big_decode(by, &is) == KV_OK && is.file_id == was.file_id) return old->used;
+    return (uint32_t)was.size + old->used; /* A value has at most 1 GiB. */
+}
+
 static void end_oldest(kv_store *store) {
     kv_snapshot *oldest = store->snapshots;
     atomic_store(&oldest->ended, true);
@@ -104,6 +120,7 @@ kv_status snapshot_keep(kv_store *store, uint64_t hash, const found *old, const 
                            .replaced = by->version, .size = old->used};
     if (!intact) entry.version = 0; /* Whoever looks is to meet the damage, not another answer. */
     if (entry.version > store->newest_snapshot->sequence) return KV_OK;
+    if (intact) entry.size = kept_size(old, by);
     /* A write does not fail for a reader's sake. */
     if (kv_undo_add(store->undo, &entry) != KV_OK)
         while (store->snapshots != NULL) end_oldest(store);
@@ -133,5 +150,5 @@ kv_status snapshot_find(kv_caller *c, const target *t, kv_status status, found *
     if (status == KV_OK && !kv_record_intact(out->bytes, out->place, &out->record))
         return fault_corrupt(&c->answer.fault, out->location, "the record's checksum is wrong");
     if (status == KV_ABSENT || out->record.version > snapshot->sequence) status = find_kept(c, t, out);
-    return atomic_load(&snapshot->ended) ? KV_ESNAPSHOT : status;
+    return snapshot_ended(snapshot) ? KV_ESNAPSHOT : status;
 }

@@ -84,9 +84,7 @@ int64_t store_deadline(const kv_store *store, int64_t ttl_ms) {
 
 void store_note_content(kv_store *store) { kv_flow_set_content(store->flow, store->counters.live_size); }
 
-/* Before anyone hears that something has expired, the flow has to know how late it is. Writer lock. */
-kv_status store_note_clock(kv_store *store, int64_t expires_ms) {
-    if (atomic_load(&store->clock_ms) >= expires_ms) return KV_OK;
+kv_status store_write_clock(kv_store *store) {
     int64_t now = store_now(store);
     uint8_t value[8];
     kv_position position;
@@ -95,6 +93,11 @@ kv_status store_note_clock(kv_store *store, int64_t expires_ms) {
     kv_record record = {.kind = KV_KIND_CLOCK, .value = value, .value_size = sizeof value};
     kv_status status = store_append(store, &record, &position, &used);
     return status == KV_OK ? store_show_clock(store, &record, position, used) : status;
+}
+
+/* Before anyone hears that something has expired, the flow has to know how late it is. Writer lock. */
+kv_status store_note_clock(kv_store *store, int64_t expires_ms) {
+    return atomic_load(&store->clock_ms) >= expires_ms ? KV_OK : store_write_clock(store);
 }
 
 static kv_status step_note_clock(kv_caller *c, write_op *w) {
@@ -206,5 +209,5 @@ kv_result store_hold(kv_caller *c, write_step step, write_op *w, int durable) {
 }
 
 kv_result store_write(kv_caller *c, write_step step, write_op *w, int durable) {
-    return store_hold(c, step, w, durable || c->store->options.sync == KV_SYNC_ALWAYS);
+    return store_hold(c, step, w, durable > 0 || (durable == 0 && c->store->options.sync == KV_SYNC_ALWAYS));
 }

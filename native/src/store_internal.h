@@ -11,7 +11,7 @@
  *   expect.c      what transactions have read, and whether it still holds
  *   scan.c        keys, tables and rows in order
  *   store_open.c  open, replay, close; counters
- *   wake.c        the two threads, and who waits for a version
+ *   wake.c        the two threads, who waits for a version, and event loops that are told
  *   bigs.c        values in files of their own
  *   checkpoint.c  images of index and counters, sorted runs
  *
@@ -45,7 +45,7 @@ typedef struct big_retired {
     uint64_t file_id;
     uint64_t size;
     uint64_t since; /* kv_position_order() behind the record that took its place */
-    uint64_t replaced; /* the sequence of that record: snapshots from before it still read the file */
+    uint64_t replaced; /* the sequence of that record: snapshots from before it still read the file; 0: none does */
 } big_retired;
 
 typedef struct counters {
@@ -88,8 +88,10 @@ struct kv_store {
     kv_snapshot *newest_snapshot;
     uint64_t snapshot_count;
     kv_undo *undo;               /* what they need of the past */
+    uint32_t pin_count;          /* backups under way: nothing leaves the directory */
     uint64_t generation;         /* high half of the ids of value and index files: unlike that of every opener before */
     _Atomic uint32_t big_next;   /* the low half of the next value file's id */
+    bool hidden;                 /* slots left the index, unlogged, since the last checkpoint was begun */
     bool checkpointing;          /* one is under way; writer lock */
     uint32_t index_file_next;    /* the same for index files and runs; the one checkpoint at a time */
     _Atomic bool big_dir_made;
@@ -97,7 +99,6 @@ struct kv_store {
     uint64_t replayed_count;
     big_set orphans;             /* while replaying: tables that have rows and, so far, no key */
     uint64_t removed_count;      /* segments taken out since open */
-    uint32_t segment_pins;       /* while not 0, none is: for whoever copies them; writer lock */
     uint64_t checkpoint_order;   /* kv_position_order() of the newest published checkpoint */
     uint64_t checkpoint_sequence;
     uint8_t **index_mappings;    /* index files that tables still load from, until close */
@@ -116,11 +117,15 @@ struct kv_store {
     bool syncer_runs, preparer_runs;
     bool stop;                   /* wake_lock */
     bool sync_now, prepare_now;  /* wake_lock */
+    bool sync_asked;             /* wake_lock: somebody wants to be told of a group commit that begins from now on */
+    int *bells;                  /* wake_lock: the eventfds of event loops */
+    size_t bell_count, bell_capacity;
     /* Under write_lock, so that no wake-up is lost: what a writer leaves undone and what a thread is about to look for
      * cannot pass each other. */
     bool dirty;                  /* something was written since the syncer last looked */
     bool prepare_asked;
     uint32_t waiter_count;
+    bool write_asked;            /* the next write rings */
     pthread_mutex_t wait_lock;
     pthread_cond_t waited;
 };
@@ -209,6 +214,7 @@ kv_result refuse_name(kv_caller *c);
 kv_status fault_corrupt(kv_fault *fault, uint64_t location, const char *what);
 int64_t store_deadline(const kv_store *store, int64_t ttl_ms); /* 0: never */
 kv_status store_note_clock(kv_store *store, int64_t expires_ms); /* writer lock */
+kv_status store_write_clock(kv_store *store);                    /* the same, in any case */
 kv_result answer_expired(kv_caller *c, int64_t expires_ms);          /* KV_ABSENT, after noting the clock */
 
 /* find.c */
@@ -262,6 +268,8 @@ kv_status snapshot_find(kv_caller *c, const target *t, kv_status status, found *
 bool snapshot_wants(kv_store *store, uint64_t hash); /* one may want to list what has this hash. Any thread. */
 uint64_t snapshot_size(const kv_store *store);
 int64_t snapshot_now(const kv_snapshot *snapshot);
+bool snapshot_ended(const kv_snapshot *snapshot); /* and what was read is worth nothing. NULL: the present, which does not */
+bool snapshot_shows_file(const kv_store *store, uint64_t file_id); /* an open one may read this value file. Writer lock. */
 uint64_t snapshot_oldest(const kv_store *store); /* the sequence of the oldest open one; UINT64_MAX: none. Writer lock. */
 
 /* many.c: values one behind the other in the caller's answer */
@@ -314,6 +322,7 @@ void wake_stop(kv_store *store);
 unsigned wake_wanted(kv_store *store);              /* writer lock: who has to hear of what was just written */
 void wake_threads(kv_store *store, unsigned wanted); /* after it */
 void wake_waiters(kv_store *store);
+void wake_bells(kv_store *store); /* rings; no other lock of the store is held */
 
 /* bigs.c */
 bool file_name_id(const char *name, const char *suffix, uint64_t *id); /* "%016x" and the suffix, nothing else */
@@ -329,6 +338,7 @@ void big_reap(kv_store *store);          /* unlinks what is retired and durable;
 kv_status big_sweep(kv_store *store);    /* at open: unlinks what no record points to */
 
 /* compact.c: takes segments out that were empty as of a published checkpoint. */
+bool store_has_empty(kv_store *store, const counters *as_of, kv_position position); /* writer lock */
 kv_status store_remove_segments(kv_store *store, const counters *as_of, kv_position position);
 
 /* checkpoint.c */

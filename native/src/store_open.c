@@ -115,7 +115,9 @@ typedef struct replaying {
 static kv_status store_replay(void *context, const kv_record *record, kv_position position, uint32_t used) {
     replaying *r = context;
     kv_store *store = r->store;
+    uint64_t until = store->options.replay_until;
     if (store->hash_seed == 0) set_hash_seed(store);
+    if (KV_UNLIKELY(until != 0 && kv_position_order(position) >= until)) return KV_OK;
     store->replayed_count++;
     switch (record->kind) {
     case KV_KIND_PUT:
@@ -167,6 +169,8 @@ static kv_status open_flow(kv_store *store, kv_position start, const uint8_t *st
                                .segment_size_min = o->segment_size_min,
                                .segment_size_max = o->segment_size_max,
                                .store_id = store_id,
+                               .sequence_min = o->sequence_min,
+                               .salvage = o->salvage != 0,
                                .write_watermark_always = !o->background};
     replaying r = {.store = store, .fault = fault};
     return kv_flow_open(store->io, store->epoch, &options, start, store_replay, &r, fault, &store->flow);
@@ -301,6 +305,7 @@ void kv_store_quiesce(kv_store *store) {
     atomic_compare_exchange_strong(&store->state, &open, STORE_QUIET);
     pthread_mutex_unlock(&store->write_lock);
     wake_waiters(store);
+    wake_bells(store);
 }
 
 /* Takes everything away that points into the flow, when nobody is inside any more. The wait is outside the lock: a
@@ -322,6 +327,7 @@ static void let_go(kv_store *store) {
     store->io = NULL; /* First: a child that is forked now must not take it for alive. */
     io->free(io);
     pthread_mutex_unlock(&store->write_lock);
+    wake_bells(store);
 }
 
 kv_status kv_store_close(kv_store *store, kv_fault *fault) {
@@ -432,6 +438,33 @@ kv_result kv_sync(kv_caller *c) {
     return result;
 }
 
+kv_result kv_pin(kv_caller *c, kv_position *position, uint64_t *sequence) {
+    kv_store *store = c->store;
+    kv_epoch_enter(store->epoch, c->slot);
+    kv_status status = store_usable(store);
+    if (status == KV_OK && store->options.readonly) status = KV_EREADONLY;
+    if (status == KV_OK) {
+        pthread_mutex_lock(&store->write_lock);
+        store->pin_count++;
+        *position = kv_flow_tail(store->flow);
+        *sequence = kv_flow_sequence(store->flow);
+        pthread_mutex_unlock(&store->write_lock);
+        status = kv_flow_sync(store->flow, *position);
+        if (status != KV_OK) kv_unpin(c);
+    }
+    kv_result result = status == KV_OK ? 0 : caller_fail(c, status, "what was written is not known to be durable");
+    kv_epoch_leave(c->slot);
+    return result;
+}
+
+void kv_unpin(kv_caller *c) {
+    kv_store *store = c->store;
+    if (*store->alive == 0) return;
+    pthread_mutex_lock(&store->write_lock);
+    store->pin_count--;
+    pthread_mutex_unlock(&store->write_lock);
+}
+
 static kv_status refresh_guarded(kv_store *store, kv_fault *fault) {
     kv_guard guard;
     replaying r = {.store = store, .fault = fault};
@@ -516,6 +549,11 @@ static kv_status measure_locked(kv_store *store, kv_stats *out) {
     memcpy(out->store_id, kv_flow_store_id(store->flow), sizeof out->store_id);
     free(segments);
     return KV_OK;
+}
+
+const kv_damage *kv_store_damages(kv_store *store, size_t *count) {
+    *count = 0;
+    return store_usable(store) == KV_OK ? kv_flow_damages(store->flow, count) : NULL;
 }
 
 kv_status kv_store_measure(kv_store *store, kv_stats *out) {

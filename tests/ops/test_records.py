@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvsvr.ops.records import EXPIRES_AT_MAX, BadInput, Format, Record, reader, writer
+from kvsvr.errors import UsageError
+from kvsvr.ops.records import EXPIRES_AT_MAX, BadInput, Entry, Expiry, Format, Record, Row, reader, writer
 
 FORMATS: list[Format] = ["jsonl", "csv"]
 
@@ -21,7 +22,7 @@ EXPIRIES = st.none() | st.integers(0, 10**15).map(lambda ms: ms / 1000)
 RECORDS = st.lists(st.builds(Record, CONTENT.filter(bool), CONTENT, EXPIRIES), max_size=20)
 
 
-def read(format_: Format, content: bytes) -> list[Record | BadInput]:
+def read(format_: Format, content: bytes) -> list[Entry | BadInput]:
     return list(reader(format_)(io.BytesIO(content)))
 
 
@@ -33,13 +34,49 @@ def test_what_is_written_is_read(format_: Format, records: list[Record]) -> None
     assert read(format_, head + b"".join(map(encode, records))) == records
 
 
+@given(
+    records=st.lists(
+        st.builds(Row, CONTENT.filter(bool), CONTENT, CONTENT, EXPIRIES)
+        | st.builds(Expiry, CONTENT.filter(bool), EXPIRIES.filter(lambda expiry: expiry is not None)),
+        max_size=20,
+    )
+)
+def test_rows_of_tables_are_lines_of_json(records: list[Entry]) -> None:
+    """Any bytes in table, row and value, and any expiry, of rows and of tables; CSV refuses them."""
+    head, encode = writer("jsonl")
+    assert read("jsonl", head + b"".join(map(encode, records))) == records
+    _, encode = writer("csv")
+    for record in records:
+        with pytest.raises(UsageError, match="JSON lines"):
+            encode(record)
+
+
+@pytest.mark.parametrize(
+    ("line", "what"),
+    [
+        ('{"table": "t"}', "row is missing"),
+        ('{"table": "t", "row": "r"}', "value is missing"),
+        ('{"table": "", "row": "r", "value": ""}', "a table has a key of 1 to 65535"),
+        ('{"table": "t", "row": "r", "value": "", "key": "k"}', "unknown field 'key'"),
+        ('{"table": "t", "row": "r", "value": "", "encoding": "base64-key"}', "encoding is one of"),
+        ('{"table": "t", "row": "!", "value": "", "encoding": "base64-row"}', "no base64"),
+    ],
+)
+def test_a_bad_row_is_refused_with_its_reason(line: str, what: str) -> None:
+    (found,) = read("jsonl", line.encode())
+    assert isinstance(found, BadInput)
+    assert what in found.what
+
+
 @pytest.mark.parametrize("format_", FORMATS)
-@given(content=st.binary(max_size=200) | st.text('{}[]",:0e.keyvalu\n', max_size=60).map(lambda text: text.encode()))
+@given(
+    content=st.binary(max_size=200) | st.text('{}[]",:0e.keyvalutbrow\n', max_size=60).map(lambda text: text.encode())
+)
 def test_any_input_is_read_or_refused(format_: Format, content: bytes) -> None:
     """Nothing but a record or a BadInput with a place comes of any bytes."""
     head = b"key,value\n" if format_ == "csv" else b""
     for one in read(format_, head + content):
-        assert isinstance(one, Record) or (one.line >= 1 and one.column >= 1)
+        assert not isinstance(one, BadInput) or (one.line >= 1 and one.column >= 1)
 
 
 @pytest.mark.parametrize("format_", FORMATS)

@@ -1,7 +1,10 @@
-"""The engine against a naive twin: a dict of values with versions and expiries, which has never heard of a disk.
+"""The engine against a naive twin: dicts of values with versions and expiries, which have never heard of a disk.
 
-Hypothesis plays rules in any order. Restarts, kills, lost catalogs, readers beside the writer and jumps of the clock
-are rules like any other, and none of them may be seen in what the engine answers.
+Hypothesis plays rules in any order. Restarts, kills, lost catalogs, readers beside the writer, snapshots and jumps of
+the clock are rules like any other, and none of them may be seen in what the engine answers.
+
+Tables are dicts of rows. Consumers of their changes keep copies, which they bring up to date now and then, and remember
+nothing else but a version; they are not told of restarts and drops. A snapshot is compared with a copy of the twin.
 
 Time: the store's clock is shifted in steps of 1,000 s, and a time to live is 500 s off such a step. So the seconds
 that a run itself takes never decide whether something has expired. The twin takes from the store how late it knows it
@@ -20,6 +23,7 @@ import re
 import shutil
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -51,7 +55,12 @@ class Long(bytes):
 
 KEYS = [b"a", b"b", b"counter", b"\0", b"large", Long(b"k" * 65_535)]
 
+TABLES = [b"table", b"t2", Long(b"t" * 65_535)]
+ROWS = [b"", b"r", b"counter", b"\0", b"\xff\xff", Long(b"r" * 65_535)]
+
 keys = st.sampled_from(KEYS)
+tables = st.sampled_from([b"table", b"table", *TABLES])
+rows = st.sampled_from(ROWS)
 bytes_of_any_size = st.one_of(
     st.binary(max_size=40),
     st.integers(-99, 99).map(lambda n: b"%d" % n),
@@ -87,10 +96,26 @@ class Record:
 
 
 @dataclass
+class TwinTable:
+    """Rows with their newest records. `born` is the version of the first one, `floor` what trim() has raised."""
+
+    born: int
+    version: int
+    expires: float | None = None
+    floor: int = 0
+    rows: dict[bytes, Record] = field(default_factory=dict)
+
+    @property
+    def count(self) -> int:
+        return sum(record.value is not None for record in self.rows.values())
+
+
+@dataclass
 class Twin:
-    """Keys, their newest records, and what time it is. Times are seconds since the test began."""
+    """Keys and tables, their newest records, and what time it is. Times are seconds since the test began."""
 
     records: dict[bytes, Record] = field(default_factory=dict)
+    tables: dict[bytes, TwinTable] = field(default_factory=dict)
     newest: int = 0
     wall: float = 0.0
     seen: float = -math.inf
@@ -112,6 +137,54 @@ class Twin:
         if found is None and record is not None and record.value is not None:
             self.records[key] = replace(record, expires=-math.inf)
         return found
+
+    def view_table(self, key: bytes, now: float) -> TwinTable | None:
+        table = self.tables.get(key)
+        return None if table is None or (table.expires is not None and table.expires <= now) else table
+
+    def look_table(self, key: bytes) -> TwinTable | None:
+        """As look()."""
+        found = self.view_table(key, self.now)
+        if found is None and key in self.tables:
+            self.tables[key].expires = -math.inf
+        return found
+
+    def view_rows(self, key: bytes, now: float) -> dict[bytes, Record]:
+        table = self.view_table(key, now)
+        there = {} if table is None else table.rows
+        return {
+            bytes(row): record
+            for row, record in sorted(there.items())
+            if record.value is not None and (record.expires is None or record.expires > now)
+        }
+
+    def look_row(self, key: bytes, row: bytes) -> Record | None:
+        table = self.look_table(key)
+        record = None if table is None else table.rows.get(row)
+        if table is None or record is None or record.value is None:
+            return None
+        if record.expires is not None and record.expires <= self.now:
+            table.rows[row] = replace(record, expires=-math.inf)
+            return None
+        return record
+
+    def write_row(
+        self, key: bytes, row: bytes, value: bytes | None, version: int, expires: float | None = None
+    ) -> None:
+        assert version >= self.newest, "versions grow"
+        self.newest = version
+        if self.view_table(key, self.now) is None:
+            self.tables[key] = TwinTable(version, version)
+            self.records.pop(key, None)
+        table = self.tables[key]
+        table.version = version
+        table.rows[row] = Record(value, version, expires)
+
+    def drop_table(self, key: bytes, version: int) -> None:
+        assert version > self.newest
+        self.newest = version
+        self.tables.pop(key, None)
+        self.records[key] = Record(None, version)
 
     def deadline(self, ttl: float | None) -> float | None:
         return None if ttl is None else self.now + ttl
@@ -173,6 +246,23 @@ def copy_of_one_moment(source: Path, target: Path) -> None:
 
 
 @dataclass
+class Consumer:
+    """Keeps a copy of a table by its changes, and knows nothing else of it."""
+
+    key: bytes
+    since: int = 0
+    copy: dict[bytes, bytes] = field(default_factory=dict)
+
+
+@dataclass
+class Frozen:
+    snapshot: kvsvr.Snapshot
+    twin: Twin
+    now: float
+    """What expiries are judged by."""
+
+
+@dataclass
 class Reader:
     db: kvsvr.Engine
     twin: Twin
@@ -194,6 +284,9 @@ class Machine(RuleBasedStateMachine):
         self.shift = 0
         self.start = time.time()
         self.readers: list[Reader] = []
+        self.consumers: list[Consumer] = []
+        self.frozen: list[Frozen] = []
+        self.last_id: dict[bytes, int] = {}
         self.old_catalog: bytes | None = None
 
     @initialize(opening=openings)
@@ -205,6 +298,7 @@ class Machine(RuleBasedStateMachine):
             reader.db.close()
         if hasattr(self, "db"):
             self.db.close()
+            self.forget_snapshots()
         shutil.rmtree(self.root)
 
     # --- time ---
@@ -250,7 +344,12 @@ class Machine(RuleBasedStateMachine):
     def check_all(self) -> None:
         for key in KEYS:
             self.check_record(key)
+        for key in TABLES:
+            self.check_table(key)
         self.check_order()
+        assert list(self.db.tables()) == sorted(
+            bytes(key) for key in self.twin.tables if self.twin.view_table(key, self.twin.now)
+        )
         assert len(self.db) == self.twin.key_count
 
     @rule(key=keys)
@@ -551,6 +650,397 @@ class Machine(RuleBasedStateMachine):
             self.twin.records[b"bulk%d" % n] = Record(b"b" * 1000, self.db.wait(b"bulk%d" % n, 0, 0))
         self.twin.newest = self.db.wait(b"bulk%d" % (pairs * 1000 - 1), 0, 0)
 
+    # --- tables ---
+
+    def check_table(self, key: bytes) -> None:
+        t = self.db.table(key)
+        if self.refused(key, t.get, b"r"):
+            return
+        found = list(t.rows())
+        self.note_time()
+        there = self.twin.view_rows(key, self.twin.now)
+        table = self.twin.look_table(key)
+        assert found == [(row, record.value) for row, record in there.items()]
+        assert list(t.rows(reverse=True)) == found[::-1]
+        assert list(t) == [row for row, _ in found]
+        assert (len(t), t.version) == ((table.count, table.version) if table else (0, 0))
+        assert key not in self.db
+        for row, record in there.items():
+            versioned = t.get_versioned(row)
+            assert versioned is not None
+            assert (versioned.value, versioned.version) == (record.value, record.version)
+            assert (versioned.expires_at is None) == (record.expires is None)
+        if table is not None:
+            assert self.db.wait(t, 0, 0) == table.version
+            with pytest.raises(kvsvr.WrongType):
+                self.db.get(key)
+
+    def refused(self, key: bytes, call: Callable[..., object], *arguments: Any) -> bool:
+        """Whether the key holds a value; then no call on a table under it goes through."""
+        if self.twin.look(key) is None:
+            self.note_time()
+            return False
+        with pytest.raises(kvsvr.WrongType):
+            call(*arguments)
+        self.note_time()
+        return True
+
+    @rule(key=tables, value=small_or_any)
+    def a_value_replaces_a_table(self, key: bytes, value: bytes) -> None:
+        version = self.db.put(key, value)
+        self.twin.tables.pop(key, None)
+        self.twin.write(key, value, version)
+
+    @rule(key=tables, how=st.sampled_from(["drop", "delete", "delete_many", "batch"]))
+    def drop(self, key: bytes, how: str) -> None:
+        there = self.twin.look_table(key) is not None
+        if how == "drop":
+            if self.refused(key, self.db.table(key).drop):
+                return
+            assert self.db.table(key).drop() == there
+        elif how == "delete_many":
+            assert self.db.delete_many([key]) == (there or self.twin.look(key) is not None)
+        elif how == "batch":
+            with self.db.batch() as batch:
+                batch.delete(key)
+        else:
+            assert self.db.delete(key) == (there or self.twin.look(key) is not None)
+        self.note_time()
+        if there or self.twin.look(key) is not None:
+            self.twin.drop_table(key, self.db.wait(key, 0, 0))
+
+    @rule(key=tables, row=rows, value=small_or_any, ttl=ttls, durable=st.booleans())
+    def row_put(self, key: bytes, row: bytes, value: bytes, ttl: float | None, durable: bool) -> None:
+        t = self.db.table(key)
+        self.twin.look_table(key)
+        if not self.refused(key, t.put, row, value):
+            expires = self.twin.deadline(ttl)
+            self.twin.write_row(key, row, value, t.put(row, value, ttl=ttl, durable=durable), expires)
+            self.note_time()
+
+    @rule(key=tables, row=rows)
+    def row_delete(self, key: bytes, row: bytes) -> None:
+        t = self.db.table(key)
+        if not self.refused(key, t.delete, row):
+            there = self.twin.look_row(key, row) is not None
+            assert t.delete(row) == there
+            self.note_time()
+            if there:
+                self.twin.write_row(key, row, None, t.version)
+
+    @rule(key=tables, row=rows, value=small_or_any, right=st.booleans(), delete=st.booleans())
+    def row_cas(self, key: bytes, row: bytes, value: bytes, right: bool, delete: bool) -> None:
+        t = self.db.table(key)
+        if self.refused(key, t.cas, row, value, 0):
+            return
+        expected = self.twin.look_row(key, row)
+        current = expected.version if expected else 0
+        if not right:
+            with pytest.raises(kvsvr.VersionConflict) as caught:
+                t.delete(row, version=current + 1) if delete else t.cas(row, value, current + 1)
+            assert (caught.value.current, caught.value.table) == (current, key)
+        elif not delete:
+            self.twin.write_row(key, row, value, t.cas(row, value, current))
+        elif current:
+            assert t.delete(row, version=current)
+            self.twin.write_row(key, row, None, t.version)
+        self.note_time()
+
+    @rule(key=tables, row=st.sampled_from([b"counter", *ROWS]), ttl=ttls)
+    def row_incr(self, key: bytes, row: bytes, ttl: float | None) -> None:
+        t = self.db.table(key)
+        if self.refused(key, t.incr, row):
+            return
+        expected = self.twin.look_row(key, row)
+        number = as_int64(expected.value) if expected and expected.value is not None else 0
+        if number is None:
+            with pytest.raises(kvsvr.WrongType):
+                t.incr(row)
+        elif number < INT64_MAX:
+            assert t.incr(row, ttl=ttl) == number + 1
+            self.twin.write_row(key, row, b"%d" % (number + 1), t.version, self.kept_or(expected, ttl))
+        self.note_time()
+
+    @rule(key=tables, values=st.lists(small_or_any, min_size=1, max_size=4), ttl=ttls, together=st.booleans())
+    def row_append(self, key: bytes, values: list[bytes], ttl: float | None, together: bool) -> None:
+        t = self.db.table(key)
+        self.twin.look_table(key)
+        if self.refused(key, t.append, b""):
+            return
+        expires = self.twin.deadline(ttl)
+        if together:
+            with self.db.batch() as batch:
+                appended = [batch.table(key).append(value, ttl) for value in values]
+            assert batch.version == t.version > self.twin.newest
+            names = [one.row for one in appended]
+        else:
+            names = [t.append(values[0], ttl=ttl)]
+        for name, value in zip(names, values, strict=False):
+            assert int.from_bytes(name) > self.last_id.get(key, 0), "ids grow and never repeat"
+            self.last_id[key] = int.from_bytes(name)
+            self.twin.write_row(key, name, value, t.version, expires)
+        self.note_time()
+
+    @rule(key=tables, pairs=st.lists(st.tuples(rows, small_or_any), max_size=6), ttl=ttls)
+    def row_put_many(self, key: bytes, pairs: list[tuple[bytes, bytes]], ttl: float | None) -> None:
+        t = self.db.table(key)
+        self.twin.look_table(key)
+        if self.refused(key, t.put, b"", b""):
+            return
+        expires = self.twin.deadline(ttl)
+        assert t.put_many(pairs, ttl=ttl) == len(pairs)
+        large = sum(len(value) for _, value in pairs) >= INLINE_SIZE_MAX  # Then it is more than one batch.
+        for row, value in dict(pairs).items():
+            found = t.get_versioned(row) if large else None
+            self.twin.newest = min(self.twin.newest, found.version) if found else self.twin.newest
+            self.twin.write_row(key, row, value, found.version if found else t.version, expires)
+        if pairs:
+            self.twin.tables[key].version = self.twin.newest = t.version
+        self.note_time()
+
+    @rule(key=tables, start=st.one_of(st.none(), rows), stop=st.one_of(st.none(), rows))
+    def row_delete_range(self, key: bytes, start: bytes | None, stop: bytes | None) -> None:
+        t = self.db.table(key)
+        if self.refused(key, t.delete_range):
+            return
+        count = t.delete_range(start, stop)
+        self.note_time()
+        there = self.twin.view_rows(key, self.twin.now)
+        gone = [row for row in there if (start or b"") <= row and (stop is None or row < stop)]
+        assert count == len(gone)
+        for row in gone:
+            self.twin.write_row(key, row, None, t.version)
+
+    @rule(key=tables, ttl=ttls)
+    def a_table_expires_or_persists(self, key: bytes, ttl: float | None) -> None:
+        if self.twin.look(key) is not None:
+            return
+        table = self.twin.look_table(key)
+        if ttl is None:
+            assert self.db.persist(key) == (table is not None and table.expires is not None)
+        else:
+            assert self.db.expire(key, ttl) == (table is not None)
+        self.note_time()
+        if table is not None and (ttl is not None or table.expires is not None):
+            table.expires = self.twin.deadline(ttl)
+            table.version = self.twin.newest = self.db.table(key).version
+            left = self.db.ttl(key)
+            assert (left is None) == (table.expires is None) == (self.db.table(key).expires_at is None)
+
+    @rule(
+        key=tables,
+        start=st.one_of(st.none(), rows, st.binary(max_size=2)),
+        stop=st.one_of(st.none(), rows, st.binary(max_size=2)),
+        limit=st.one_of(st.none(), st.integers(0, 4)),
+        reverse=st.booleans(),
+    )
+    def row_scan(self, key: bytes, start: bytes | None, stop: bytes | None, limit: int | None, reverse: bool) -> None:
+        t = self.db.table(key)
+        if self.refused(key, lambda: list(t.rows())):
+            return
+        found = list(t.rows(start, stop, limit=limit, reverse=reverse))
+        self.note_time()
+        there = self.twin.view_rows(key, self.twin.now)
+        in_range = [
+            (row, record.value)
+            for row, record in there.items()
+            if (start or b"") <= row and (stop is None or row < stop)
+        ]
+        assert found == (in_range[::-1] if reverse else in_range)[:limit]
+        assert list(t.keys(start, stop, limit=limit, reverse=reverse)) == [row for row, _ in found]
+        assert t.last(2) == [(row, record.value) for row, record in there.items()][-2:]
+
+    @rule(
+        steps=st.lists(
+            st.tuples(st.sampled_from([*KEYS[:2], *TABLES]), rows, st.one_of(st.none(), small_or_any)), max_size=6
+        ),
+        reads=st.lists(st.tuples(tables, rows), max_size=3),
+        between=st.booleans(),
+    )
+    def a_transaction_with_rows(
+        self, steps: list[tuple[bytes, bytes, bytes | None]], reads: list[tuple[bytes, bytes]], between: bool
+    ) -> None:
+        """Keys and rows of several tables, under one version; a row that was read and is overtaken is a conflict."""
+        if any(self.twin.look(key) is not None for key in TABLES):
+            return
+        last: dict[tuple[bytes, bytes], bytes | None] = {}
+        overtaken = False
+        try:
+            with self.db.transaction() as t:
+                for key, row in reads:
+                    expected = self.twin.look_row(key, row)
+                    assert t.table(key).get(row) == (expected.value if expected else None)
+                    self.note_time()
+                if between and reads:
+                    self.row_put(*reads[0], b"between", None, False)
+                    overtaken = True
+                for key, row, value in steps:
+                    if key in TABLES:
+                        rows_ = t.table(key)
+                        rows_.delete(row) if value is None else rows_.put(row, value)
+                        assert rows_.get(row) == value
+                    else:
+                        t.delete(key) if value is None else t.put(key, value)
+                    last[key, row if key in TABLES else b""] = value
+        except kvsvr.VersionConflict as error:
+            assert overtaken
+            assert (error.table, error.key) == reads[0]
+            self.note_time()
+            return
+        assert not overtaken
+        self.note_time()
+        wrote = False
+        for (key, row), value in last.items():
+            before = self.twin.look_row(key, row) if key in TABLES else self.twin.look(key)
+            if value is None and before is None:
+                continue
+            wrote = True
+            assert t.version is not None
+            if key in TABLES:
+                self.twin.write_row(key, row, value, t.version)
+            else:
+                self.twin.records[key] = Record(value, t.version)
+                self.twin.newest = t.version
+        assert bool(t.version) == wrote
+        for key in KEYS[:2]:
+            self.check_record(key)
+
+    # --- changes ---
+
+    @precondition(lambda self: len(self.consumers) < 3)
+    @rule(key=tables)
+    def a_consumer_comes(self, key: bytes) -> None:
+        self.consumers.append(Consumer(key))
+
+    @precondition(lambda self: self.consumers)
+    @rule(limit=st.sampled_from([None, 1, 2]), page_count=st.integers(1, 5), data=st.data())
+    def a_consumer_looks(self, limit: int | None, page_count: int, data: st.DataObject) -> None:
+        """Some pages, perhaps not all; whoever has seen all has the table."""
+        consumer = data.draw(st.sampled_from(self.consumers), "consumer")
+        t = self.db.table(consumer.key)
+        if self.refused(consumer.key, t.changes, consumer.since):
+            return
+        for _ in range(page_count):
+            page = t.changes(consumer.since, limit)
+            self.note_time()
+            table = self.twin.look_table(consumer.key)
+            floor = max(table.born, table.floor) if table else 1
+            assert page.complete == (consumer.since == 0 or (table is not None and consumer.since >= floor))
+            if not page.complete:
+                consumer.since, consumer.copy = 0, {}
+                continue
+            self.check_page(consumer, table, page)
+            consumer.copy.update(page.rows)
+            for row in page.deleted:
+                consumer.copy.pop(row, None)
+            consumer.since = page.version
+            if not page.more:
+                assert consumer.since == (table.version if table else 0)
+                self.check_copy(consumer)
+                break
+
+    def check_page(self, consumer: Consumer, table: TwinTable | None, page: kvsvr.Changes) -> None:
+        """Everything in (since, version], and nothing else: no version is split."""
+        expected = {
+            bytes(row): record
+            for row, record in (table.rows if table else {}).items()
+            if consumer.since < record.version <= page.version
+        }
+        assert sorted([*(row for row, _ in page.rows), *page.deleted]) == sorted(expected)
+        now = self.twin.now
+        for row, value in page.rows:
+            assert value == expected[row].value
+        for row in page.deleted:
+            record = expected[row]
+            assert record.value is None or (record.expires is not None and record.expires <= now)
+
+    def check_copy(self, consumer: Consumer) -> None:
+        """Rows that expire are no changes: who knows of it drops them by himself."""
+        there = {row: record.value for row, record in self.twin.view_rows(consumer.key, self.twin.now).items()}
+        table = self.twin.view_table(consumer.key, self.twin.now)
+        expired = {bytes(row) for row, record in (table.rows if table else {}).items() if record.value is not None}
+        assert {row: value for row, value in consumer.copy.items() if row in there or row not in expired} == there
+
+    @rule(key=tables, back=st.integers(0, 3))
+    def trim(self, key: bytes, back: int) -> None:
+        t = self.db.table(key)
+        if self.refused(key, t.trim, 1):
+            return
+        table = self.twin.look_table(key)
+        wanted = max(0, self.twin.newest - back)
+        floor = t.trim(wanted)
+        self.note_time()
+        if table is None:
+            assert floor == 0
+            return
+        table.floor = max(table.floor, min(wanted, table.version))
+        assert floor == table.floor
+        assert t.version == table.version, "a trim is no change"
+
+    # --- snapshots ---
+
+    @precondition(lambda self: len(self.frozen) < 3)
+    @rule()
+    def a_snapshot_is_taken(self) -> None:
+        snapshot = self.db.snapshot()
+        twin = copy.deepcopy(self.twin)
+        assert snapshot.version >= twin.newest
+        self.frozen.append(Frozen(snapshot, twin, twin.now))
+        self.check_snapshot(self.frozen[-1])
+
+    @precondition(lambda self: self.frozen)
+    @rule()
+    def snapshots_are_read(self) -> None:
+        for one in self.frozen:
+            self.check_snapshot(one)
+
+    @precondition(lambda self: self.frozen)
+    @rule(data=st.data())
+    def a_snapshot_is_closed(self, data: st.DataObject) -> None:
+        one = self.frozen.pop(data.draw(st.integers(0, len(self.frozen) - 1), "snapshot"))
+        one.snapshot.close()
+        with pytest.raises(kvsvr.ClosedError):
+            one.snapshot.get(b"a")
+
+    def check_snapshot(self, one: Frozen) -> None:
+        s, twin = one.snapshot, one.twin
+        there = {bytes(key): record for key in sorted(twin.records) if (record := twin.view(key, one.now))}
+        assert list(s.scan()) == [(key, record.value) for key, record in there.items()]
+        assert list(s.keys(reverse=True)) == list(there)[::-1]
+        values = [there[key].value if key in there else None for key in map(bytes, KEYS)]
+        assert s.get_many(KEYS) == values
+        assert [s.get(key) for key in KEYS] == values
+        assert [key in s for key in KEYS] == [bytes(key) in there for key in KEYS]
+        shown = {bytes(key): table for key in twin.tables if (table := twin.view_table(key, one.now))}
+        assert list(s.tables()) == sorted(shown)
+        for key in TABLES:
+            if bytes(key) not in there:
+                self.check_table_of_snapshot(s.table(key), shown.get(bytes(key)), twin.view_rows(key, one.now))
+        self.note_time()
+
+    def check_table_of_snapshot(
+        self, t: kvsvr.store.TableReads, table: TwinTable | None, rows: dict[bytes, Record]
+    ) -> None:
+        expected = [(row, record.value) for row, record in rows.items()]
+        assert list(t.rows()) == expected
+        assert t.last(3) == expected[-3:]
+        assert (len(t), t.version) == ((table.count, table.version) if table else (0, 0))
+        for row, record in rows.items():
+            found = t.get_versioned(row)
+            assert found is not None
+            assert (found.value, found.version) == (record.value, record.version)
+        page = t.changes(0)
+        assert page.complete
+        assert sorted(page.rows) == expected or page.more
+
+    def forget_snapshots(self) -> None:
+        """The store they were of is closed, or killed."""
+        for one in self.frozen:
+            with pytest.raises(kvsvr.ClosedError):
+                one.snapshot.get(b"a")
+            one.snapshot.close()
+        self.frozen.clear()
+
     @rule()
     def sync(self) -> None:
         self.db.sync()
@@ -586,6 +1076,7 @@ class Machine(RuleBasedStateMachine):
     def close_and_open(self, opening: dict[str, Any], catalog: str) -> None:
         sequence = self.db.stats()["sequence"]
         self.db.close()
+        self.forget_snapshots()
         stats = self.reopen(opening, catalog)
         assert stats["was_clean"] == 1
         assert stats["sequence"] == sequence
@@ -593,6 +1084,7 @@ class Machine(RuleBasedStateMachine):
     @rule(opening=openings, catalog=catalogs)
     def kill_and_open(self, opening: dict[str, Any], catalog: str) -> None:
         abandon(self.db)
+        self.forget_snapshots()
         self.reopen(opening, catalog)
 
     @rule(opening=openings, catalog=catalogs)
@@ -605,6 +1097,7 @@ class Machine(RuleBasedStateMachine):
             reader.db.close()
         self.readers.clear()
         self.db.close()
+        self.forget_snapshots()
         shutil.rmtree(self.path)
         self.path = target
         self.reopen(opening, catalog)
@@ -657,8 +1150,9 @@ class Machine(RuleBasedStateMachine):
 
 @pytest.mark.timeout(max(300, EXAMPLE_COUNT * 10))
 def test_the_engine_answers_as_a_dict_with_versions_would() -> None:
-    """Through restarts, kills, lost catalogs and jumps of the clock; versions grow and never repeat; readers beside
-    it see what it has written as soon as they refresh."""
+    """Through restarts, kills, lost catalogs and jumps of the clock; versions and row ids grow and never repeat;
+    readers beside it see what it has written as soon as they refresh; who applies changes from any version has the
+    table; a snapshot never changes."""
     before = time.monotonic()
     run_state_machine_as_test(
         Machine,

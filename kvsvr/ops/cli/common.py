@@ -81,6 +81,13 @@ def reading(directory: Path) -> Engine:
     return open_store(directory, readonly=True)
 
 
+def writing(directory: Path, *, create: bool) -> Engine:
+    """The store, for this process alone."""
+    if not create and not directory.is_dir():
+        raise UsageError(f"there is no store at {directory}: check the path; put and import make one")
+    return open_store(directory)
+
+
 @contextmanager
 def output() -> Iterator[BinaryIO]:
     """stdout for bytes. Flushed here: at exit, a reader that has gone would be noise rather than an exception."""

@@ -1,4 +1,4 @@
-"""kvsvr export: every key as a line of JSON or a row of CSV."""
+"""kvsvr export: every key as a line of JSON or a row of CSV, and every row of a table as a line of JSON."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from kvsvr.ops.cli.common import (
     reading,
     say,
 )
-from kvsvr.ops.records import Format, writer
+from kvsvr.ops.records import Expiry, Format, writer
 from kvsvr.ops.transfer import dump
 from kvsvr.store import Engine
 
@@ -36,7 +36,10 @@ PROGRESS_EVERY = 1000
 @format_option
 @json_option
 def command(directory: Path, file: Path, format_: str | None, as_json: bool) -> None:
-    """Write every key with value and expiry to FILE, or to stdout (-).
+    """Write every key and every row of a table, with value and expiry, to FILE, or to stdout (-).
+
+    CSV has no place for tables: a store that has some is exported as JSON lines.
+
 
     FILE appears whole or not at all. A writer may go on meanwhile; what it writes meanwhile may or may not be in it.
     """
@@ -44,24 +47,29 @@ def command(directory: Path, file: Path, format_: str | None, as_json: bool) -> 
     with reading(directory) as db, output() if to_stdout else _whole(file) as stream:
         # On a terminal that the data goes to, a bar would be drawn over it.
         visible = not (to_stdout and sys.stdout.isatty())
-        with progress("export", len(db), visible=visible) as advance:
+        with progress("export", _count(db), visible=visible) as advance:
             count = _write(db, stream, format_of(file, format_), advance)
     summary = {"exported_count": count, "file": str(file)}
     if as_json and not to_stdout:
         print_json(summary)
     else:
-        say(json.dumps(summary) if as_json else f"{count} keys exported")
+        say(json.dumps(summary) if as_json else f"{count} keys and rows exported")
 
 
 def _write(db: Engine, stream: BinaryIO, format_: Format, advance: Callable[[int], None]) -> int:
     head, encode = writer(format_)
     stream.write(head)
     count = 0
-    for count, record in enumerate(dump(db), 1):
+    for record in dump(db):
         stream.write(encode(record))
+        count += not isinstance(record, Expiry)
         if count % PROGRESS_EVERY == 0:
             advance(count)
     return count
+
+
+def _count(db: Engine) -> int:
+    return len(db) + int(db.stats()["row_count"])
 
 
 @contextmanager

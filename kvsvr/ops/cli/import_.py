@@ -42,7 +42,7 @@ Skip: TypeAlias = Callable[[BadInput], None]
 def command(
     ctx: click.Context, directory: Path, file: Path, format_: str | None, skip_errors: bool, as_json: bool
 ) -> None:
-    """Set the keys that FILE, or stdin (-), holds. Makes the store if there is none; other keys stay.
+    """Set the keys and rows that FILE, or stdin (-), holds. Makes the store if there is none; others stay.
 
     Bad input ends it with line and column; what was before that is written.
     """
@@ -59,7 +59,8 @@ def command(
     if as_json:
         print_json(_summary(done, told))
     else:
-        say(f"{done.written_count} keys imported, {done.expired_count} had expired, {done.skipped_count} skipped")
+        counts = f"{done.expired_count} had expired, {done.skipped_count} skipped"
+        say(f"{done.written_count} keys and rows imported, {counts}")
     if done.skipped_count:
         ctx.exit(DEGRADED)
 

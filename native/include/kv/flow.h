@@ -56,6 +56,8 @@ typedef struct kv_flow_options {
     uint32_t segment_size_min; /* a power of two, 64 KiB to 64 MiB; the first segment of this opener */
     uint32_t segment_size_max;
     const uint8_t *store_id;   /* 16 bytes: the store `start` was noted in; another one is KV_EUSAGE. NULL: any */
+    uint64_t sequence_min;     /* of a flow that was not closed: numbers go on above it */
+    bool salvage;              /* a reader that goes on behind damage, and notes it (kv_flow_damages) */
     bool write_watermark_always; /* after every sync, whatever the clock says: for recorded histories */
 } kv_flow_options;
 
@@ -101,6 +103,7 @@ const uint8_t *kv_flow_store_id(const kv_flow *flow); /* 16 bytes */
 uint64_t kv_flow_sync_count(const kv_flow *flow); /* fdatasyncs since open */
 bool kv_flow_was_clean(const kv_flow *flow);     /* the opener before closed it */
 uint64_t kv_flow_sequence(const kv_flow *flow);  /* the last one used; the next is above */
+uint64_t kv_flow_ceiling(const kv_flow *flow);   /* no record has a sequence above it */
 void kv_flow_set_sequence(kv_flow *flow, uint64_t sequence); /* writer lock */
 
 /* Room for `size` bytes that no segment boundary splits: *bytes is where to put them, *position their place. May
@@ -138,6 +141,15 @@ const uint8_t *kv_flow_at(const kv_flow *flow, uint32_t segment, uint32_t offset
 
 /* All segments, oldest first; for free(). Writer lock. */
 kv_status kv_flow_segments(const kv_flow *flow, kv_segment_info **out, size_t *count);
+
+/* What a salvaging reader met, in order; the flow's, until it is freed. */
+typedef struct kv_damage {
+    uint32_t segment;
+    uint32_t offset;
+    uint64_t size; /* bytes that hold no valid record; 0: a file that is missing */
+    char what[80];
+} kv_damage;
+const kv_damage *kv_flow_damages(const kv_flow *flow, size_t *count);
 
 /* KV_OK, or why writes are refused since: KV_EDISK with its errno. */
 kv_status kv_flow_poison(const kv_flow *flow, int *os_error);

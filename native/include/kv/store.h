@@ -31,11 +31,14 @@ typedef struct kv_options {
     int32_t sync_ms_max;     /* KV_SYNC_BATCH: bound of the loss; 10 */
     int32_t readonly;        /* bool */
     int32_t background;      /* bool: start the threads; tests on the simulated disk work without */
+    int32_t salvage;         /* bool, with readonly and no checkpoint: go on behind damage, see kv_store_damages() */
     int32_t write_calls;     /* bool: never store through mappings; set by itself where !io->maps_well */
     uint32_t segment_size_min; /* 0: KV_SEGMENT_SIZE_MIN */
     uint32_t segment_size_max; /* 0: KV_SEGMENT_SIZE_MAX */
     uint32_t inline_size_max;  /* 0: KV_INLINE_SIZE_MAX; tests make values big that are not */
-    uint64_t snapshot_size_max; /* bytes that snapshots may hold on to, memory and old records; 0: 1 GiB */
+    uint64_t sequence_min;     /* a restored store: versions go on above it. For a store that was not closed */
+    uint64_t replay_until;     /* readonly: what lies from this kv_position_order() on is not looked at; 0: all is */
+    uint64_t snapshot_size_max; /* bytes that snapshots may hold on to, memory, old records and their value files; 0: 1 GiB */
 } kv_options;
 
 /* Opens the directory behind `io`, which the store owns from now on, also when this fails. `checkpoint` is what
@@ -233,6 +236,11 @@ uint64_t kv_snapshot_version(const kv_snapshot *snapshot); /* the newest version
 /* What the caller reads from now on: the snapshot, which outlives that; NULL: the present. For reads only. */
 void kv_caller_bind(kv_caller *c, kv_snapshot *snapshot);
 
+/* --- for backups: what is in the directory now stays until unpin: segments and value files are neither removed nor
+ * reaped. Everything before *position is durable then; *sequence is the last number before it. Pins add up. --- */
+kv_result kv_pin(kv_caller *c, kv_position *position, uint64_t *sequence);
+void kv_unpin(kv_caller *c);
+
 typedef struct kv_stats {
     uint64_t key_count;        /* keys with a value, expired ones included until they are reclaimed */
     uint64_t table_count;
@@ -267,6 +275,23 @@ typedef struct kv_stats {
     uint8_t store_id[16];
 } kv_stats;
 kv_status kv_store_measure(kv_store *store, kv_stats *out);
+/* The counters, counted anew from what the index points at. Takes the writer lock for as long as that takes. */
+typedef struct kv_audit {
+    uint64_t key_count;
+    uint64_t table_count;
+    uint64_t row_count;
+    uint64_t tombstone_count;
+    uint64_t row_tombstone_count;
+    uint64_t big_count;
+    uint64_t big_size;
+    uint64_t live_size;
+    uint64_t slot_count;
+    uint64_t wrong_slot_count;    /* slots that point at something else than a record of their name */
+    uint64_t wrong_segment_count; /* segments whose live bytes are not what is counted */
+} kv_audit;
+kv_status kv_store_audit(kv_store *store, kv_audit *out);
+/* Of a store that was opened with salvage; its own, until it is closed. */
+const kv_damage *kv_store_damages(kv_store *store, size_t *count);
 
 /* --- compaction: what is live in an old segment is written anew, and the segment goes with the next published checkpoint
  * that finds it empty. One object is one segment, used by one thread; several at a time are fine. Freed before the store
@@ -279,6 +304,7 @@ kv_status kv_store_measure(kv_store *store, kv_stats *out);
 typedef struct kv_segment_stats {
     uint32_t id;
     int32_t sealed;     /* bool: may be compacted */
+    int32_t removable;  /* bool: nothing in it is live or wanted; it goes with the next checkpoint */
     uint64_t size;      /* bytes of records */
     uint64_t live_size; /* of those that count */
 } kv_segment_stats;
@@ -325,5 +351,24 @@ kv_status kv_checkpoint_describe(kv_checkpoint *checkpoint, const uint8_t **byte
 /* The catalog has it: files that only older ones used go, and segments that were empty as of it. Without this call, free() gives the new file up. */
 kv_status kv_checkpoint_published(kv_checkpoint *checkpoint);
 void kv_checkpoint_free(kv_checkpoint *checkpoint);
+
+/* --- being told instead of waiting, for event loops. Each has an eventfd, non-blocking, which the store rings: it adds
+ * 1. A ring says "look again", no more; one may come without a reason. --- */
+
+/* For `durable` of calls that write one key or one batch: never wait, whatever options.sync says. The caller asks. */
+enum { KV_LATER = -1 };
+
+/* Rings `fd`, which stays the caller's, until kv_store_unnotify has returned. Also rings as the store is closed:
+ * when it refuses writes, and when it refuses everything. */
+kv_status kv_store_notify(kv_store *store, int fd);
+void kv_store_unnotify(kv_store *store, int fd); /* before `fd` is closed; one that is not notified: nothing */
+/* The tail, as kv_position_order(): everything this thread has written lies before it. */
+kv_result kv_tail(kv_caller *c);
+/* What is durable now, as kv_position_order(). If that is not `upto` yet, the syncer begins a group commit at once,
+ * without any sync_ms_max, and rings when that is done or has failed; all who ask before it begins share it. An error:
+ * `upto` is not durable, and nobody will ring. */
+kv_result kv_ask_durable(kv_caller *c, uint64_t upto);
+/* The next write rings, once. A number that changes with every write: the same one twice, and nothing was written. */
+kv_result kv_ask_written(kv_caller *c);
 
 #endif

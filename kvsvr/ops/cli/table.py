@@ -1,0 +1,254 @@
+"""kvsvr table: a table's rows and changes, and the list of tables.
+
+A group of commands behind DIR and KEY. What KEY means is known only to the command behind it, which has --hex.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from kvsvr.ops.cli.common import (
+    FAILED,
+    directory_argument,
+    hex_option,
+    json_option,
+    output,
+    print_json,
+    reading,
+    say,
+    shown,
+    to_bytes,
+)
+from kvsvr.ops.records import row_fields
+from kvsvr.store import Table
+from kvsvr.store import open as open_store
+
+ttl_option: Final = click.option("--ttl", type=float, metavar="SECONDS", help="Let the row expire.")
+durable_option: Final = click.option("--durable", is_flag=True, help="Return when it is on disk.")
+
+
+@click.group("table", invoke_without_command=True, subcommand_metavar="[COMMAND [ARGS]...]")
+@directory_argument
+@click.argument("key", required=False)
+@click.pass_context
+def command(ctx: click.Context, directory: Path, key: str | None) -> None:
+    """Work on the table under KEY; without KEY, list the tables; without COMMAND, list its rows.
+
+    `kvsvr table DIR KEY COMMAND --help` has the options of a command.
+    """
+    ctx.obj = directory, key
+    if ctx.invoked_subcommand is None:
+        ctx.invoke(_tables if key is None else _rows)
+
+
+@contextmanager
+def _opened(ctx: click.Context, *, as_hex: bool, writes: bool = False) -> Iterator[Table]:
+    directory, key = ctx.obj
+    name = to_bytes(key, as_hex=as_hex)
+    with open_store(directory) if writes else reading(directory) as db:
+        yield db.table(name)
+
+
+def _write_lines(lines: Iterable[bytes]) -> None:
+    with output() as stream:
+        for line in lines:
+            stream.write(line + b"\n")
+
+
+def _line(row: bytes, value: bytes | None, as_hex: bool, as_json: bool) -> bytes:
+    if as_json:
+        return json.dumps(row_fields(row, value), ensure_ascii=False).encode()
+    return "\t".join(shown(part, as_hex=as_hex) for part in (row, value) if part is not None).encode()
+
+
+@click.command("tables", hidden=True)
+@click.pass_context
+def _tables(ctx: click.Context) -> None:
+    directory, _ = ctx.obj
+    with reading(directory) as db:
+        _write_lines(shown(key, as_hex=False).encode() for key in db.tables())
+
+
+@command.command("rows")
+@click.option("--prefix", help="Only rows that begin with it.")
+@click.option("--start", help="From this row on.")
+@click.option("--stop", help="Only below this row.")
+@click.option("--reverse", is_flag=True, help="From the end.")
+@click.option("--limit", type=click.IntRange(min=0), help="At most so many.")
+@hex_option
+@json_option
+@click.pass_context
+def _rows(
+    ctx: click.Context,
+    prefix: str | None = None,
+    start: str | None = None,
+    stop: str | None = None,
+    reverse: bool = False,
+    limit: int | None = None,
+    as_hex: bool = False,
+    as_json: bool = False,
+) -> None:
+    """List rows in order, one a line: row, tab, value; escaped as scan does."""
+    low, high, begin = (None if text is None else to_bytes(text, as_hex=as_hex) for text in (start, stop, prefix))
+    with _opened(ctx, as_hex=as_hex) as table:
+        found = table.rows(low, high, prefix=begin, reverse=reverse, limit=limit)
+        _write_lines(_line(row, value, as_hex, as_json) for row, value in found)
+
+
+@command.command("last")
+@click.argument("count", type=click.IntRange(min=0), default=10)
+@hex_option
+@json_option
+@click.pass_context
+def _last(ctx: click.Context, count: int, as_hex: bool, as_json: bool) -> None:
+    """List the last COUNT rows, ten unless told, in ascending order."""
+    with _opened(ctx, as_hex=as_hex) as table:
+        _write_lines(_line(row, value, as_hex, as_json) for row, value in table.last(count))
+
+
+@command.command("get")
+@click.argument("row")
+@hex_option
+@json_option
+@click.pass_context
+def _get(ctx: click.Context, row: str, as_hex: bool, as_json: bool) -> None:
+    """Write the value of ROW to stdout, byte for byte. Exit code 1 if it is absent."""
+    name = to_bytes(row, as_hex=as_hex)
+    with _opened(ctx, as_hex=as_hex) as table:
+        found = table.get_versioned(name)
+    if found is None:
+        print_json(None) if as_json else say(f"kvsvr: row {shown(name, as_hex=as_hex)} is absent")
+        ctx.exit(FAILED)
+    if as_json:
+        print_json({**row_fields(name, found.value), "version": found.version, "expires_at": found.expires_at})
+        return
+    with output() as stream:
+        stream.write(found.value.hex().encode() + b"\n" if as_hex else found.value)
+
+
+@command.command("put")
+@click.argument("row")
+@click.argument("value")
+@ttl_option
+@durable_option
+@hex_option
+@json_option
+@click.pass_context
+def _put(
+    ctx: click.Context, row: str, value: str, ttl: float | None, durable: bool, as_hex: bool, as_json: bool
+) -> None:
+    """Set ROW to VALUE. Makes table and store if there are none."""
+    name, content = to_bytes(row, as_hex=as_hex), to_bytes(value, as_hex=as_hex)
+    with _opened(ctx, as_hex=as_hex, writes=True) as table:
+        _tell(name, table.put(name, content, ttl=ttl, durable=durable), as_json)
+
+
+@command.command("append")
+@click.argument("value")
+@ttl_option
+@durable_option
+@hex_option
+@json_option
+@click.pass_context
+def _append(ctx: click.Context, value: str, ttl: float | None, durable: bool, as_hex: bool, as_json: bool) -> None:
+    """Put VALUE under a new row behind the others; its name, in hexadecimal digits, goes to stdout."""
+    content = to_bytes(value, as_hex=as_hex)
+    with _opened(ctx, as_hex=as_hex, writes=True) as table:
+        row = table.append(content, ttl=ttl, durable=durable)
+    print_json(row_fields(row)) if as_json else click.echo(row.hex())
+
+
+@command.command("delete")
+@click.argument("row")
+@durable_option
+@hex_option
+@json_option
+@click.pass_context
+def _delete(ctx: click.Context, row: str, durable: bool, as_hex: bool, as_json: bool) -> None:
+    """Delete ROW. Exit code 1 if it is absent."""
+    name = to_bytes(row, as_hex=as_hex)
+    _done(ctx, as_hex, as_json, "deleted", "the row", lambda table: table.delete(name, durable=durable))
+
+
+@command.command("drop")
+@durable_option
+@hex_option
+@json_option
+@click.pass_context
+def _drop(ctx: click.Context, durable: bool, as_hex: bool, as_json: bool) -> None:
+    """Delete the table with all its rows. Exit code 1 if it is absent."""
+    _done(ctx, as_hex, as_json, "dropped", "the table", lambda table: table.drop(durable=durable))
+
+
+@command.command("len")
+@hex_option
+@json_option
+@click.pass_context
+def _len(ctx: click.Context, as_hex: bool, as_json: bool) -> None:
+    """Print how many rows the table has; 0 if it is absent."""
+    with _opened(ctx, as_hex=as_hex) as table:
+        count, version, expires_at = len(table), table.version, table.expires_at
+    if as_json:
+        print_json({"row_count": count, "version": version, "expires_at": expires_at})
+    else:
+        click.echo(str(count))
+
+
+@command.command("changes")
+@click.argument("since", type=click.IntRange(min=0), default=0)
+@click.option("--limit", type=click.IntRange(min=1), help="End behind so many rows, or some more.")
+@hex_option
+@json_option
+@click.pass_context
+def _changes(ctx: click.Context, since: int, limit: int | None, as_hex: bool, as_json: bool) -> None:
+    """List what changed above the version SINCE: put, tab, row, tab, value; or delete, tab, row.
+
+    One page of it; stderr says up to which version it goes, and whether there is more. Exit code 1 if changes from
+    SINCE on are no longer known: begin again from 0.
+    """
+    with _opened(ctx, as_hex=as_hex) as table:
+        page = table.changes(since, limit)
+    told = {"version": page.version, "more": page.more, "complete": page.complete}
+    if as_json:
+        rows = [row_fields(row, value) for row, value in page.rows]
+        print_json({"rows": rows, "deleted": [row_fields(row) for row in page.deleted], **told})
+    else:
+        _write_lines(b"put\t" + _line(row, value, as_hex, False) for row, value in page.rows)
+        _write_lines(b"delete\t" + _line(row, None, as_hex, False) for row in page.deleted)
+        say(f"version {page.version}{', more' if page.more else ''}{'' if page.complete else ', incomplete'}")
+    if not page.complete:
+        ctx.exit(FAILED)
+
+
+@command.command("trim")
+@click.argument("version", type=click.IntRange(min=0))
+@hex_option
+@json_option
+@click.pass_context
+def _trim(ctx: click.Context, version: int, as_hex: bool, as_json: bool) -> None:
+    """Let deletes up to VERSION be forgotten: every consumer of changes has come that far."""
+    with _opened(ctx, as_hex=as_hex, writes=True) as table:
+        floor = table.trim(version)
+    print_json({"floor": floor}) if as_json else say(f"floor {floor}")
+
+
+def _tell(row: bytes, version: int, as_json: bool) -> None:
+    print_json({**row_fields(row), "version": version}) if as_json else say(f"version {version}")
+
+
+def _done(ctx: click.Context, as_hex: bool, as_json: bool, verb: str, what: str, act: Callable[[Table], bool]) -> None:
+    with _opened(ctx, as_hex=as_hex, writes=True) as table:
+        done = act(table)
+    answer: dict[str, Any] = {verb: done}
+    if as_json:
+        print_json(answer)
+    elif not done:
+        say(f"kvsvr: {what} is absent")
+    if not done:
+        ctx.exit(FAILED)
