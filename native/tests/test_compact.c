@@ -725,10 +725,10 @@ TEST(pinned_segments_stay) {
     roll(&f);
     put(&f, "key", "");
     compact_all(&f);
-    f.store->segment_pins++;
+    f.store->pin_count++;
     CHECK_EQ(checkpoint(&f), KV_OK);
     CHECK_EQ(removed_count(&f), 0);
-    f.store->segment_pins--;
+    f.store->pin_count--;
     put(&f, "key", "");
     CHECK_EQ(checkpoint(&f), KV_OK);
     CHECK_EQ(removed_count(&f), 1);
