@@ -953,14 +953,15 @@ TEST(a_full_disk_ends_a_compaction_and_loses_nothing) {
 /* --- all at the same time, on a real disk --- */
 
 #if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
-enum { WRITERS = 3, OWN_KEYS = 600, HOT_KEYS = 40, WRITES = 4000 };
+enum { WRITERS = 3, OWN_KEYS = 600, HOT_KEYS = 40, WRITES = 4000, ROUNDS = 4 };
 #else
-enum { WRITERS = 3, OWN_KEYS = 600, HOT_KEYS = 40, WRITES = 30000 };
+enum { WRITERS = 3, OWN_KEYS = 600, HOT_KEYS = 40, WRITES = 30000, ROUNDS = 4 };
 #endif
 
 typedef struct crowd {
     kv_store *store;
     _Atomic bool stop;
+    _Atomic int round_count; /* of whoever compacts: writers go on for so long */
     _Atomic int failures;
     uint8_t description[1 << 16];
     size_t description_size;
@@ -982,7 +983,7 @@ static void *write_on(void *argument) {
     uint64_t r = (uint64_t)w->number + 1;
     uint8_t value[300] = {0};
     if (kv_caller_new(w->crowd->store, &c) != KV_OK) return NULL;
-    for (int i = 0; i < WRITES; i++) {
+    for (int i = 0; i < WRITES || w->crowd->round_count < ROUNDS; i++) {
         char key[32];
         int which = (int)below(&r, i % 8 == 0 ? OWN_KEYS : HOT_KEYS);
         size_t size = (size_t)snprintf(key, sizeof key, "own%d-%d", w->number, which);
@@ -1040,6 +1041,7 @@ static void *care(void *argument) {
             k->forgotten_count += kv_forget_count(forgets);
             kv_forget_free(forgets);
         }
+        k->round_count++;
     }
     return NULL;
 }
