@@ -82,7 +82,7 @@ typedef struct cut {
 
 /* Histories in which something happened that an image should have been taken of. */
 typedef struct kinds {
-    uint64_t rows, seals, merge, checkpoint, drop, snapshot, all_of_them;
+    uint64_t rows, seals, merge, checkpoint, drop, snapshot, compaction, all_of_them;
 } kinds;
 
 typedef struct run {
@@ -378,7 +378,8 @@ static void count_kinds(kinds *k, const figures *seen) {
     k->checkpoint += checkpoint;
     k->drop += drop;
     k->snapshot += snapshot;
-    k->all_of_them += rows && seals && merge && checkpoint && drop && snapshot;
+    k->compaction += seen->compaction_count != 0;
+    k->all_of_them += rows && seals && merge && checkpoint && drop && snapshot && seen->compaction_count != 0;
 }
 
 static void run_seed(run *r, uint64_t seed) {
@@ -421,8 +422,8 @@ static void show_figures(run *r, uint64_t first_seed, uint64_t next_seed, double
     const kinds *k = &r->histories;
     printf("  histories with rows %" PRIu64 ", at least three seals %" PRIu64 ", a run merge %" PRIu64
            ", a checkpoint published %" PRIu64 ", a table drop %" PRIu64 ", an open snapshot %" PRIu64
-           ", all of these %" PRIu64 "\n",
-           k->rows, k->seals, k->merge, k->checkpoint, k->drop, k->snapshot, k->all_of_them);
+           ", a compaction %" PRIu64 ", all of these %" PRIu64 "\n",
+           k->rows, k->seals, k->merge, k->checkpoint, k->drop, k->snapshot, k->compaction, k->all_of_them);
     if (r->point_count != 0)
         printf("  %" PRIu64 " sync points; distinct images at each: minimum %u, median %u, maximum %u\n",
                r->point_count, n[0], n[r->point_count / 2], n[r->point_count - 1]);
