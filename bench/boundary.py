@@ -40,7 +40,7 @@ from bench.data import KEY_SIZE, VALUE_SIZE, Data, WrongAnswer, value_of
 from bench.load import Load, Snapshot, settle
 from bench.results import rotated
 from kvsvr.config import Config
-from kvsvr.native import Handle, Many, ffi, lib, operations
+from kvsvr.native import Handle, Many, Operations, ffi, lib
 
 FORMAT = 1
 ROOT = Path(__file__).parents[1]
@@ -274,10 +274,11 @@ class Direct(Side):
     def batches(self, work: Work, durable: bool) -> Loop:
         caller, callers, kv_batch = self.handle.take(), self.handle.callers, lib.kv_batch
         pointer = caller.pointer
-        prepared = [
-            (len(pairs), *operations({key: (value, 0) for key, value in pairs}))
-            for pairs in chunks(list(work.pairs), MANY)
-        ]
+        prepared: list[tuple[int, Any, Operations]] = []
+        for pairs in chunks(list(work.pairs), MANY):
+            operations = Operations()
+            operations.add({key: (value, 0) for key, value in pairs})
+            prepared.append((len(pairs), operations.pointer, operations))
 
         def loop() -> list[Any]:
             for count, group, _held in prepared:

@@ -789,13 +789,11 @@ class Machine(RuleBasedStateMachine):
             return
         expires = self.twin.deadline(ttl)
         assert t.put_many(pairs, ttl=ttl) == len(pairs)
-        large = sum(len(value) for _, value in pairs) >= INLINE_SIZE_MAX  # Then it is more than one batch.
-        for row, value in dict(pairs).items():
-            found = t.get_versioned(row) if large else None
-            self.twin.newest = min(self.twin.newest, found.version) if found else self.twin.newest
-            self.twin.write_row(key, row, value, found.version if found else t.version, expires)
-        if pairs:
-            self.twin.tables[key].version = self.twin.newest = t.version
+        # Large ones are written in several batches; a row is of the last that it is in.
+        found = {row: t.get_versioned(row) for row, _ in pairs}
+        versions = {row: one.version for row, one in found.items() if one is not None}
+        for row, value in sorted(dict(pairs).items(), key=lambda pair: versions[pair[0]]):
+            self.twin.write_row(key, row, value, versions[row], expires)
         self.note_time()
 
     @rule(key=tables, start=st.one_of(st.none(), rows), stop=st.one_of(st.none(), rows))
