@@ -274,15 +274,15 @@ class Direct(Side):
     def batches(self, work: Work, durable: bool) -> Loop:
         caller, callers, kv_batch = self.handle.take(), self.handle.callers, lib.kv_batch
         pointer = caller.pointer
-        prepared: list[tuple[int, Any, Operations]] = []
+        prepared = []
         for pairs in chunks(list(work.pairs), MANY):
-            operations = Operations()
-            operations.add({key: (value, 0) for key, value in pairs})
-            prepared.append((len(pairs), operations.pointer, operations))
+            group = Operations()
+            group.add({key: (value, 0) for key, value in pairs})
+            prepared.append((len(group), group.pointer, group))
 
         def loop() -> list[Any]:
-            for count, group, _held in prepared:
-                kv_batch(pointer, group, count, ffi.NULL, 0, durable)
+            for count, packed, _group in prepared:
+                kv_batch(pointer, packed, count, ffi.NULL, 0, durable)
             callers.append(caller)
             return []
 

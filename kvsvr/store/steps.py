@@ -116,7 +116,10 @@ def segments(handle: Handle) -> list[Segment]:
     if status != lib.KV_OK:
         raise failure(status, None, handle.path)
     try:
-        return [Segment(one.id, one.size, one.live_size, bool(one.sealed), bool(one.removable)) for one in out[0][0 : count[0]]]
+        return [
+            Segment(one.id, one.size, one.live_size, bool(one.sealed), bool(one.removable))
+            for one in out[0][0 : count[0]]
+        ]
     finally:
         lib.free(out[0])
 

@@ -175,6 +175,19 @@ static kv_status fix_moment(kv_checkpoint *k) {
     return status == KV_EOF ? KV_OK : status;
 }
 
+static kv_status fix_moment_guarded(kv_checkpoint *k) {
+    kv_guard guard;
+    kv_status status;
+    if (KV_GUARD_CAUGHT(&guard)) {
+        kv_flow_set_poison(k->store->flow, KV_EMAPPING, EIO);
+        status = KV_EMAPPING;
+    } else {
+        status = fix_moment(k);
+    }
+    kv_guard_leave(&guard);
+    return status;
+}
+
 static uint64_t new_file_id(kv_store *store) { return store->generation << 32 | ++store->index_file_next; }
 
 static kv_status open_file(kv_checkpoint *k) {
@@ -205,7 +218,7 @@ kv_status kv_checkpoint_begin(kv_store *store, kv_checkpoint **out) {
     if (status == KV_OK) status = kv_order_cursor_new(&k->cursor);
     if (status == KV_OK) {
         pthread_mutex_lock(&store->write_lock);
-        status = fix_moment(k);
+        status = fix_moment_guarded(k);
         pthread_mutex_unlock(&store->write_lock);
     }
     if (status == KV_OK) status = open_file(k);

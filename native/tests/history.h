@@ -1,6 +1,6 @@
 /* history.h -- a store on a simulated disk beside a naive twin that knows every state it was ever in.
  *
- * The twin is an array of keys. Each change that the engine may keep or lose by itself (one record; of a batch all of
+ * The twin (twin.h) holds keys and tables. Each change that the engine may keep or lose by itself (one record; of a batch all of
  * them) appends one state to a list, so "what survived" is an index into that list:
  *
  *   begun      by event: states above it cannot be on the disk, because nobody had asked for them yet
@@ -24,35 +24,7 @@
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wunused-function"
 
-#include "../src/store_internal.h"
-#include "check.h"
-#include "kv/io_sim.h"
-
-enum {
-    KEY_COUNT = 20,
-    COUNTER_COUNT = 3, /* keys 0 to 2 hold numbers, the others bytes */
-    ITEM_COUNT_MAX = 8,
-    VALUE_SIZE_MAX = 3000,
-    INLINE_SIZE_MAX = 512,
-    KEY_TEXT_SIZE = 24,
-    SEGMENT_NAME_SIZE = 32,
-};
-
-enum { NEVER = 0, DELETED = 1, THERE = 2 };
-
-typedef struct twin_key {
-    int32_t what;
-    uint32_t size;
-    uint64_t version;
-    int64_t expires_ms;
-    uint64_t digest; /* of the value */
-    uint64_t at;     /* the value, in the history's pool */
-} twin_key;
-
-typedef struct twin {
-    twin_key keys[KEY_COUNT];
-    int64_t clock_ms; /* the time that the flow remembers */
-} twin;
+#include "twin.h"
 
 typedef struct stamp {
     uint64_t event;
@@ -71,6 +43,11 @@ typedef struct catalog_entry {
     size_t size;
 } catalog_entry;
 
+/* What happened in a history, for whoever asks whether it was worth anything. */
+typedef struct figures {
+    uint64_t seal_count, merge_count, checkpoint_count, drop_count, snapshot_count, row_count;
+} figures;
+
 typedef struct history {
     uint64_t random;
     kv_sim *sim;
@@ -78,6 +55,11 @@ typedef struct history {
     kv_store *store; /* NULL between openers */
     kv_caller *caller;
     int64_t now_ms;
+
+    kv_snapshot *snapshot; /* NULL: none is open */
+    twin frozen;           /* what it shows */
+    int64_t frozen_ms;     /* as of then */
+    figures seen;
 
     twin *states;
     uint64_t *begun;       /* of each state: the event count when it was asked for */
@@ -163,10 +145,6 @@ static void push(history *h, const twin *state, uint64_t version) {
     h->state_count++;
 }
 
-static size_t key_text(int key, char text[KEY_TEXT_SIZE]) {
-    return (size_t)snprintf(text, KEY_TEXT_SIZE, "key-%d%.*s", key, key % 7, "xxxxxxx");
-}
-
 static twin_key value_keep(history *h, const uint8_t *bytes, size_t size, uint64_t version, int64_t expires_ms) {
     while (h->pool_used + size > h->pool_capacity) {
         h->pool_capacity = h->pool_capacity == 0 ? 1 << 16 : h->pool_capacity * 2;
@@ -201,108 +179,7 @@ static bool twin_look(history *h, twin *t, int key) {
     return false;
 }
 
-static uint64_t twin_live_size(const twin *t) {
-    uint64_t sum = t->clock_ms != 0 ? KV_RECORD_HEAD_SIZE + 8 : 0; /* the newest CLOCK */
-    char text[KEY_TEXT_SIZE];
-    for (int i = 0; i < KEY_COUNT; i++) {
-        const twin_key *k = &t->keys[i];
-        if (k->what == NEVER) continue;
-        uint64_t value = k->what == DELETED ? 0 : k->size > INLINE_SIZE_MAX ? KV_BIG_SIZE : k->size;
-        uint64_t expiry = k->what == THERE && k->expires_ms != 0 ? 8 : 0;
-        sum += kv_align(KV_RECORD_HEAD_SIZE + expiry + key_text(i, text) + value, KV_RECORD_ALIGN);
-    }
-    return sum;
-}
-
 /* --- reading back --- */
-
-typedef struct observed {
-    kv_result version[KEY_COUNT];
-    kv_result size[KEY_COUNT]; /* or how the read ended */
-    int64_t expires_ms[KEY_COUNT];
-    uint64_t digest[KEY_COUNT];
-    uint64_t at[KEY_COUNT];
-    kv_stats stats;
-    uint64_t value_file_count, index_file_count, run_file_count;
-    const char *scan; /* how scans differ from the reads; NULL: not at all */
-} observed;
-
-static const uint8_t *answer_bytes(kv_caller *c, kv_result size) {
-    const kv_answer *answer = kv_caller_answer(c);
-    return size <= KV_SMALL_SIZE ? answer->small : answer->large;
-}
-
-static uint64_t count_files(kv_sim *sim, const char *path) {
-    kv_io *io = kv_sim_io(sim);
-    char **names = NULL;
-    size_t count = 0;
-    if (io->list(io, path, &names, &count) != KV_OK) count = 0;
-    else free(names);
-    io->free(io);
-    return count;
-}
-
-typedef struct listed_key {
-    char text[KEY_TEXT_SIZE];
-    size_t size;
-    int key;
-} listed_key;
-
-static int by_text(const void *left, const void *right) {
-    const listed_key *a = left, *b = right;
-    return kv_name_compare((const uint8_t *)a->text, a->size, (const uint8_t *)b->text, b->size);
-}
-
-/* The keys that reads found, in order. */
-static int listed_keys(const observed *o, listed_key list[KEY_COUNT]) {
-    int count = 0;
-    for (int i = 0; i < KEY_COUNT; i++) {
-        if (o->size[i] < 0) continue;
-        list[count].size = key_text(i, list[count].text);
-        list[count++].key = i;
-    }
-    qsort(list, (size_t)count, sizeof *list, by_text);
-    return count;
-}
-
-/* Some entries of a scan against what is expected next; false: they differ. */
-static bool page_fits(kv_caller *c, kv_result size, const kv_page *page, const observed *o, const listed_key *list, int count,
-                      int *at, int step) {
-    const uint8_t *bytes = answer_bytes(c, size);
-    for (uint64_t i = 0; i < page->count; i++, *at += step) {
-        uint32_t key_size = page->sizes[2 * i], value_size = page->sizes[2 * i + 1];
-        if (*at < 0 || *at >= count || key_size != list[*at].size || memcmp(bytes, list[*at].text, key_size) != 0) return false;
-        bytes += key_size;
-        if (value_size != o->size[list[*at].key] || kv_xxh64(bytes, value_size, 0) != o->digest[list[*at].key]) return false;
-        bytes += value_size;
-    }
-    return true;
-}
-
-static const char scan_refused[] = "a scan is refused: damage";
-
-/* Scans of a few entries a page: exactly the keys that reads found, in order, with what they read. */
-static const char *scan_differs(kv_caller *c, const observed *o, bool reverse) {
-    listed_key list[KEY_COUNT];
-    kv_range range = {.count_max = 3, .with_values = 1, .reverse = reverse};
-    kv_page page;
-    uint8_t bound[KEY_TEXT_SIZE + 1];
-    int count = listed_keys(o, list), at = reverse ? count - 1 : 0;
-    do {
-        kv_result size = kv_scan(c, &range, &page);
-        if (size == KV_ECORRUPT) return scan_refused;
-        if (size < 0) return "a scan fails";
-        if (!page_fits(c, size, &page, o, list, count, &at, reverse ? -1 : 1)) return "a scan lists something else";
-        if (!page.more) continue;
-        memcpy(bound, answer_bytes(c, size) + page.size, page.resume_size);
-        bound[page.resume_size] = 0;
-        if (reverse) range.stop = bound;
-        else range.start = bound;
-        if (reverse) range.stop_size = page.resume_size;
-        else range.start_size = page.resume_size + 1;
-    } while (page.more);
-    return at == (reverse ? -1 : count) ? NULL : "a scan misses keys";
-}
 
 /* Values go to the pool of `keep`, unless that is NULL. */
 static void observe(kv_sim *sim, kv_store *store, kv_caller *c, history *keep, observed *out) {
@@ -325,40 +202,7 @@ static void observe(kv_sim *sim, kv_store *store, kv_caller *c, history *keep, o
     out->run_file_count = count_files(sim, "runs");
     out->scan = scan_differs(c, out, false);
     if (out->scan == NULL) out->scan = scan_differs(c, out, true);
-}
-
-/* Whether a key reads as the twin has it, as of the time the flow remembers. */
-static bool key_fits(const observed *o, const twin *t, int key) {
-    const twin_key *k = &t->keys[key];
-    if (o->version[key] != (kv_result)k->version) return false;
-    bool alive = k->what == THERE && (k->expires_ms == 0 || k->expires_ms > (t->clock_ms > 1 ? t->clock_ms : 1));
-    if (!alive) return o->size[key] == kv_ending(KV_ABSENT);
-    return o->size[key] == (kv_result)k->size && o->expires_ms[key] == k->expires_ms && o->digest[key] == k->digest;
-}
-
-static bool keys_fit(const observed *o, const twin *t) {
-    for (int i = 0; i < KEY_COUNT; i++)
-        if (!key_fits(o, t, i)) return false;
-    return o->stats.clock_ms == t->clock_ms;
-}
-
-/* What the counters say against what the state is; NULL: they agree. */
-static const char *counters_differ(const observed *o, const twin *t) {
-    uint64_t there = 0, deleted = 0, big = 0, big_size = 0;
-    for (int i = 0; i < KEY_COUNT; i++) {
-        const twin_key *k = &t->keys[i];
-        bool is_big = k->what == THERE && k->size > INLINE_SIZE_MAX;
-        there += k->what == THERE;
-        deleted += k->what == DELETED;
-        big += is_big;
-        big_size += is_big ? k->size : 0;
-    }
-    if (o->stats.key_count != there) return "key_count";
-    if (o->stats.tombstone_count != deleted) return "tombstone_count";
-    if (o->stats.big_count != big) return "big_count";
-    if (o->stats.big_size != big_size) return "big_size";
-    if (o->stats.live_size != twin_live_size(t)) return "live_size";
-    return NULL;
+    observe_tables(c, out);
 }
 
 /* --- beginning and ending --- */
@@ -373,7 +217,13 @@ static void history_begin(history *h, kv_sim *sim, uint64_t seed, const kv_optio
     push(h, &empty, 0);
 }
 
+static void snapshot_close(history *h) {
+    if (h->snapshot != NULL) kv_snapshot_close(h->snapshot);
+    h->snapshot = NULL;
+}
+
 static void history_end(history *h) {
+    snapshot_close(h);
     kv_caller_free(h->caller);
     kv_store_free(h->store);
     for (uint64_t i = 0; i < h->catalog_count; i++) free(h->catalog[i].bytes);
@@ -448,7 +298,7 @@ static void history_open(history *h, int64_t entry) {
     }
     observe(h->sim, h->store, h->caller, NULL, &o);
     kv_sim_set_clock(h->sim, h->now_ms);
-    if (!keys_fit(&o, newest(h))) history_fail(h, "reopened to another state (catalog %" PRId64 ")", entry);
+    if (!state_fits(&o, newest(h))) history_fail(h, "reopened to another state (catalog %" PRId64 ")", entry);
     const char *differs = counters_differ(&o, newest(h));
     if (differs != NULL) history_fail(h, "reopened with another %s (catalog %" PRId64 ")", differs, entry);
     if (o.stats.sequence < h->version_max[last_state(h)])
@@ -456,8 +306,22 @@ static void history_open(history *h, int64_t entry) {
     acknowledge(h, true);
 }
 
+/* The snapshot still shows what it was opened on. */
+static void snapshot_check(history *h) {
+    observed o;
+    if (h->snapshot == NULL || h->failed) return;
+    kv_caller_bind(h->caller, h->snapshot);
+    observe(h->sim, h->store, h->caller, NULL, &o);
+    kv_caller_bind(h->caller, NULL);
+    kv_sim_set_clock(h->sim, h->now_ms);
+    if (!names_fit(&o, &h->frozen, h->frozen_ms)) history_fail(h, "a snapshot has thawed");
+    if (o.scan != NULL) history_fail(h, "a snapshot: %s", o.scan);
+}
+
 static void history_close(history *h) {
     kv_fault fault;
+    snapshot_check(h);
+    snapshot_close(h);
     kv_caller_free(h->caller);
     kv_status status = kv_store_close(h->store, &fault);
     if (status != KV_OK) history_fail(h, "close: %s: %s", kv_status_name(status), fault.what);
@@ -468,6 +332,8 @@ static void history_close(history *h) {
 }
 
 static void history_kill(history *h) {
+    snapshot_check(h);
+    snapshot_close(h);
     kv_caller_free(h->caller);
     kv_store_free(h->store);
     h->store = NULL;
@@ -674,6 +540,267 @@ static void do_get(history *h) {
     acknowledge(h, false); /* A read waits for no disk, though it may have had the time written down. */
 }
 
+/* --- tables --- */
+
+static int draw_table(history *h) { return (int)below(&h->random, TABLE_COUNT); }
+
+static bool table_alive(const history *h, const twin *t, int table) {
+    return alive_then(t->tables[table].what, t->tables[table].expires_ms, twin_now(h, t));
+}
+
+/* As twin_look(). */
+static bool look_at_expiry(history *h, twin *t, int32_t what, int64_t expires_ms) {
+    bool alive = alive_then(what, expires_ms, twin_now(h, t));
+    if (alive || what != THERE || t->clock_ms >= expires_ms) return alive;
+    t->clock_ms = twin_now(h, t);
+    push(h, t, 0);
+    return false;
+}
+
+static bool table_look(history *h, twin *t, int table) {
+    return look_at_expiry(h, t, t->tables[table].what, t->tables[table].expires_ms);
+}
+
+static bool row_alive(const history *h, const twin *t, int table, int row) {
+    const twin_key *k = &t->tables[table].rows[row];
+    return table_alive(h, t, table) && alive_then(k->what, k->expires_ms, twin_now(h, t));
+}
+
+static bool row_look(history *h, twin *t, int table, int row) {
+    if (!table_look(h, t, table)) return false;
+    return look_at_expiry(h, t, t->tables[table].rows[row].what, t->tables[table].rows[row].expires_ms);
+}
+
+static twin_key row_made(const uint8_t *value, size_t size, uint64_t version, int64_t expires_ms) {
+    return (twin_key){.what = THERE, .size = (uint32_t)size, .version = version, .expires_ms = expires_ms,
+                      .digest = kv_xxh64(value, size, 0)};
+}
+
+/* The table, made if it is not there. Its id is the store's to give: above what was, not above the version. */
+static twin_table *table_made(history *h, twin *t, int table, uint64_t version) {
+    char text[ROW_TEXT_SIZE];
+    twin_table *made = &t->tables[table];
+    if (!table_alive(h, t, table)) {
+        uint64_t before = made->version > made->id ? made->version : made->id;
+        if (made->what == THERE) twin_retire(t, table);
+        kv_table_look(h->caller, (const uint8_t *)text, table_text(table, text));
+        uint64_t id = (uint64_t)kv_caller_answer(h->caller)->number;
+        expect(h, "the id of a new table", (kv_result)id, id > before && id <= version);
+        *made = (twin_table){.what = THERE, .id = id};
+    }
+    made->version = version;
+    h->seen.row_count++;
+    return made;
+}
+
+/* A row by name: any of those; or one that got its id, if there is one. */
+static int draw_row(history *h, const twin *t, int table) {
+    int row = (int)below(&h->random, ROW_COUNT);
+    return row >= NAMED_COUNT && t->tables[table].rows[row].what == NEVER ? row - NAMED_COUNT : row;
+}
+
+static int free_row(const twin *t, int table) {
+    int row = NAMED_COUNT;
+    while (row < ROW_COUNT && t->tables[table].rows[row].what != NEVER) row++;
+    return row;
+}
+
+typedef struct row_call {
+    char table_bytes[ROW_TEXT_SIZE], row_bytes[ROW_TEXT_SIZE];
+    size_t table_size, row_size;
+    int table, row;
+} row_call;
+
+#define TABLE_OF(call) (const uint8_t *)(call).table_bytes, (call).table_size
+#define ROW_OF(call) TABLE_OF(call), (const uint8_t *)(call).row_bytes, (call).row_size
+
+static row_call draw_call(history *h) {
+    const twin *t = newest(h);
+    row_call call = {.table = draw_table(h)};
+    call.row = draw_row(h, t, call.table);
+    call.table_size = table_text(call.table, call.table_bytes);
+    call.row_size = row_text(&t->tables[call.table], call.row, call.row_bytes);
+    return call;
+}
+
+/* `keep`: of a row that got its id, the id. A new table has no such rows: its name then is one by hand, which the twin
+ * has no place for. */
+static bool names_old_row(const history *h, const twin *t, const row_call *call) {
+    return call->row >= NAMED_COUNT && !table_alive(h, t, call->table);
+}
+
+static void do_row_put(history *h) {
+    uint8_t value[VALUE_SIZE_MAX];
+    row_call call = draw_call(h);
+    size_t size = draw_value(h, value, true);
+    int durable = draw_durable(h);
+    int64_t ttl_ms = draw_ttl(h);
+    twin t = *newest(h);
+    if (names_old_row(h, &t, &call)) return;
+    bool alive = row_look(h, &t, call.table, call.row), cas = below(&h->random, 3) == 0;
+    uint64_t current = alive ? t.tables[call.table].rows[call.row].version : 0, asked = current;
+    if (cas && below(&h->random, 4) == 0) asked = current + 7;
+    kv_result version = cas ? kv_row_cas(h->caller, ROW_OF(call), value, size, asked, ttl_ms, durable)
+                            : kv_row_put(h->caller, ROW_OF(call), value, size, ttl_ms, durable);
+    if (asked != current) {
+        expect(h, "cas of a row against another version", version, version == KV_ECONFLICT);
+    } else {
+        expect(h, "put of a row", version, newer(h, version));
+        twin_table *table = table_made(h, &t, call.table, (uint64_t)version);
+        uint64_t id = table->rows[call.row].at;
+        table->rows[call.row] = row_made(value, size, (uint64_t)version, twin_deadline(h, &t, ttl_ms));
+        table->rows[call.row].at = id;
+        push(h, &t, (uint64_t)version);
+    }
+    acknowledge(h, waited(h, durable, version));
+}
+
+static void do_row_delete(history *h) {
+    row_call call = draw_call(h);
+    int durable = draw_durable(h);
+    twin t = *newest(h);
+    if (names_old_row(h, &t, &call)) return;
+    bool alive = row_look(h, &t, call.table, call.row);
+    kv_result version = kv_row_delete(h->caller, ROW_OF(call), -1, durable);
+    if (!alive) {
+        expect(h, "delete of no row", version, version == kv_ending(KV_ABSENT));
+    } else {
+        expect(h, "delete of a row", version, newer(h, version));
+        twin_table *table = table_made(h, &t, call.table, (uint64_t)version);
+        table->rows[call.row] = (twin_key){.what = DELETED, .version = (uint64_t)version, .at = table->rows[call.row].at};
+        push(h, &t, (uint64_t)version);
+    }
+    acknowledge(h, waited(h, durable, version));
+}
+
+static void drop_table(history *h, int table) {
+    char text[ROW_TEXT_SIZE];
+    int durable = draw_durable(h);
+    size_t size = table_text(table, text);
+    twin t = *newest(h);
+    bool alive = table_look(h, &t, table);
+    kv_result version = below(&h->random, 2) ? kv_table_drop(h->caller, (const uint8_t *)text, size, durable)
+                                             : kv_delete(h->caller, (const uint8_t *)text, size, -1, durable);
+    if (!alive) {
+        expect(h, "drop of nothing", version, version == kv_ending(KV_ABSENT));
+    } else {
+        expect(h, "drop", version, newer(h, version));
+        twin_retire(&t, table);
+        t.tables[table].version = (uint64_t)version;
+        push(h, &t, (uint64_t)version);
+        h->seen.drop_count++;
+    }
+    acknowledge(h, waited(h, durable, version));
+}
+
+static void do_drop(history *h) { drop_table(h, draw_table(h)); }
+
+static void do_row_append(history *h) {
+    uint8_t value[VALUE_SIZE_MAX];
+    char text[ROW_TEXT_SIZE];
+    int number = draw_table(h), durable = draw_durable(h);
+    size_t size = draw_value(h, value, true), text_size = table_text(number, text);
+    int64_t ttl_ms = draw_ttl(h);
+    twin t = *newest(h);
+    if (free_row(&t, number) == ROW_COUNT && table_alive(h, &t, number)) {
+        drop_table(h, number);
+        return;
+    }
+    table_look(h, &t, number);
+    kv_result version = kv_row_append(h->caller, (const uint8_t *)text, text_size, value, size, ttl_ms, durable);
+    uint64_t id = (uint64_t)kv_caller_answer(h->caller)->number;
+    expect(h, "append of a row", version, newer(h, version));
+    twin_table *table = table_made(h, &t, number, (uint64_t)version);
+    expect(h, "the id of a row", (kv_result)id, id >= table->next_row && id >= (uint64_t)version);
+    int row = free_row(&t, number);
+    table->rows[row] = row_made(value, size, (uint64_t)version, twin_deadline(h, &t, ttl_ms));
+    table->rows[row].at = id;
+    table->next_row = id + 1;
+    push(h, &t, (uint64_t)version);
+    acknowledge(h, waited(h, durable, version));
+}
+
+static void do_row_get(history *h) {
+    row_call call = draw_call(h);
+    twin t = *newest(h);
+    if (names_old_row(h, &t, &call)) return;
+    const twin_key *row = &t.tables[call.table].rows[call.row];
+    bool alive = row_look(h, &t, call.table, call.row);
+    kv_result size = kv_row_get(h->caller, ROW_OF(call));
+    bool same = alive && size == (kv_result)row->size && kv_caller_answer(h->caller)->version == row->version &&
+                kv_xxh64(answer_bytes(h->caller, size), (size_t)size, 0) == row->digest;
+    expect(h, "get of a row", size, alive ? same : size == kv_ending(KV_ABSENT));
+    acknowledge(h, false);
+}
+
+static void do_table_expire(history *h) {
+    char text[ROW_TEXT_SIZE];
+    int number = draw_table(h), durable = draw_durable(h);
+    int64_t ttl_ms = below(&h->random, 3) == 0 ? 0 : 500 + (int64_t)below(&h->random, 6000);
+    size_t text_size = table_text(number, text);
+    twin t = *newest(h);
+    bool alive = table_look(h, &t, number);
+    kv_result version = kv_expire(h->caller, (const uint8_t *)text, text_size, ttl_ms, durable);
+    if (!alive || (ttl_ms == 0 && t.tables[number].expires_ms == 0)) {
+        expect(h, "expire of no table", version, version == kv_ending(KV_ABSENT));
+    } else {
+        expect(h, "expire of a table", version, newer(h, version));
+        t.tables[number].version = (uint64_t)version;
+        t.tables[number].expires_ms = twin_deadline(h, &t, ttl_ms);
+        push(h, &t, (uint64_t)version);
+    }
+    acknowledge(h, waited(h, durable, version));
+}
+
+/* Above the table's id: a floor below says nothing that the id does not say. */
+static void do_trim(history *h) {
+    char text[ROW_TEXT_SIZE];
+    int number = draw_table(h), durable = draw_durable(h);
+    size_t text_size = table_text(number, text);
+    twin t = *newest(h);
+    twin_table *table = &t.tables[number];
+    bool alive = table_look(h, &t, number);
+    uint64_t version = alive && table->version > table->id ? table->id + 1 + below(&h->random, table->version - table->id + 3) : 0;
+    kv_result floor = kv_table_trim(h->caller, (const uint8_t *)text, text_size, version, durable);
+    if (version > table->version) version = table->version;
+    if (!alive) {
+        expect(h, "trim of nothing", floor, floor == kv_ending(KV_ABSENT));
+    } else {
+        if (version < table->floor) version = table->floor;
+        expect(h, "trim", floor, floor == (kv_result)version);
+        bool raised = version > table->floor;
+        table->floor = version;
+        if (raised) push(h, &t, sequence_now(h));
+    }
+    acknowledge(h, waited(h, durable, floor));
+}
+
+/* One moment that stays. Whatever has expired is looked at first, so that what the snapshot shows is never news. */
+static void do_snapshot(history *h) {
+    char text[ROW_TEXT_SIZE], row[ROW_TEXT_SIZE];
+    snapshot_check(h);
+    snapshot_close(h);
+    twin t = *newest(h);
+    for (int i = 0; i < KEY_COUNT; i++) {
+        twin_look(h, &t, i);
+        kv_get(h->caller, (const uint8_t *)row, key_text(i, row));
+    }
+    for (int i = 0; i < TABLE_COUNT; i++)
+        for (int r = 0; r < ROW_COUNT; r++) {
+            if (r >= NAMED_COUNT && t.tables[i].rows[r].what == NEVER) continue;
+            row_look(h, &t, i, r);
+            kv_row_get(h->caller, (const uint8_t *)text, table_text(i, text), (const uint8_t *)row, row_text(&t.tables[i], r, row));
+        }
+    kv_status status = kv_snapshot_open(h->store, &h->snapshot);
+    if (status != KV_OK) history_fail(h, "snapshot_open: %s", kv_status_name(status));
+    h->frozen = t;
+    h->frozen_ms = twin_now(h, &t);
+    h->seen.snapshot_count++;
+    acknowledge(h, false);
+}
+
+/* --- many --- */
+
 /* Keys and values one behind the other, as the calls for many want them. */
 typedef struct gathered {
     int keys[ITEM_COUNT_MAX];
@@ -764,9 +891,74 @@ static bool draw_expectations(history *h, twin *t, char (*texts)[KEY_TEXT_SIZE],
     return true;
 }
 
+enum { BATCH_ROW_COUNT_MAX = 4 };
+
+/* Rows of a batch: names that differ, in any tables, and appends. */
+typedef struct batch_rows {
+    row_call calls[BATCH_ROW_COUNT_MAX];
+    uint8_t values[BATCH_ROW_COUNT_MAX][VALUE_SIZE_MAX];
+    size_t count;
+} batch_rows;
+
+/* Behind the `count` operations that there are. */
+static void gather_rows(history *h, const twin *t, batch_rows *rows, kv_operation *operations) {
+    uint64_t seen = 0;
+    size_t wanted = below(&h->random, 2) * below(&h->random, BATCH_ROW_COUNT_MAX + 1);
+    rows->count = 0;
+    for (size_t i = 0; i < wanted; i++) {
+        row_call *call = &rows->calls[rows->count];
+        uint8_t *value = rows->values[rows->count];
+        *call = draw_call(h);
+        bool appends = below(&h->random, 3) == 0;
+        if (appends) call->row = ROW_COUNT;
+        /* As many appends as there is room for, if nothing else was written. */
+        int slot = appends ? ROW_COUNT + free_row(t, call->table) : call->row;
+        if (appends && table_alive(h, t, call->table) && free_row(t, call->table) == ROW_COUNT) continue;
+        uint64_t bit = (uint64_t)1 << (call->table * 2 * (ROW_COUNT + 1) + slot);
+        if ((seen & bit) || (!appends && names_old_row(h, t, call))) continue;
+        seen |= bit;
+        size_t size = draw_value(h, value, true);
+        bool deletes = !appends && below(&h->random, 4) == 0;
+        operations[rows->count++] = (kv_operation){
+            .table = (const uint8_t *)call->table_bytes, .table_size = (uint32_t)call->table_size,
+            .key = appends ? NULL : (const uint8_t *)call->row_bytes, .key_size = appends ? 0 : (uint32_t)call->row_size,
+            .value = deletes ? NULL : value, .value_size = deletes ? 0 : size, .ttl_ms = deletes ? 0 : draw_ttl(h)};
+    }
+}
+
+/* What the batch looks at, where it looks. */
+static void look_at_rows(history *h, twin *look, const batch_rows *rows, const kv_operation *operations) {
+    for (size_t i = 0; i < rows->count; i++) table_look(h, look, rows->calls[i].table);
+    for (size_t i = 0; i < rows->count; i++)
+        if (operations[i].value == NULL) row_look(h, look, rows->calls[i].table, rows->calls[i].row);
+}
+
+/* What became of them; the number written. `t`: when the batch was handed over. */
+static int show_rows(history *h, const twin *t, const twin *look, twin *after, const batch_rows *rows,
+                     const kv_operation *operations, uint64_t version) {
+    int changes = 0;
+    for (size_t i = 0; i < rows->count; i++) {
+        const row_call *call = &rows->calls[i];
+        const kv_operation *one = &operations[i];
+        bool deletes = one->value == NULL, appends = one->key == NULL;
+        if (deletes && !row_alive(h, look, call->table, call->row)) continue;
+        twin_table *table = table_made(h, after, call->table, version);
+        int row = appends ? free_row(after, call->table) : call->row;
+        uint64_t id = appends ? one->row_id : table->rows[row].at;
+        if (appends) expect(h, "the id of a row in a batch", (kv_result)id, id >= table->next_row && id + ROW_COUNT > version);
+        if (appends) table->next_row = id + 1;
+        table->rows[row] = deletes ? (twin_key){.what = DELETED, .version = version}
+                                   : row_made(one->value, one->value_size, version, twin_deadline(h, t, one->ttl_ms));
+        table->rows[row].at = id;
+        changes++;
+    }
+    return changes;
+}
+
 static void do_batch(history *h) {
     static _Thread_local gathered g;
-    kv_operation operations[ITEM_COUNT_MAX];
+    static _Thread_local batch_rows rows;
+    kv_operation operations[ITEM_COUNT_MAX + BATCH_ROW_COUNT_MAX];
     kv_expectation expectations[EXPECTATION_COUNT_MAX];
     char texts[EXPECTATION_COUNT_MAX][KEY_TEXT_SIZE];
     size_t expectation_count;
@@ -784,8 +976,10 @@ static void do_batch(history *h) {
         key += g.key_sizes[i];
         value += g.value_sizes[i];
     }
+    gather_rows(h, &t, &rows, operations + g.count);
+    if (holds) look_at_rows(h, &look, &rows, operations + g.count);
     /* Deadlines are fixed when the batch is handed over; that something has expired is found afterwards. */
-    kv_result version = kv_batch(h->caller, operations, g.count, expectations, expectation_count, durable);
+    kv_result version = kv_batch(h->caller, operations, g.count + rows.count, expectations, expectation_count, durable);
     twin after = look;
     for (size_t i = 0; holds && i < g.count; i++) {
         bool deletes = operations[i].value == NULL;
@@ -795,6 +989,7 @@ static void do_batch(history *h) {
         else after.keys[g.keys[i]] = value_keep(h, operations[i].value, operations[i].value_size, (uint64_t)version,
                                                 twin_deadline(h, &t, operations[i].ttl_ms));
     }
+    if (holds) changes += show_rows(h, &t, &look, &after, &rows, operations + g.count, (uint64_t)version);
     if (!holds) expect(h, "batch against another version", version, version == KV_ECONFLICT);
     else expect(h, "batch", version, changes == 0 ? version == 0 : newer(h, version));
     if (changes != 0) push(h, &after, (uint64_t)version);
@@ -827,6 +1022,12 @@ static void do_settle(history *h) {
     kv_sim_mark(h->sim, -4);
 }
 
+static uint64_t run_count(history *h) {
+    kv_stats stats = {0};
+    kv_store_measure(h->store, &stats);
+    return stats.run_count;
+}
+
 static void do_checkpoint(history *h) {
     kv_checkpoint *checkpoint;
     const uint8_t *bytes;
@@ -851,8 +1052,11 @@ static void do_checkpoint(history *h) {
     if (below(&h->random, 6) != 0 && status == KV_EOF) {
         kv_checkpoint_describe(checkpoint, &bytes, &size);
         catalog_add(h, bytes, size);
+        uint64_t runs = run_count(h);
         status = kv_checkpoint_published(checkpoint);
         if (status != KV_OK) history_fail(h, "checkpoint_published: %s", kv_status_name(status));
+        h->seen.checkpoint_count++;
+        h->seen.merge_count += runs != 0 && run_count(h) <= runs;
     }
     kv_checkpoint_free(checkpoint);
     kv_sim_mark(h->sim, -5);
@@ -904,12 +1108,16 @@ static void history_step(history *h) {
     typedef void (*operation)(history *);
     static const operation usual[] = {do_any_put, do_any_put, do_any_put, do_any_put, do_delete, do_delete, do_cas,
                                       do_incr, do_append, do_append, do_expire, do_get, do_put_many, do_put_many,
-                                      do_delete_many, do_batch, do_batch, do_batch, do_clock, do_sync};
+                                      do_delete_many, do_batch, do_batch, do_batch, do_clock, do_sync,
+                                      do_row_put, do_row_put, do_row_put, do_row_put, do_row_delete, do_row_append,
+                                      do_row_append, do_row_get, do_table_expire, do_trim, do_drop};
     static const operation rare[] = {do_checkpoint, do_checkpoint, do_reopen, do_reopen, do_prepare, do_settle, do_roll,
-                                     do_roll};
+                                     do_roll, do_snapshot, do_snapshot, do_snapshot};
     h->event_before = kv_sim_event_count(h->sim);
+    uint32_t segment = kv_flow_tail(h->store->flow).segment;
     if (below(&h->random, 7) == 0) rare[below(&h->random, sizeof rare / sizeof rare[0])](h);
     else usual[below(&h->random, sizeof usual / sizeof usual[0])](h);
+    if (!h->failed) h->seen.seal_count += kv_flow_tail(h->store->flow).segment - segment;
 }
 
 #pragma GCC diagnostic pop

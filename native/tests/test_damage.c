@@ -12,7 +12,8 @@
  *             are missing, and no others. Everything else as above.
  *
  * KV_ECORRUPT comes from the open, or, where the checkpoint spared the open a look at the record, from the read of a
- * key; then every other key still has its right value. Or from a scan; one that is not refused lists exactly the keys.
+ * key or row; then every other one still has its right value, but for the rows of a table whose newest record was hit.
+ * Or from a scan or a change feed; one that is not refused lists exactly what is there.
  *
  * What the rules do not promise: a bit in padding or behind the end is not noticed, and need not be; a segment that was
  * begun after a clean close is named by nothing before it, so without a checkpoint its loss as a whole file looks like
@@ -66,6 +67,18 @@ static void checkpoint_now(history *h) {
     kv_checkpoint_free(checkpoint);
 }
 
+static void put_row(history *h, int table, int row, const char *value, size_t size) {
+    row_call call = {.table = table, .row = row};
+    call.table_size = table_text(table, call.table_bytes);
+    call.row_size = row_text(&newest(h)->tables[table], row, call.row_bytes);
+    twin t = *newest(h);
+    kv_result version = kv_row_put(h->caller, ROW_OF(call), (const uint8_t *)value, size, 0, 0);
+    expect(h, "put of a row", version, newer(h, version));
+    table_made(h, &t, table, (uint64_t)version)->rows[row] = row_made((const uint8_t *)value, size, (uint64_t)version, 0);
+    push(h, &t, (uint64_t)version);
+    acknowledge(h, false);
+}
+
 static void write_store(fixture *f) {
     history *h = &f->h;
     uint8_t bytes[INLINE_SIZE_MAX + 40];
@@ -77,6 +90,10 @@ static void write_store(fixture *f) {
     do_put(h, 6, bytes, 20, 60000, 0);
     do_batch(h);
     do_incr(h);
+    put_row(h, 0, 1, "row", 3);
+    put_row(h, 0, 2, (const char *)bytes, INLINE_SIZE_MAX + 5);
+    put_row(h, 1, 1, "gone soon", 9);
+    drop_table(h, 1);
     history_close(h);
 
     history_open(h, -1);
@@ -87,7 +104,11 @@ static void write_store(fixture *f) {
 
     history_open(h, -1);
     put_text(h, 9, "four");
+    put_row(h, 0, 0, "again", 5);
+    put_row(h, 2, 1, "below the checkpoint", 20);
     checkpoint_now(h);
+    put_row(h, 0, 1, "above it", 8);
+    put_row(h, 1, 0, "a table again", 13);
     memset(bytes, 0, sizeof bytes); /* a full segment of zeros: little to flip */
     uint32_t segment = kv_flow_tail(h->store->flow).segment;
     while (kv_flow_tail(h->store->flow).segment == segment) do_put(h, 8, bytes, INLINE_SIZE_MAX, 0, 0);
@@ -146,17 +167,21 @@ static void fixture_end(fixture *f) {
 /* --- one trial --- */
 
 /* Every key that can be read is that of the state. */
-static bool readable_keys_fit(const observed *o, const twin *t) {
+static bool readable_names_fit(const observed *o, const twin *t) {
     for (int i = 0; i < KEY_COUNT; i++) {
         bool refused = o->size[i] == KV_ECORRUPT || o->version[i] == KV_ECORRUPT;
-        if (!refused && !key_fits(o, t, i)) return false;
+        if (!refused && !key_fits(o, t, i, remembered(t))) return false;
     }
+    for (int i = 0; i < TABLE_COUNT; i++)
+        if (!table_fits(&o->tables[i], &t->tables[i], remembered(t))) return false;
     return true;
 }
 
 static bool any_refused(const observed *o) {
     for (int i = 0; i < KEY_COUNT; i++)
         if (o->size[i] == KV_ECORRUPT || o->version[i] == KV_ECORRUPT) return true;
+    for (int i = 0; i < TABLE_COUNT; i++)
+        if (table_refused(&o->tables[i])) return true;
     return false;
 }
 
@@ -164,11 +189,11 @@ static enum outcome judge(const fixture *f, const observed *o, uint64_t *state) 
     const twin *last = newest(&f->h);
     *state = last_state(&f->h);
     if (o->scan != NULL && o->scan != scan_refused) return WRONG;
-    if (any_refused(o)) return readable_keys_fit(o, last) ? CORRUPT_KEY : WRONG;
-    if (keys_fit(o, last) && counters_differ(o, last) == NULL) return o->scan == NULL ? RIGHT : CORRUPT_KEY;
-    if (keys_fit(o, last) || o->scan != NULL) return WRONG;
+    if (any_refused(o)) return readable_names_fit(o, last) ? CORRUPT_KEY : WRONG;
+    if (state_fits(o, last) && counters_differ(o, last) == NULL) return o->scan == NULL ? RIGHT : CORRUPT_KEY;
+    if (state_fits(o, last) || o->scan != NULL) return WRONG;
     for (uint64_t at = last_state(&f->h); at-- > 0;) {
-        if (!keys_fit(o, &f->h.states[at])) continue;
+        if (!state_fits(o, &f->h.states[at])) continue;
         *state = at;
         return counters_differ(o, &f->h.states[at]) == NULL ? SHORTER : WRONG;
     }

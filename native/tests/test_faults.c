@@ -70,7 +70,7 @@ static void settle_outcome(faulty *f, kv_result result, twin *after, bool durabl
     kv_sim_set_clock(h->sim, h->now_ms);
     twin before = *newest(h);
     take_versions(&o, &before, after);
-    bool unchanged = keys_fit(&o, &before), changed = keys_fit(&o, after);
+    bool unchanged = state_fits(&o, &before), changed = state_fits(&o, after);
     bool poisoned = is_poisoned(h);
     if (result >= 0) {
         if (f->poisoned) complain(f, "a write was accepted after a failure");
@@ -190,10 +190,10 @@ static void fault_open(faulty *f) {
         observed o;
         observe(h->sim, h->store, h->caller, NULL, &o);
         kv_sim_set_clock(h->sim, h->now_ms);
-        if (!keys_fit(&o, newest(h))) {
+        if (!state_fits(&o, newest(h))) {
             /* A write that failed may be gone now, or, in the flow and never shown, appear. */
             uint64_t at = h->state_count;
-            while (at-- > 0 && !keys_fit(&o, &h->states[at])) {}
+            while (at-- > 0 && !state_fits(&o, &h->states[at])) {}
             bool right = at != UINT64_MAX && at >= stamp_at(&h->returned, kv_sim_event_count(h->sim));
             if (!right) complain(f, "reopened to another state");
             else push(h, &h->states[at], o.stats.sequence);
@@ -252,7 +252,7 @@ static void judge_disk(const faulty *f, kv_sim *disk, uint64_t lowest, const cha
         } else {
             observe(copy, store, caller, NULL, &o);
             uint64_t at = h->state_count;
-            while (at-- > lowest && !keys_fit(&o, &h->states[at])) {}
+            while (at-- > lowest && !state_fits(&o, &h->states[at])) {}
             snprintf(what, sizeof what, "%s: holds no state from %" PRIu64 " to %" PRIu64, how, lowest, last_state(h));
             if (at == UINT64_MAX || at < lowest) complain(f, what);
             else if (counters_differ(&o, &h->states[at]) != NULL) complain(f, counters_differ(&o, &h->states[at]));

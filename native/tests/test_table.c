@@ -10,10 +10,10 @@
 #include <sched.h>
 #include <unistd.h>
 
+#include "../src/store_internal.h"
 #include "check.h"
 #include "kv/io_sim.h"
 #include "kv/record.h"
-#include "kv/store.h"
 
 enum { TEXT_SIZE = 1 << 14, BIG_SIZE = 700, INLINE_SIZE = 512 };
 static const int64_t START_MS = 1700000000000;
@@ -323,6 +323,13 @@ static kv_result put_id(bench *b, const char *table, uint64_t id, const char *va
     return kv_row_put(b->c, BYTES(table), name, 8, BYTES(value), 0, 0);
 }
 
+/* What the newest record of a table says: all that is left of an id once its row is gone and forgotten. */
+static uint64_t next_row_of(bench *b, const char *table) {
+    table_state state;
+    CHECK_EQ(reader_find_table(b->c, BYTES(table), &state), KV_OK);
+    return state.next_row;
+}
+
 TEST(row_ids_ascend_and_never_come_again) {
     bench b;
     uint8_t name[8];
@@ -343,9 +350,15 @@ TEST(row_ids_ascend_and_never_come_again) {
     CHECK_TEXT(get_id(&b, "t", sequence + 4), "by hand");
     CHECK_TEXT(get_id(&b, "t", fourth), "4");
     CHECK_TEXT(get_id(&b, "t", fifth), "5");
+    CHECK_EQ(next_row_of(&b, "t"), fifth + 1);
+    row_put(&b, "t", "x", "1");
+    row_del(&b, "t", "x");
+    kv_expire(b.c, BYTES("t"), 1000000, 0);
+    CHECK_EQ(next_row_of(&b, "t"), fifth + 1); /* every record of the table carries it on */
     CHECK_EQ(look(&b, "t"), 6);
     checkpoint(&b);
     check_reopened(&b, true);
+    CHECK_EQ(next_row_of(&b, "t"), fifth + 1);
     CHECK(append(&b, "t", "6") > fifth);
     end(&b);
 }
@@ -359,7 +372,7 @@ TEST(row_ids_of_a_batch_are_never_given_again) {
     CHECK(kv_batch(b.c, ops, 4, NULL, 0, 0) > 0);
     for (int i = 1; i < 4; i++) CHECK(ops[i].row_id > ops[i - 1].row_id);
     uint64_t last = ops[3].row_id;
-    drop(&b, "nothing");
+    CHECK_EQ(next_row_of(&b, "t"), last + 1);
     uint64_t next = append(&b, "t", "x");
     CHECK(next > last);
     CHECK_EQ(look(&b, "t"), 5);
@@ -861,6 +874,20 @@ TEST(changes_tell_each_row_once_as_it_is) {
     end(&b);
 }
 
+/* What a reader of the feed would pass over does not wait in the runs. */
+TEST(a_run_lists_the_newest_change_of_a_row_alone) {
+    bench b;
+    begin(&b);
+    for (int round = 0; round < 3; round++) {
+        for (int i = 0; i < 20; i++) row_put(&b, "t", "a", "1");
+        for (int i = 0; i < 20; i++) row_put(&b, "t", "b", "1");
+        row_del(&b, "t", "b");
+        checkpoint(&b);
+        CHECK(stats_of(&b).run_name_count <= 4 + 2 * stats_of(&b).run_count); /* t, a, two changes; and what is in two runs */
+    }
+    end(&b);
+}
+
 TEST(pages_of_changes_never_part_a_version) {
     bench b;
     kv_change_page page;
@@ -1071,49 +1098,39 @@ TEST(snapshots_of_every_moment_show_that_moment) {
 }
 
 TEST(beyond_the_budget_the_oldest_snapshot_ends_and_the_others_go_on) {
+    enum { COUNT = 100, BETWEEN = 80, SIZE = 1000, BUDGET = 140000 }; /* the table of old records takes 45,000 */
     bench b;
     char name[8];
+    static uint8_t value[SIZE];
     begin_with(&b, (kv_options){.sync = KV_SYNC_BATCH, .segment_size_min = 1 << 18, .segment_size_max = 1 << 18,
-                                .snapshot_size_max = 120000});
-    for (int i = 0; i < 100; i++) {
+                                .snapshot_size_max = BUDGET});
+    for (int i = 0; i < COUNT; i++) {
         snprintf(name, sizeof name, "%02d", i);
-        CHECK(kv_put(b.c, BYTES(name), b.checkpoint == NULL ? (const uint8_t *)b.text : NULL, 1000, 0, 0) > 0);
+        CHECK(kv_put(b.c, BYTES(name), value, SIZE, 0, 0) > 0);
     }
-    kv_snapshot *first = snapshot(&b);
-    put(&b, "00", "1");
-    kv_snapshot *second = snapshot(&b);
-    put(&b, "00", "2");
-    kv_caller_bind(b.c, first);
-    CHECK_EQ(kv_get(b.c, BYTES("00")), 1000);
-    kv_caller_bind(b.c, NULL);
-    for (int i = 50; i < 100; i++) {
-        snprintf(name, sizeof name, "%02d", i);
-        put(&b, name, "small");
-        del(&b, name);
-    }
-    CHECK_EQ(stats_of(&b).snapshot_count, 2);
-    for (int i = 1; i < 50; i++) { /* what only the first does not need is next to nothing */
+    kv_snapshot *first = snapshot(&b), *second = NULL;
+    for (int i = 0; i < COUNT; i++) { /* most of it the first alone can see */
+        if (i == BETWEEN) second = snapshot(&b);
+        if (i == BETWEEN) CHECK_EQ(stats_of(&b).snapshot_count, 2);
         snprintf(name, sizeof name, "%02d", i);
         put(&b, name, "small");
     }
-    CHECK(stats_of(&b).snapshot_size <= 120000);
-    while (stats_of(&b).snapshot_count == 2) {
-        static int more;
-        snprintf(name, sizeof name, "x%d", more++);
-        kv_put(b.c, BYTES(name), (const uint8_t *)b.text, 2000, 0, 0);
-        kv_snapshot *third = snapshot(&b);
-        put(&b, name, "");
-        kv_snapshot_close(third);
-        if (more > 90) break;
-    }
-    CHECK(stats_of(&b).snapshot_count < 2);
+    CHECK_EQ(stats_of(&b).snapshot_count, 1);
+    CHECK(stats_of(&b).snapshot_size <= BUDGET);
+    kv_caller_bind(b.c, second);
+    CHECK_EQ(kv_get(b.c, BYTES("99")), SIZE);
+    CHECK_TEXT(get(&b, "00"), "small");
     kv_caller_bind(b.c, first);
     CHECK_EQ(kv_get(b.c, BYTES("00")), KV_ESNAPSHOT);
     CHECK_EQ(kv_get(b.c, BYTES("never was")), KV_ESNAPSHOT);
+    CHECK_EQ(kv_version(b.c, BYTES("00")), KV_ESNAPSHOT);
+    CHECK_EQ(kv_row_get(b.c, BYTES("t"), BYTES("r")), KV_ESNAPSHOT);
     CHECK_TEXT(keys(&b), kv_status_name(KV_ESNAPSHOT));
     kv_caller_bind(b.c, NULL);
+    CHECK_TEXT(get(&b, "99"), "small");
     kv_snapshot_close(first);
     kv_snapshot_close(second);
+    CHECK_EQ(stats_of(&b).snapshot_size, idle_size);
     end(&b);
 }
 
@@ -1168,7 +1185,10 @@ TEST(a_snapshot_keeps_the_value_files_it_shows_and_no_others) {
     row_put(&b, "t", "a", big);
     put(&b, "k", big);
     kv_snapshot *s = snapshot(&b);
+    kv_expire(b.c, BYTES("k"), 100000, 0);
+    uint64_t held = stats_of(&b).snapshot_size;
     row_put(&b, "t", "a", other);
+    CHECK(stats_of(&b).snapshot_size >= held + BIG_SIZE); /* files count as what they hold on to */
     put(&b, "k", "small");
     for (int i = 0; i < 10; i++) row_put(&b, "t", "a", other); /* nobody sees those in between */
     settle(&b);
@@ -1177,7 +1197,6 @@ TEST(a_snapshot_keeps_the_value_files_it_shows_and_no_others) {
     CHECK_TEXT(row_get(&b, "t", "a"), big);
     CHECK_TEXT(get(&b, "k"), big);
     kv_caller_bind(b.c, NULL);
-    CHECK(stats_of(&b).snapshot_size >= 2 * BIG_SIZE); /* files count as what they hold on to */
     kv_snapshot_close(s);
     settle(&b);
     CHECK_EQ(file_count(&b, "values"), 1);
@@ -1349,6 +1368,70 @@ TEST(snapshots_never_show_part_of_a_batch) {
     close_directory(store);
 }
 
+/* One row, written without end by one thread; the others look at it through a snapshot as it is replaced. */
+static void *write_one(void *argument) {
+    worker *w = argument;
+    kv_caller *c;
+    uint64_t number = 0;
+    KV_ASSERT(kv_caller_new(w->store, &c) == KV_OK);
+    while (!atomic_load(w->stop)) {
+        number++;
+        w->failures += kv_row_put(c, (const uint8_t *)"t", 1, (const uint8_t *)"r", 1, (const uint8_t *)&number, 8, 0, 0) <= 0;
+    }
+    kv_caller_free(c);
+    return NULL;
+}
+
+/* Rows that nobody touches again: each is news exactly once. */
+static void *write_news(void *argument) {
+    worker *w = argument;
+    kv_caller *c;
+    kv_operation ops[ROW_COUNT];
+    KV_ASSERT(kv_caller_new(w->store, &c) == KV_OK);
+    for (int i = 0; i < ROUNDS; i++) {
+        for (int r = 0; r < ROW_COUNT; r++)
+            ops[r] = (kv_operation){.table = (const uint8_t *)"news", .table_size = 4, .value = (const uint8_t *)"n", .value_size = 1};
+        w->failures += kv_batch(c, ops, ROW_COUNT, NULL, 0, 0) <= 0;
+    }
+    kv_caller_free(c);
+    return NULL;
+}
+
+static void *read_news(void *argument) {
+    worker *w = argument;
+    kv_caller *c;
+    kv_change_page page;
+    uint64_t since = 0, count = 0, last = 0;
+    KV_ASSERT(kv_caller_new(w->store, &c) == KV_OK);
+    do {
+        last = atomic_load(w->stop);
+        do {
+            w->failures += kv_changes(c, (const uint8_t *)"news", 4, since, 100, &page) < 0 || page.page.count % ROW_COUNT != 0;
+            count += page.page.count;
+            since = page.version;
+        } while (page.more);
+    } while (!last);
+    w->failures += count != (uint64_t)ROUNDS * ROW_COUNT;
+    kv_caller_free(c);
+    return NULL;
+}
+
+TEST(who_follows_the_changes_misses_nothing) {
+    worker workers[3];
+    _Atomic bool stop = false;
+    kv_store *store = open_directory();
+    for (int i = 0; i < 3; i++) {
+        workers[i] = (worker){.store = store, .number = i, .stop = &stop};
+        KV_ASSERT(pthread_create(&workers[i].thread, NULL, i == 0 ? write_news : read_news, &workers[i]) == 0);
+    }
+    for (int i = 0; i < 3; i++) {
+        pthread_join(workers[i].thread, NULL);
+        atomic_store(&stop, true);
+        CHECK_EQ(workers[i].failures, 0);
+    }
+    close_directory(store);
+}
+
 static void *append_rows(void *argument) {
     worker *w = argument;
     kv_caller *c;
@@ -1361,6 +1444,48 @@ static void *append_rows(void *argument) {
     }
     kv_caller_free(c);
     return NULL;
+}
+
+static void *read_one(void *argument) {
+    worker *w = argument;
+    kv_caller *c;
+    KV_ASSERT(kv_caller_new(w->store, &c) == KV_OK);
+    for (int i = 0; i < 5 * ROUNDS; i++) {
+        kv_snapshot *s;
+        uint64_t first = 0;
+        KV_ASSERT(kv_snapshot_open(w->store, &s) == KV_OK);
+        kv_caller_bind(c, s);
+        for (int look = 0; look < 20; look++) {
+            kv_result size = kv_row_get(c, (const uint8_t *)"t", 1, (const uint8_t *)"r", 1);
+            uint64_t number = size == 8 ? kv_load64(kv_caller_answer(c)->small) : 0;
+            if (look == 0) first = number;
+            w->failures += number == 0 || number != first;
+        }
+        kv_caller_bind(c, NULL);
+        kv_snapshot_close(s);
+    }
+    kv_caller_free(c);
+    return NULL;
+}
+
+TEST(a_snapshot_never_misses_what_is_just_being_replaced) {
+    worker workers[3];
+    _Atomic bool stop = false;
+    kv_store *store = open_directory();
+    kv_caller *c;
+    KV_ASSERT(kv_caller_new(store, &c) == KV_OK);
+    CHECK(kv_row_put(c, (const uint8_t *)"t", 1, (const uint8_t *)"r", 1, (const uint8_t *)"12345678", 8, 0, 0) > 0);
+    kv_caller_free(c);
+    for (int i = 0; i < 3; i++) {
+        workers[i] = (worker){.store = store, .number = i, .stop = &stop};
+        KV_ASSERT(pthread_create(&workers[i].thread, NULL, i == 0 ? write_one : read_one, &workers[i]) == 0);
+    }
+    for (int i = 2; i >= 0; i--) {
+        if (i == 0) atomic_store(&stop, true);
+        pthread_join(workers[i].thread, NULL);
+        CHECK_EQ(workers[i].failures, 0);
+    }
+    close_directory(store);
 }
 
 TEST(appends_of_all_threads_are_rows_of_their_own) {
@@ -1403,6 +1528,7 @@ int main(void) {
     RUN(rows_are_listed_in_order_both_ways_within_bounds);
     RUN(the_longest_rows_and_keys_are_rows_and_keys);
     RUN(changes_tell_each_row_once_as_it_is);
+    RUN(a_run_lists_the_newest_change_of_a_row_alone);
     RUN(pages_of_changes_never_part_a_version);
     RUN(a_trim_raises_the_floor_and_who_is_below_has_missed_something);
     RUN(a_snapshot_is_frozen);
@@ -1411,6 +1537,8 @@ int main(void) {
     RUN(an_ended_snapshot_lists_nothing_not_even_nothing);
     RUN(a_snapshot_keeps_the_value_files_it_shows_and_no_others);
     RUN(snapshots_never_show_part_of_a_batch);
+    RUN(a_snapshot_never_misses_what_is_just_being_replaced);
+    RUN(who_follows_the_changes_misses_nothing);
     RUN(appends_of_all_threads_are_rows_of_their_own);
     return check_report();
 }
