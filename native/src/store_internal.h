@@ -259,6 +259,7 @@ kv_status store_next_row(kv_caller *c, const table_state *table, uint64_t versio
 
 /* read.c */
 bool store_look_again(kv_caller *c, int look);
+kv_result answer_gone(kv_caller *c);
 kv_status answer_room(kv_caller *c, uint64_t size, uint8_t **out);
 
 /* snapshot.c */

@@ -50,6 +50,7 @@ INLINE_SIZE_MAX = 1 << 20
 VALUE_SIZE_LIMIT = 4 << 20  # Of this test: appends to appended values would grow without end.
 INT64_MIN, INT64_MAX = -(1 << 63), (1 << 63) - 1
 TICK_S = 1000
+LEFT_BEHIND = "compacted away"
 DRIFT_S = TICK_S / 4
 # The twin's clock does not run, so it is set ahead: what was to expire within the seconds of the run has expired.
 AHEAD_S = TICK_S / 10
@@ -87,6 +88,8 @@ openings = st.fixed_dictionaries(
         "sync": st.sampled_from(["none", "batch", "always"]),
         "checkpoint_size": st.sampled_from([1, 100_000, None]),
         "write_calls": st.booleans(),
+        # By the rule below: what has expired is deleted under a version of its own, and the twin has to hear of it.
+        "compaction": st.just(False),
     }
 )
 catalogs = st.sampled_from(["newest", "older", "absent", "garbage", "short"])
@@ -1143,6 +1146,53 @@ class Machine(RuleBasedStateMachine):
         self.path = target
         self.reopen(opening, catalog)
 
+    @rule()
+    def compact(self) -> None:
+        """Everything that can be given back is; what has expired is deleted, and deletes may be forgotten."""
+        before = {key: table.version for key, table in self.twin.tables.items()}
+        self.db.compact()
+        self.note_time()
+        for key, record in list(self.twin.records.items()):
+            self.compacted_key(key, record)
+        for key, table in list(self.twin.tables.items()):
+            if table.expires is not None and table.expires <= self.twin.now:
+                version = self.db.wait(key, 0, 0)
+                assert version == 0 or version > table.version
+                del self.twin.tables[key]
+                self.twin.records[key] = Record(None, version)
+                self.twin.newest = max(self.twin.newest, version)
+            else:
+                self.compacted_table(key, table, before[key])
+        self.check_all()
+
+    def compacted_key(self, key: bytes, record: Record) -> None:
+        gone = record.value is not None and record.expires is not None and record.expires <= self.twin.now
+        if not gone and record.value is not None:
+            return
+        version = self.db.wait(key, 0, 0)
+        assert version == 0 or (version > record.version if gone else version == record.version)
+        self.twin.records[key] = Record(None, version)
+        self.twin.newest = max(self.twin.newest, version)
+
+    def compacted_table(self, key: bytes, table: TwinTable, since: int) -> None:
+        """Rows that have expired are deletes now, each of a version of its own, as a consumer hears of them."""
+        gone = {
+            bytes(row)
+            for row, record in table.rows.items()
+            if record.value is not None and record.expires is not None and record.expires <= self.twin.now
+        }
+        more = True
+        while more:
+            page = self.db.table(key).changes(since, 1)
+            assert not page.rows
+            for row in page.deleted:
+                gone.remove(row)
+                table.rows[row] = Record(None, page.version)
+            since, more = page.version, page.more
+        assert not gone
+        table.version = since
+        self.twin.newest = max(self.twin.newest, since)
+
     # --- readers ---
 
     @precondition(lambda self: len(self.readers) < 2)
@@ -1157,13 +1207,29 @@ class Machine(RuleBasedStateMachine):
     @rule()
     def readers_read(self) -> None:
         for reader in self.readers:
-            self.check_reader(reader)
+            try:
+                self.check_reader(reader)
+            except kvsvr.KvError as error:
+                assert LEFT_BEHIND in str(error)
+                self.refresh(reader)
+                reader.twin = copy.deepcopy(self.twin)
+                self.check_reader(reader)
+
+    def refresh(self, reader: Reader) -> None:
+        """What compaction took away before a reader had read it makes it begin anew."""
+        try:
+            reader.db.refresh()
+        except kvsvr.KvError as error:
+            assert LEFT_BEHIND in str(error)
+            reader.db.close()
+            reader.db = kvsvr.open(self.path, readonly=True)
+            reader.db._handle.shift_clock(self.shift)
 
     @precondition(lambda self: self.readers)
     @rule()
     def readers_refresh(self) -> None:
         for reader in self.readers:
-            reader.db.refresh()
+            self.refresh(reader)
             reader.twin = copy.deepcopy(self.twin)
             self.check_reader(reader)
             assert reader.db.refresh() == 0
