@@ -128,6 +128,9 @@ class Twin:
 
     records: dict[bytes, Record] = field(default_factory=dict)
     tables: dict[bytes, TwinTable] = field(default_factory=dict)
+    forgotten: dict[bytes, int] = field(default_factory=dict)
+    """Deletes that compaction let go of, and the least version they had: 0 now, or that again, after a replay of
+    everything that still finds the record."""
     newest: int = 0
     wall: float = 0.0
     seen: float = -math.inf
@@ -185,6 +188,7 @@ class Twin:
     ) -> None:
         assert version >= self.newest, "versions grow"
         self.newest = version
+        self.forgotten.pop(key, None)
         if self.view_table(key, self.now) is None:
             self.tables[key] = TwinTable(version, version)
             self.records.pop(key, None)
@@ -195,6 +199,7 @@ class Twin:
     def drop_table(self, key: bytes, version: int) -> None:
         assert version > self.newest
         self.newest = version
+        self.forgotten.pop(key, None)
         self.tables.pop(key, None)
         self.records[key] = Record(None, version)
 
@@ -204,6 +209,7 @@ class Twin:
     def write(self, key: bytes, value: bytes | None, version: int, expires: float | None = None) -> None:
         assert version > self.newest, "versions grow and never repeat"
         self.newest = version
+        self.forgotten.pop(key, None)
         self.records[key] = Record(value, version, expires)
 
     @property
@@ -368,8 +374,11 @@ class Machine(RuleBasedStateMachine):
     # --- reading ---
 
     def check_version(self, key: bytes) -> None:
-        record = self.twin.records.get(key)
-        assert self.db.wait(key, 0, 0) == (record.version if record else 0)
+        record, version = self.twin.records.get(key), self.db.wait(key, 0, 0)
+        if key in self.twin.forgotten:
+            assert version == 0 or version >= self.twin.forgotten[key]
+        else:
+            assert version == (record.version if record else 0)
 
     def check_record(self, key: bytes) -> None:
         expected, found = self.twin.look(key), self.db.get_versioned(key)
@@ -1156,11 +1165,8 @@ class Machine(RuleBasedStateMachine):
             self.compacted_key(key, record)
         for key, table in list(self.twin.tables.items()):
             if table.expires is not None and table.expires <= self.twin.now:
-                version = self.db.wait(key, 0, 0)
-                assert version == 0 or version > table.version
                 del self.twin.tables[key]
-                self.twin.records[key] = Record(None, version)
-                self.twin.newest = max(self.twin.newest, version)
+                self.deleted(key, table.version + 1)
             else:
                 self.compacted_table(key, table, before[key])
         self.check_all()
@@ -1169,10 +1175,16 @@ class Machine(RuleBasedStateMachine):
         gone = record.value is not None and record.expires is not None and record.expires <= self.twin.now
         if not gone and record.value is not None:
             return
+        self.deleted(key, record.version + gone)
+
+    def deleted(self, key: bytes, least: int) -> None:
         version = self.db.wait(key, 0, 0)
-        assert version == 0 or (version > record.version if gone else version == record.version)
         self.twin.records[key] = Record(None, version)
         self.twin.newest = max(self.twin.newest, version)
+        if version == 0:
+            self.twin.forgotten.setdefault(key, least)
+        else:
+            assert version >= least
 
     def compacted_table(self, key: bytes, table: TwinTable, since: int) -> None:
         """Rows that have expired are deletes now, each of a version of its own, as a consumer hears of them."""
