@@ -19,6 +19,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import struct
 import tarfile
@@ -850,6 +851,29 @@ def names_agree(store: Path, replay: Replay, checkpoint: Checkpoint, newest: lis
         assert name[0] == 0 or len(name) >= 9 + 8 * (name[0] == 2)
         assert name[0] != 2 or struct.unpack_from(">Q", name, 9)[0] <= checkpoint.sequence
         assert name[0] == 0 or 0 < struct.unpack_from(">Q", name, 1)[0] <= checkpoint.sequence
+
+
+def test_the_decoder_reads_the_examples_of_the_page() -> None:
+    """Then the C tests, which hold the same bytes against the code, and the pages say the same."""
+    page = (Path(__file__).parents[2] / "docs/formats/flow.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^    ((?:[0-9a-f]{2} {1,2}){12,16}) ", page, re.MULTILINE)
+    content = bytes(4096) + bytes.fromhex("".join(lines))
+    put = decode_record(content, 1, 4096, 0x0123456789ABCDEF)
+    assert (put.kind, put.flags, put.version, put.key, put.value) == (PUT, CREATED, 7, b"hello", b"world!")
+    row = decode_record(content, 1, 4096 + put.size, 0x0123456789ABCDEF)
+    assert (row.kind, row.flags, row.version, row.key, row.value) == (ROW_PUT, CREATED, 8, b"7", b"seven")
+    assert (row.table_id, row.row_count, row.next_row) == (5, 2, 9)
+    assert row.offset + row.size == len(content)
+
+
+def test_the_smallest_description_is_as_long_as_its_page_says(tmp_path: Path) -> None:
+    with kvsvr.open(tmp_path / "store"):
+        pass
+    description = decode_catalog(tmp_path / "store", tmp_path)
+    checkpoint = decode_checkpoint(tmp_path / "store", description)
+    assert len(description) == 224
+    assert (checkpoint.live_sizes, len(checkpoint.file_ids), checkpoint.runs) == ({}, 1, [])
+    assert checkpoint.slots == set()
 
 
 def test_a_store_of_today_decodes_as_well(tmp_path: Path) -> None:
