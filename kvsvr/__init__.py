@@ -14,7 +14,7 @@ from kvsvr.errors import (
     VersionConflict,
     WrongType,
 )
-from kvsvr.store import Batch, Engine, Snapshot, Table, Transaction, open
+from kvsvr.store import Batch, Engine, Snapshot, Table, Transaction, open, restore, salvage
 from kvsvr.types import BytesLike, Changes, Store, Versioned
 
 __all__ = [
@@ -40,4 +40,6 @@ __all__ = [
     "Versioned",
     "WrongType",
     "open",
+    "restore",
+    "salvage",
 ]

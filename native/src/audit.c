@@ -1,7 +1,8 @@
 /* audit.c -- counts anew what the counters say: every slot of the index, and the record it points at.
  *
  * A slot is right if its record is intact and is one of its name: hash and class follow from the record. Heads are not
- * counted (their records are some other slot's), but their table has to be the one they are of. Under the writer lock
+ * counted (their records are some other slot's), but their table has to be the one they are of; that of a dropped table may
+ * point into a segment that is gone, until the sweep comes to it. Under the writer lock
  * all the while: it is meant for openers that nobody writes through. */
 #include <stdlib.h>
 
@@ -42,6 +43,13 @@ static void count_slot(auditing *a, unsigned flags, const kv_record *record, uin
     n->big_size += big.size;
 }
 
+static bool is_left_behind(const kv_store *store, const kv_index_slot *slot) {
+    const big_set *retired = &store->retired_tables;
+    for (uint64_t i = 0; i < retired->capacity; i++)
+        if (retired->ids[i] != 0 && target_table(store, retired->ids[i], KV_LOC_HEAD).hash == slot->hash) return true;
+    return false;
+}
+
 static void look_at(auditing *a, const kv_index_slot *slot) {
     kv_store *store = a->store;
     uint64_t size;
@@ -50,6 +58,7 @@ static void look_at(auditing *a, const kv_index_slot *slot) {
     const uint8_t *bytes = kv_flow_at(store->flow, segment, offset, &size);
     uint64_t place = kv_place(kv_flow_salt(store->flow), segment, offset);
     a->out->slot_count++;
+    if (bytes == NULL && (kv_loc_flags(slot->location) & KV_LOC_HEAD) && is_left_behind(store, slot)) return;
     bool right = bytes != NULL && kv_record_decode(bytes, size, place, &record, &used) == KV_OK &&
                  is_right(store, slot, &record);
     if (right) count_slot(a, kv_loc_flags(slot->location), &record, segment, used);

@@ -493,6 +493,7 @@ bool store_has_empty(kv_store *store, const counters *as_of, kv_position positio
 kv_status store_remove_segments(kv_store *store, const counters *as_of, kv_position position) {
     uint32_t *ids;
     size_t count;
+    pthread_mutex_lock(&store->removal_lock);
     pthread_mutex_lock(&store->write_lock);
     kv_status status = list_empty(store, as_of, position, &ids, &count);
     pthread_mutex_unlock(&store->write_lock);
@@ -500,6 +501,7 @@ kv_status store_remove_segments(kv_store *store, const counters *as_of, kv_posit
         kv_epoch_wait(store->epoch);
         status = kv_flow_remove(store->flow, &store->write_lock, ids, count, position);
     }
+    pthread_mutex_unlock(&store->removal_lock);
     pthread_mutex_lock(&store->write_lock);
     if (status == KV_OK) store->removed_count += count;
     kv_epoch_reclaim(store->epoch);

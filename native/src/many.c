@@ -639,7 +639,7 @@ kv_result kv_get_many(kv_caller *c, const kv_many *many, int64_t *sizes) {
     status = gather_inside(c, many, sizes, &g);
     for (int look = 0; status == KV_MORE && store_look_again(c, look); look++)
         status = gather_inside(c, many, sizes, &g);
-    if (status == KV_MORE) status = KV_ECORRUPT;
+    if (status == KV_MORE) return answer_gone(c);
     if (status != KV_OK) return caller_fail(c, status, "the read failed");
     if (g.expired_ms != 0) answer_expired(c, g.expired_ms);
     return (kv_result)g.used;

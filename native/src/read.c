@@ -166,6 +166,13 @@ bool store_look_again(kv_caller *c, int look) {
     return c->store->options.readonly && look < LOOKS_MAX && kv_refresh(c) >= 0;
 }
 
+/* A value's file is missing for good: damage, or the record that took its record's place was compacted away before this
+ * reader read it, which the last refresh then said. */
+kv_result answer_gone(kv_caller *c) {
+    bool behind = c->answer.fault.status == KV_EBEHIND;
+    return caller_fail(c, behind ? KV_EBEHIND : KV_ECORRUPT, "the value's file is missing");
+}
+
 static kv_result store_read(kv_caller *c, const name *n, read_step step) {
     kv_result result = 0;
     if (KV_UNLIKELY(name_check(n->table, n->table_size, n->key_size) != KV_OK)) return refuse_name(c);
@@ -177,7 +184,7 @@ static kv_result store_read(kv_caller *c, const name *n, read_step step) {
     if (status == KV_OK) return result;
     if (status == KV_ABSENT && c->answer.expires_ms != 0) return answer_expired(c, c->answer.expires_ms);
     if (status == KV_ABSENT) return kv_ending(status);
-    return caller_fail(c, status == KV_MORE ? KV_ECORRUPT : status, "the read failed");
+    return status == KV_MORE ? answer_gone(c) : caller_fail(c, status, "the read failed");
 }
 
 kv_result kv_get(kv_caller *c, const uint8_t *key, size_t key_size) {

@@ -333,7 +333,7 @@ static kv_result page_make(paging *p, kv_status (*fill)(paging *p)) {
     c->answer.fault.status = KV_OK;
     kv_status status = page_inside(p, fill, &gone);
     for (int look = 0; gone && store_look_again(c, look); look++) status = page_inside(p, fill, &gone);
-    if (gone) return caller_fail(c, KV_ECORRUPT, "the value's file is missing");
+    if (gone) return answer_gone(c);
     if (status != KV_OK && status != KV_ABSENT) return caller_fail(c, status, "the scan failed");
     if (p->gathered.expired_ms != 0) answer_expired(c, p->gathered.expired_ms);
     return status == KV_ABSENT ? kv_ending(status) : (kv_result)(p->page->size + p->page->resume_size);
@@ -425,7 +425,8 @@ static kv_status change_begin(change_paging *p) {
     if (status == KV_OK) status = find_floor(c, table.id, &out->floor);
     if (status != KV_OK) return status;
     if (out->floor < table.id) out->floor = table.id;
-    out->complete = p->since == 0 || p->since >= out->floor;
+    /* Who has seen more than there is saw what a power cut took back. */
+    out->complete = p->since == 0 || (p->since >= out->floor && p->since <= table.version);
     out->version = p->since;
     p->newest = table.version;
     p->base.table_id = table.id;
@@ -441,7 +442,7 @@ static kv_status change_fill(paging *base) {
     if (status == KV_ECORRUPT) return order_fault(base->caller->store, base->scratch->cursor, &base->caller->answer.fault);
     while (status == KV_OK) status = change_block(p);
     base->page->size = base->gathered.used;
-    if (status == KV_EOF) p->out->version = p->newest > p->since ? p->newest : p->since;
+    if (status == KV_EOF) p->out->version = p->newest;
     return status == KV_EOF ? KV_OK : status;
 }
 

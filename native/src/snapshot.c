@@ -115,6 +115,8 @@ static void end_oldest(kv_store *store) {
 }
 
 kv_status snapshot_keep(kv_store *store, uint64_t hash, const found *old, const kv_record *by) {
+    /* A reader that hears of a compaction: the same record, somewhere else. */
+    if (by->flags & KV_FLAG_MOVED) return KV_OK;
     bool intact = kv_record_intact(old->bytes, old->place, &old->record);
     kv_undo_entry entry = {.hash = hash, .location = old->location, .version = old->record.version,
                            .replaced = by->version, .size = old->used};

@@ -89,6 +89,7 @@ struct kv_store {
     uint64_t snapshot_count;
     kv_undo *undo;               /* what they need of the past */
     uint32_t pin_count;          /* backups under way: nothing leaves the directory */
+    pthread_mutex_t removal_lock; /* held while segments are taken out, before the writer lock: a pin waits for that */
     uint64_t generation;         /* high half of the ids of value and index files: unlike that of every opener before */
     _Atomic uint32_t big_next;   /* the low half of the next value file's id */
     bool hidden;                 /* slots left the index, unlogged, since the last checkpoint was begun */
@@ -258,6 +259,7 @@ kv_status store_next_row(kv_caller *c, const table_state *table, uint64_t versio
 
 /* read.c */
 bool store_look_again(kv_caller *c, int look);
+kv_result answer_gone(kv_caller *c);
 kv_status answer_room(kv_caller *c, uint64_t size, uint8_t **out);
 
 /* snapshot.c */

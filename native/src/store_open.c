@@ -281,6 +281,7 @@ kv_status kv_store_open(kv_io *io, const kv_options *options, const uint8_t *che
     default_options(&store->options, io);
     pthread_mutex_init(&store->write_lock, NULL);
     pthread_mutex_init(&store->callers_lock, NULL);
+    pthread_mutex_init(&store->removal_lock, NULL);
     wake_init(store);
     kv_guard_install();
     atomic_store(&store->state, STORE_OPEN);
@@ -366,6 +367,7 @@ void kv_store_free(kv_store *store) {
     kv_undo_free(store->undo);
     pthread_mutex_destroy(&store->write_lock);
     pthread_mutex_destroy(&store->callers_lock);
+    pthread_mutex_destroy(&store->removal_lock);
     wake_free(store);
     free(store);
 }
@@ -440,6 +442,9 @@ kv_result kv_sync(kv_caller *c) {
 
 kv_result kv_pin(kv_caller *c, kv_position *position, uint64_t *sequence) {
     kv_store *store = c->store;
+    if (*store->alive == 0) return caller_fail(c, KV_EFORKED, "opened before fork");
+    /* A removal that was decided before is done before. Not inside the epoch, which it waits for. */
+    pthread_mutex_lock(&store->removal_lock);
     kv_epoch_enter(store->epoch, c->slot);
     kv_status status = store_usable(store);
     if (status == KV_OK && store->options.readonly) status = KV_EREADONLY;
@@ -449,6 +454,9 @@ kv_result kv_pin(kv_caller *c, kv_position *position, uint64_t *sequence) {
         *position = kv_flow_tail(store->flow);
         *sequence = kv_flow_sequence(store->flow);
         pthread_mutex_unlock(&store->write_lock);
+    }
+    pthread_mutex_unlock(&store->removal_lock);
+    if (status == KV_OK) {
         status = kv_flow_sync(store->flow, *position);
         if (status != KV_OK) kv_unpin(c);
     }

@@ -141,17 +141,32 @@ static kv_status hide(kv_store *store, const target *t) {
     return status == KV_OK ? store_hide(store, &old) : status;
 }
 
+/* A head keeps no record: what kept it was the slot of its own name, the table's key maybe, or a row hidden before. So its
+ * segment may be gone, and then there is nothing to compare but the hash. */
+static kv_status hide_head(kv_store *store, uint64_t table_id) {
+    found head;
+    kv_fault fault;
+    uint64_t size;
+    target t = target_table(store, table_id, KV_LOC_HEAD);
+    head.location = kv_index_first(store->index, t.hash, &head.probe);
+    for (; head.location != 0; head.location = kv_index_next(&head.probe)) {
+        if ((kv_loc_flags(head.location) & SLOT_CLASSES) != t.class) continue;
+        uint32_t segment = kv_loc_segment(head.location), offset = kv_loc_offset(head.location);
+        bool there = kv_flow_at(store->flow, segment, offset, &size) != NULL;
+        kv_status status = there ? store_look_at(store, &t, &head, &fault) : KV_OK;
+        if (status == KV_OK) return kv_index_remove(store->index, &head.probe);
+        if (status != KV_ABSENT) return status;
+    }
+    return head.probe.status;
+}
+
 /* The last that is left of a table: its floor, which is counted, and its head, which is not. */
 static kv_status hide_table(kv_sweep *s) {
     kv_store *store = s->store;
-    found head;
-    kv_fault fault;
-    target floor = target_table(store, s->table_id, KV_LOC_FLOOR), t = target_table(store, s->table_id, KV_LOC_HEAD);
+    target floor = target_table(store, s->table_id, KV_LOC_FLOOR);
     kv_status status = hide(store, &floor);
+    if (status == KV_OK) status = hide_head(store, s->table_id);
     if (status != KV_OK) return status;
-    status = store_find(store, &t, &head, &fault);
-    if (status == KV_OK) status = kv_index_remove(store->index, &head.probe);
-    if (status != KV_OK && status != KV_ABSENT) return status;
     big_set_remove(&store->retired_tables, s->table_id);
     s->table_id = 0;
     return KV_OK;

@@ -45,7 +45,7 @@ typedef struct catalog_entry {
 
 /* What happened in a history, for whoever asks whether it was worth anything. */
 typedef struct figures {
-    uint64_t seal_count, merge_count, checkpoint_count, drop_count, snapshot_count, row_count;
+    uint64_t seal_count, merge_count, checkpoint_count, drop_count, snapshot_count, row_count, compaction_count;
 } figures;
 
 typedef struct history {
@@ -623,8 +623,8 @@ static row_call draw_call(history *h) {
     return call;
 }
 
-/* `keep`: of a row that got its id, the id. A new table has no such rows: its name then is one by hand, which the twin
- * has no place for. */
+/* A row that got its id from a table that has expired: in the next table it would be one by hand, which the twin has no
+ * place for. */
 static bool names_old_row(const history *h, const twin *t, const row_call *call) {
     return call->row >= NAMED_COUNT && !table_alive(h, t, call->table);
 }
@@ -1062,6 +1062,39 @@ static void do_checkpoint(history *h) {
     kv_sim_mark(h->sim, -5);
 }
 
+/* Whether time has ended something that is still there: compaction deletes it, under a version of its own. */
+static bool any_expired(const history *h, const twin *t) {
+    bool any = false;
+    for (int i = 0; i < KEY_COUNT; i++) any |= t->keys[i].what == THERE && !twin_alive(h, t, i);
+    for (int i = 0; i < TABLE_COUNT; i++) {
+        if (t->tables[i].what != THERE) continue;
+        any |= !table_alive(h, t, i);
+        for (int r = 0; r < ROW_COUNT; r++) any |= t->tables[i].rows[r].what == THERE && !row_alive(h, t, i, r);
+    }
+    return any;
+}
+
+/* The oldest segments are emptied, and go with the next checkpoint; nothing of it can be seen. */
+static void do_compact(history *h) {
+    kv_segment_stats *segments;
+    size_t count;
+    kv_compaction *one;
+    if (any_expired(h, newest(h))) return;
+    KV_ASSERT(kv_store_segments(h->store, &segments, &count) == KV_OK);
+    for (size_t i = 0; i < count && i < 3; i++) {
+        if (!segments[i].sealed || kv_compaction_begin(h->store, segments[i].id, &one) != KV_OK) continue;
+        kv_status status;
+        do status = kv_compaction_step(one);
+        while (status == KV_MORE);
+        if (status != KV_EOF) history_fail(h, "compaction: %s", kv_status_name(status));
+        h->seen.compaction_count++;
+        kv_compaction_free(one);
+    }
+    free(segments);
+    kv_sim_mark(h->sim, -6);
+    if (below(&h->random, 2)) do_checkpoint(h);
+}
+
 /* 0, 1: closed; 2: killed; 3: killed in a write. */
 static void reopen(history *h, uint64_t how) {
     if (how < 2) history_close(h);
@@ -1112,7 +1145,7 @@ static void history_step(history *h) {
                                       do_row_put, do_row_put, do_row_put, do_row_put, do_row_delete, do_row_append,
                                       do_row_append, do_row_get, do_table_expire, do_trim, do_drop};
     static const operation rare[] = {do_checkpoint, do_checkpoint, do_reopen, do_reopen, do_prepare, do_settle, do_roll,
-                                     do_roll, do_snapshot, do_snapshot, do_snapshot};
+                                     do_roll, do_snapshot, do_snapshot, do_snapshot, do_compact};
     h->event_before = kv_sim_event_count(h->sim);
     uint32_t segment = kv_flow_tail(h->store->flow).segment;
     if (below(&h->random, 7) == 0) rare[below(&h->random, sizeof rare / sizeof rare[0])](h);

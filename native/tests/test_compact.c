@@ -1,7 +1,9 @@
 /* test_compact.c -- compaction, removal of segments, forgetting of tombstones: nobody who reads can tell that they were
  * there, whatever opens come between; and what they are for happens. */
+#include <ftw.h>
 #include <pthread.h>
 #include <stdarg.h>
+#include <unistd.h>
 
 #include "../src/store_internal.h"
 #include "check.h"
@@ -349,6 +351,39 @@ static bool same(text before, text after, const char *what) {
     return equal;
 }
 
+/* Live bytes by segment, counted anew from the index, and what else has to hold there. */
+static void audit(fixture *f) {
+    kv_store *store = f->store;
+    const counters *n = &store->counters;
+    uint64_t *live = calloc(n->segment_capacity + 1, sizeof *live), hash = 0, wrong = 0;
+    kv_index_slot *slots = NULL;
+    size_t capacity = 0, count;
+    do {
+        CHECK_EQ(kv_index_walk(store->index, &hash, &slots, &capacity, &count), KV_OK);
+        for (size_t i = 0; i < count; i++) {
+            uint64_t size;
+            kv_record record;
+            uint32_t used, at = kv_loc_segment(slots[i].location), offset = kv_loc_offset(slots[i].location);
+            const uint8_t *from = kv_flow_at(store->flow, at, offset, &size);
+            bool head = (kv_loc_flags(slots[i].location) & KV_LOC_HEAD) != 0;
+            CHECK(head || from != NULL); /* The head of a dropped table may be gone before the sweep comes. */
+            if (from == NULL) continue;
+            CHECK_EQ(kv_record_decode(from, size, kv_place(kv_flow_salt(store->flow), at, offset), &record, &used), KV_OK);
+            kv_probe probe;
+            uint64_t location = store_location(&record, (kv_position){.segment = at, .offset = offset});
+            /* Nothing but the slot of its name keeps a head's record. */
+            if (head) CHECK(big_set_has(&store->retired_tables, record.table_id) ||
+                            store_probe(store, target_of(store, &record).hash, location, &probe));
+            else live[at] += used;
+        }
+    } while (hash != 0);
+    if (n->clock_location != 0) live[kv_loc_segment(n->clock_location)] += n->clock_used;
+    for (uint32_t i = 0; i < n->segment_capacity; i++) wrong += live[i] != n->segment_live[i];
+    CHECK_EQ(wrong, 0);
+    free(slots);
+    free(live);
+}
+
 /* --- a random life --- */
 
 static uint64_t chance(uint64_t *state) {
@@ -453,6 +488,7 @@ static void draw_reopen(fixture *f, uint64_t *r) {
     else kill_it(f);
     open_it(f, from);
     CHECK(same(before, everything(f->store, f->c, true), from < 0 ? "reopened without a checkpoint" : "reopened"));
+    audit(f);
 }
 
 static void live(uint64_t seed, uint64_t round_count, uint64_t *removed, uint64_t *forgotten) {
@@ -465,6 +501,7 @@ static void live(uint64_t seed, uint64_t round_count, uint64_t *removed, uint64_
         text before = everything(f.store, f.c, true);
         draw_care(&f, &seed, forgotten);
         CHECK(same(before, everything(f.store, f.c, true), "after compaction"));
+        audit(&f);
         KV_ASSERT(kv_store_measure(f.store, &stats) == KV_OK);
         if (below(&seed, 4) == 0) {
             *removed += stats.removed_count;
@@ -582,6 +619,119 @@ TEST(a_snapshot_sees_what_it_saw_while_everything_is_overwritten_and_compacted) 
     put(&f, "after", "it");
     CHECK_EQ(checkpoint(&f), KV_OK);
     CHECK(removed_count(&f) > held); /* What only the snapshot kept. */
+    end(&f);
+}
+
+/* What was moved, or written, after the moment that a checkpoint shows is not what it shows: with it in the catalog alone,
+ * what it points at must be there, and so must all that came behind. */
+TEST(what_was_emptied_or_written_behind_a_checkpoint_stays) {
+    fixture f;
+    kv_checkpoint *k;
+    const uint8_t *description;
+    kv_status status;
+    begin(&f);
+    uint32_t victim = newest_segment(&f);
+    put(&f, "kept", "one");
+    roll(&f);
+    CHECK_EQ(kv_checkpoint_begin(f.store, &k), KV_OK);
+    CHECK_EQ(compact(&f, victim, NULL), KV_EOF);
+    CHECK_EQ(segment(&f, victim).live_size, 0);
+    roll(&f);
+    uint32_t later = newest_segment(&f);
+    put(&f, "later", "two");
+    roll(&f);
+    put(&f, "last", "three");
+    while ((status = kv_checkpoint_step(k)) == KV_MORE) continue;
+    CHECK_EQ(status, KV_EOF);
+    CHECK_EQ(kv_checkpoint_describe(k, &description, &f.catalog[0].size), KV_OK);
+    f.catalog[0].bytes = malloc(f.catalog[0].size);
+    memcpy(f.catalog[0].bytes, description, f.catalog[0].size);
+    f.catalog_count = 1;
+    CHECK_EQ(kv_checkpoint_published(k), KV_OK);
+    kv_checkpoint_free(k);
+    CHECK_EQ(removed_count(&f), 0);
+    CHECK_EQ(segment(&f, later).id, later);
+    kill_it(&f);
+    open_it(&f, 0);
+    kv_stats stats;
+    CHECK_EQ(kv_store_measure(f.store, &stats), KV_OK);
+    CHECK_EQ(stats.used_checkpoint, 1);
+    CHECK_EQ(get(&f, "kept"), 3);
+    CHECK_EQ(get(&f, "later"), 3);
+    audit(&f);
+    end(&f);
+}
+
+/* A row that is deleted, a snapshot, a floor above the delete: the snapshot's change feed still promises the delete. */
+TEST(a_delete_that_a_snapshot_still_promises_is_not_forgotten) {
+    fixture f;
+    kv_change_page changes;
+    kv_snapshot *snapshot;
+    begin(&f);
+    kv_result seen = kv_row_put(f.c, bytes("t"), 1, bytes("a"), 1, bytes("1"), 1, 0, 0);
+    kv_result deleted = kv_row_delete(f.c, bytes("t"), 1, bytes("a"), 1, -1, 0);
+    CHECK(kv_row_put(f.c, bytes("t"), 1, bytes("b"), 1, bytes("1"), 1, 0, 0) > deleted);
+    roll(&f);
+    put(&f, "last", "");
+    compact_all(&f);
+    CHECK_EQ(checkpoint(&f), KV_OK);
+    CHECK(removed_count(&f) > 0);
+    CHECK_EQ(forget(&f), 0); /* The floor is below it. */
+    CHECK_EQ(kv_snapshot_open(f.store, &snapshot), KV_OK);
+    CHECK_EQ(kv_table_trim(f.c, bytes("t"), 1, (uint64_t)deleted, 0), deleted);
+    CHECK_EQ(forget(&f), 0);
+    kv_caller_bind(f.c, snapshot);
+    CHECK(kv_changes(f.c, bytes("t"), 1, (uint64_t)seen, 10, &changes) >= 0);
+    CHECK_EQ(changes.complete, 1);
+    CHECK_EQ(changes.page.count, 2);
+    kv_caller_bind(f.c, NULL);
+    kv_snapshot_close(snapshot);
+    CHECK_EQ(forget(&f), 1);
+    end(&f);
+}
+
+/* The newest record of a table may be the one that its key points at. When it is dropped nothing points there but its
+ * head, which keeps nothing: the sweep must not need what it points at. Found by the random lives. */
+TEST(a_dropped_table_is_swept_when_its_newest_record_is_gone) {
+    for (int reopens = 0; reopens < 2; reopens++) {
+        fixture f;
+        kv_stats stats;
+        begin(&f);
+        CHECK(kv_row_put(f.c, bytes("t"), 1, bytes("a"), 1, bytes("1"), 1, 0, 0) > 0);
+        roll(&f);
+        uint32_t victim = newest_segment(&f);
+        CHECK(kv_expire(f.c, bytes("t"), 1, 1000000, 0) > 0);
+        roll(&f);
+        CHECK(kv_table_drop(f.c, bytes("t"), 1, 0) > 0);
+        CHECK_EQ(compact(&f, victim, NULL), KV_EOF);
+        CHECK_EQ(checkpoint(&f), KV_OK);
+        CHECK_EQ(segment(&f, victim).id, 0);
+        if (reopens) kill_it(&f);
+        if (reopens) open_it(&f, 0);
+        sweep(&f);
+        CHECK_EQ(kv_store_measure(f.store, &stats), KV_OK);
+        CHECK_EQ(stats.row_count, 0);
+        CHECK_EQ(stats.retired_table_count, 0);
+        audit(&f);
+        end(&f);
+    }
+}
+
+/* A removal beside whoever copies segments waits. */
+TEST(pinned_segments_stay) {
+    fixture f;
+    begin(&f);
+    put(&f, "key", "");
+    roll(&f);
+    put(&f, "key", "");
+    compact_all(&f);
+    f.store->pin_count++;
+    CHECK_EQ(checkpoint(&f), KV_OK);
+    CHECK_EQ(removed_count(&f), 0);
+    f.store->pin_count--;
+    put(&f, "key", "");
+    CHECK_EQ(checkpoint(&f), KV_OK);
+    CHECK_EQ(removed_count(&f), 1);
     end(&f);
 }
 
@@ -800,10 +950,491 @@ TEST(a_full_disk_ends_a_compaction_and_loses_nothing) {
     end(&f);
 }
 
+/* --- all at the same time, on a real disk --- */
+
+#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
+enum { WRITERS = 3, OWN_KEYS = 600, HOT_KEYS = 40, WRITES = 4000, ROUNDS = 4 };
+#else
+enum { WRITERS = 3, OWN_KEYS = 600, HOT_KEYS = 40, WRITES = 30000, ROUNDS = 4 };
+#endif
+
+typedef struct crowd {
+    kv_store *store;
+    _Atomic bool stop;
+    _Atomic int round_count; /* of whoever compacts: writers go on for so long */
+    _Atomic int failures;
+    uint8_t description[1 << 16];
+    size_t description_size;
+    uint64_t moved_count, forgotten_count;
+} crowd;
+
+typedef struct writer {
+    crowd *crowd;
+    pthread_t thread;
+    int number;
+    uint64_t version[OWN_KEYS]; /* 0: absent */
+} writer;
+
+/* Writes keys that are its own, and always reads what it wrote. Of two keys that it writes in one batch nobody ever
+ * sees different values. */
+static void *write_on(void *argument) {
+    writer *w = argument;
+    kv_caller *c;
+    uint64_t r = (uint64_t)w->number + 1;
+    uint8_t value[300] = {0};
+    if (kv_caller_new(w->crowd->store, &c) != KV_OK) return NULL;
+    for (int i = 0; i < WRITES || w->crowd->round_count < ROUNDS; i++) {
+        char key[32];
+        int which = (int)below(&r, i % 8 == 0 ? OWN_KEYS : HOT_KEYS);
+        size_t size = (size_t)snprintf(key, sizeof key, "own%d-%d", w->number, which);
+        kv_store64(value, r);
+        kv_result result = below(&r, 4) == 0 ? kv_delete(c, bytes(key), size, -1, 0)
+                                             : kv_put(c, bytes(key), size, value, 8 + below(&r, 290), 0, 0);
+        bool deleted = w->version[which] != 0 && kv_look(c, bytes(key), size) == kv_ending(KV_ABSENT);
+        if (result != kv_ending(KV_ABSENT)) w->version[which] = deleted ? 0 : (uint64_t)result;
+        w->crowd->failures += result < 0 && result != kv_ending(KV_ABSENT);
+        which = (int)below(&r, i % 2 == 0 ? OWN_KEYS : HOT_KEYS);
+        size = (size_t)snprintf(key, sizeof key, "own%d-%d", w->number, which);
+        result = kv_get(c, bytes(key), size);
+        bool right = w->version[which] == 0 ? result == kv_ending(KV_ABSENT)
+                                            : result >= 8 && kv_caller_answer(c)->version == w->version[which];
+        w->crowd->failures += !right;
+        kv_operation pair[2] = {{.key = bytes("left"), .key_size = 4, .value = value, .value_size = 8},
+                                {.key = bytes("right"), .key_size = 5, .value = value, .value_size = 8}};
+        if (i % 8 == 0) w->crowd->failures += kv_batch(c, pair, 2, NULL, 0, 0) <= 0;
+    }
+    kv_caller_free(c);
+    return NULL;
+}
+
+static void *care(void *argument) {
+    crowd *k = argument;
+    while (!k->stop) {
+        kv_segment_stats *all;
+        size_t count;
+        kv_checkpoint *made;
+        kv_forget *forgets;
+        if (kv_store_segments(k->store, &all, &count) != KV_OK) continue;
+        for (size_t i = 0; i < count; i++) {
+            kv_compaction *one;
+            kv_status status = all[i].sealed ? kv_compaction_begin(k->store, all[i].id, &one) : KV_EUSAGE;
+            if (status != KV_OK) continue;
+            while ((status = kv_compaction_step(one)) == KV_MORE) continue;
+            k->failures += status != KV_EOF;
+            k->moved_count += kv_compaction_look(one)->moved_count;
+            kv_compaction_free(one);
+        }
+        free(all);
+        if (kv_checkpoint_begin(k->store, &made) == KV_OK) {
+            const uint8_t *description;
+            kv_status status;
+            while ((status = kv_checkpoint_step(made)) == KV_MORE) continue;
+            k->failures += status != KV_EOF || kv_checkpoint_describe(made, &description, &k->description_size) != KV_OK;
+            if (k->description_size <= sizeof k->description) memcpy(k->description, description, k->description_size);
+            k->failures += kv_checkpoint_published(made) != KV_OK;
+            kv_checkpoint_free(made);
+        }
+        if (kv_forget_begin(k->store, &forgets) == KV_OK) {
+            kv_status status;
+            while ((status = kv_forget_step(forgets)) == KV_MORE) continue;
+            k->failures += status != KV_EOF;
+            k->forgotten_count += kv_forget_count(forgets);
+            kv_forget_free(forgets);
+        }
+        k->round_count++;
+    }
+    return NULL;
+}
+
+/* A snapshot never sees half a batch, and what it saw once it sees again. */
+static void *look_on(void *argument) {
+    crowd *k = argument;
+    kv_caller *c;
+    if (kv_caller_new(k->store, &c) != KV_OK) return NULL;
+    while (!k->stop) {
+        kv_snapshot *snapshot;
+        if (kv_snapshot_open(k->store, &snapshot) != KV_OK) break;
+        kv_caller_bind(c, snapshot);
+        kv_result seen = kv_get(c, bytes("left"), 4);
+        uint64_t left = seen == 8 ? kv_load64(kv_caller_answer(c)->small) : 0;
+        for (int i = 0; i < 200; i++) {
+            const char *key = i % 2 == 0 ? "right" : "left";
+            kv_result size = kv_get(c, bytes(key), strlen(key));
+            uint64_t now = size == 8 ? kv_load64(kv_caller_answer(c)->small) : 0;
+            k->failures += size != seen || now != left;
+        }
+        kv_range range = {.count_max = 1000, .with_values = 1};
+        kv_page page;
+        k->failures += kv_scan(c, &range, &page) < 0;
+        kv_caller_bind(c, NULL);
+        k->failures += kv_scan(c, &range, &page) < 0;
+        kv_snapshot_close(snapshot);
+    }
+    kv_caller_free(c);
+    return NULL;
+}
+
+static int remove_one(const char *path, const struct stat *info, int type, struct FTW *where) {
+    (void)info;
+    (void)type;
+    (void)where;
+    return remove(path);
+}
+
+static void check_own(kv_store *store, const writer *writers) {
+    kv_caller *c;
+    uint64_t wrong = 0;
+    KV_ASSERT(kv_caller_new(store, &c) == KV_OK);
+    for (int i = 0; i < WRITERS; i++)
+        for (int j = 0; j < OWN_KEYS; j++) {
+            char key[32];
+            size_t size = (size_t)snprintf(key, sizeof key, "own%d-%d", i, j);
+            kv_result result = kv_get(c, bytes(key), size);
+            wrong += writers[i].version[j] == 0 ? result != kv_ending(KV_ABSENT)
+                                                : result < 8 || kv_caller_answer(c)->version != writers[i].version[j];
+        }
+    CHECK_EQ(wrong, 0);
+    kv_caller_free(c);
+}
+
+TEST(writers_readers_and_snapshots_never_notice) {
+    static crowd k;
+    static writer writers[WRITERS];
+    static const kv_options options = {.sync = KV_SYNC_BATCH, .background = 1, .segment_size_min = 1 << 16,
+                                       .segment_size_max = 1 << 16};
+    char directory[] = "kvtest-XXXXXX";
+    pthread_t others[2];
+    kv_io *io;
+    kv_fault fault;
+    kv_stats stats;
+    KV_ASSERT(mkdtemp(directory) != NULL);
+    KV_ASSERT(kv_io_posix_new(directory, true, &io) == KV_OK);
+    KV_ASSERT(kv_store_open(io, &options, NULL, 0, &fault, &k.store) == KV_OK);
+    CHECK_EQ(pthread_create(&others[0], NULL, care, &k), 0);
+    CHECK_EQ(pthread_create(&others[1], NULL, look_on, &k), 0);
+    for (int i = 0; i < WRITERS; i++) {
+        writers[i] = (writer){.crowd = &k, .number = i};
+        CHECK_EQ(pthread_create(&writers[i].thread, NULL, write_on, &writers[i]), 0);
+    }
+    for (int i = 0; i < WRITERS; i++) pthread_join(writers[i].thread, NULL);
+    k.stop = true;
+    for (int i = 0; i < 2; i++) pthread_join(others[i], NULL);
+    CHECK_EQ(k.failures, 0);
+    CHECK(k.moved_count != 0);
+    CHECK_EQ(kv_store_measure(k.store, &stats), KV_OK);
+    CHECK(stats.removed_count != 0);
+    printf("  %" PRIu64 " moved, %" PRIu64 " forgotten, %" PRIu64 " segments removed\n", k.moved_count, k.forgotten_count,
+           stats.removed_count);
+    check_own(k.store, writers);
+    /* From the checkpoint, then from the flow alone. */
+    for (int with = 1; with >= 0; with--) {
+        CHECK_EQ(kv_store_close(k.store, &fault), KV_OK);
+        kv_store_free(k.store);
+        KV_ASSERT(kv_io_posix_new(directory, true, &io) == KV_OK);
+        CHECK_EQ(kv_store_open(io, &options, with ? k.description : NULL, with ? k.description_size : 0, &fault, &k.store),
+                 KV_OK);
+        check_own(k.store, writers);
+    }
+    CHECK_EQ(kv_store_close(k.store, &fault), KV_OK);
+    kv_store_free(k.store);
+    nftw(directory, remove_one, 16, FTW_DEPTH | FTW_PHYS);
+}
+
+/* --- tombstone x merge x restart, exhaustively ---
+ *
+ * Every record fills a segment of its own, so "compact the i-th segment" is "move the i-th record". All sequences of
+ * operations up to a length are run on a fresh store each, and after each operation everything there is to see is what a
+ * few variables say. One whose last operation does nothing is the one before it, and nothing is built on it. */
+
+enum { NAME_SIZE = 7000, MODEL_SEGMENT_SIZE = 1 << 14, NAMES = 2, LENGTH_MAX = 12 };
+
+static const kv_options TINY = {.sync = KV_SYNC_NONE, .segment_size_min = MODEL_SEGMENT_SIZE,
+                                .segment_size_max = MODEL_SEGMENT_SIZE};
+
+typedef struct model {
+    fixture f;
+    uint64_t version[NAMES]; /* 0: absent */
+    uint64_t deleted[NAMES]; /* of a row: when it was deleted last; 0: never, in this table */
+    uint64_t table_version;
+    uint64_t table_id;       /* 0: no table */
+    uint64_t floor;
+    bool has_catalog;
+} model;
+
+static uint8_t names[NAMES][NAME_SIZE]; /* so that a delete fills a segment, too */
+
+typedef bool (*model_step)(model *m, int which); /* false: it did nothing */
+
+static bool do_put(model *m, int which) {
+    kv_result version = kv_put(m->f.c, names[which], NAME_SIZE, bytes("v"), 1, 0, 0);
+    CHECK(version > (kv_result)m->version[which]);
+    m->version[which] = (uint64_t)version;
+    return true;
+}
+
+static bool do_delete(model *m, int which) {
+    kv_result version = kv_delete(m->f.c, names[which], NAME_SIZE, -1, 0);
+    CHECK(m->version[which] == 0 ? version == kv_ending(KV_ABSENT) : version > (kv_result)m->version[which]);
+    m->version[which] = 0;
+    return version > 0;
+}
+
+/* The i-th of those that may be compacted. */
+static bool do_compact(model *m, int which) {
+    kv_segment_stats *all;
+    kv_compacted done = {0};
+    settle(&m->f);
+    size_t count = segments(&m->f, &all);
+    bool there = (size_t)which < count && all[which].sealed && all[which].live_size != 0;
+    if (there) CHECK_EQ(compact(&m->f, all[which].id, &done), KV_EOF);
+    free(all);
+    return there && done.moved_count + done.expired_count != 0;
+}
+
+static bool do_checkpoint(model *m, int which) {
+    (void)which;
+    kv_status status = checkpoint(&m->f);
+    CHECK(status == KV_OK || status == KV_EOF);
+    m->has_catalog |= status == KV_OK;
+    return status == KV_OK;
+}
+
+static bool do_forget(model *m, int which) {
+    (void)which;
+    return forget(&m->f) != 0;
+}
+
+static bool do_restart(model *m, int with_catalog) {
+    if (with_catalog && !m->has_catalog) return false;
+    kill_it(&m->f);
+    open_it(&m->f, with_catalog ? (int64_t)m->f.catalog_count - 1 : NO_CHECKPOINT);
+    /* The files of the checkpoint are gone when it was not used. */
+    if (!with_catalog) forget_catalog(&m->f);
+    m->has_catalog &= with_catalog != 0;
+    return true;
+}
+
+static bool do_row_put(model *m, int which) {
+    kv_result version = kv_row_put(m->f.c, bytes("t"), 1, names[which], NAME_SIZE, bytes("v"), 1, 0, 0);
+    CHECK(version > (kv_result)m->table_version);
+    if (m->table_id == 0) m->table_id = (uint64_t)version, m->floor = (uint64_t)version;
+    m->version[which] = m->table_version = (uint64_t)version;
+    m->deleted[which] = 0;
+    return true;
+}
+
+static bool do_row_delete(model *m, int which) {
+    kv_result version = kv_row_delete(m->f.c, bytes("t"), 1, names[which], NAME_SIZE, -1, 0);
+    if (m->version[which] == 0) CHECK_EQ(version, kv_ending(KV_ABSENT));
+    if (version <= 0) return false;
+    m->deleted[which] = m->table_version = (uint64_t)version;
+    m->version[which] = 0;
+    return true;
+}
+
+static bool do_trim(model *m, int which) {
+    (void)which;
+    uint64_t before = m->floor;
+    kv_result floor = kv_table_trim(m->f.c, bytes("t"), 1, m->table_version, 0);
+    if (m->table_id == 0) CHECK_EQ(floor, kv_ending(KV_ABSENT));
+    if (m->table_id == 0) return false;
+    m->floor = m->table_version;
+    return m->floor != before;
+}
+
+static bool do_drop(model *m, int which) {
+    (void)which;
+    kv_result version = kv_table_drop(m->f.c, bytes("t"), 1, 0);
+    CHECK_EQ(version > 0, m->table_id != 0);
+    m->table_id = m->floor = m->table_version = 0;
+    memset(m->version, 0, sizeof m->version);
+    memset(m->deleted, 0, sizeof m->deleted);
+    return version > 0;
+}
+
+static bool do_sweep(model *m, int which) {
+    (void)which;
+    kv_stats stats;
+    CHECK_EQ(kv_store_measure(m->f.store, &stats), KV_OK);
+    sweep(&m->f);
+    return stats.retired_table_count != 0;
+}
+
+/* Which of the names a range lists; -1 where it lists something else. */
+static int names_listed(kv_caller *c, int what) {
+    kv_range range = {.what = what, .count_max = 10, .table = what == KV_SCAN_ROWS ? bytes("t") : NULL, .table_size = 1};
+    kv_page page;
+    int listed = 0;
+    kv_result size = kv_scan(c, &range, &page);
+    if (size == kv_ending(KV_ABSENT)) return 0;
+    if (size != (kv_result)(page.count * NAME_SIZE)) return -1;
+    for (size_t i = 0; i < page.count; i++)
+        for (int j = 0; j < NAMES; j++)
+            if (memcmp(answered(c, size) + i * NAME_SIZE, names[j], NAME_SIZE) == 0) listed |= 1 << j;
+    return listed;
+}
+
+static int names_there(const model *m) { return (m->version[0] != 0) | (m->version[1] != 0) << 1; }
+
+static void check_keys(model *m) {
+    kv_caller *c = m->f.c;
+    for (int i = 0; i < NAMES; i++) {
+        kv_result size = kv_get(c, names[i], NAME_SIZE);
+        CHECK_EQ(size, m->version[i] == 0 ? kv_ending(KV_ABSENT) : 1);
+        if (size >= 0) CHECK_EQ(kv_caller_answer(c)->version, m->version[i]);
+    }
+    CHECK_EQ(kv_count(c), (m->version[0] != 0) + (m->version[1] != 0));
+    CHECK_EQ(names_listed(c, KV_SCAN_KEYS), names_there(m));
+}
+
+/* Whoever has seen everything up to the floor hears of every row that was written or deleted since. */
+static void check_changes(model *m) {
+    kv_caller *c = m->f.c;
+    kv_change_page changes;
+    kv_result size = kv_changes(c, bytes("t"), 1, m->floor, 10, &changes);
+    int gone = 0, there = 0;
+    CHECK(size >= 0 && changes.complete && changes.floor == m->floor && changes.version == m->table_version);
+    if (size < 0) return;
+    const uint8_t *at = answered(c, size);
+    for (size_t i = 0; i < changes.page.count; i++) {
+        uint32_t value_size = changes.page.equal ? changes.page.value_size : changes.page.sizes[2 * i + 1];
+        int which = memcmp(at, names[0], NAME_SIZE) == 0 ? 0 : 1;
+        if (value_size == (uint32_t)KV_DELETED) gone |= 1 << which;
+        else there |= 1 << which;
+        at += NAME_SIZE + (value_size == (uint32_t)KV_DELETED ? 0 : value_size);
+    }
+    for (int i = 0; i < NAMES; i++) {
+        CHECK_EQ(gone >> i & 1, m->deleted[i] > m->floor);
+        CHECK_EQ(there >> i & 1, m->version[i] > m->floor);
+    }
+}
+
+static void check_rows(model *m) {
+    kv_caller *c = m->f.c;
+    kv_result rows = kv_table_look(c, bytes("t"), 1);
+    CHECK_EQ(rows, m->table_id == 0 ? kv_ending(KV_ABSENT) : (m->version[0] != 0) + (m->version[1] != 0));
+    for (int i = 0; i < NAMES; i++) {
+        kv_result size = kv_row_get(c, bytes("t"), 1, names[i], NAME_SIZE);
+        CHECK_EQ(size, m->version[i] == 0 ? kv_ending(KV_ABSENT) : 1);
+        if (size >= 0) CHECK_EQ(kv_caller_answer(c)->version, m->version[i]);
+    }
+    CHECK_EQ(names_listed(c, KV_SCAN_ROWS), names_there(m));
+    if (m->table_id != 0) check_changes(m);
+}
+
+typedef struct choice {
+    const char *name;
+    model_step step;
+    int which;
+} choice;
+
+typedef struct exploration {
+    const choice *choices;
+    int choice_count;
+    int length;
+    int start[4]; /* what every sequence begins with: choices, put there so that more fits into the length */
+    int start_count;
+    void (*check)(model *m);
+    uint64_t sequence_count, step_count, removed_count;
+} exploration;
+
+/* How many of the operations did something; the next one did not, and nothing comes of it. */
+static int run_sequence(exploration *e, const int *sequence) {
+    model m = {0};
+    int at = 0;
+    begin_with(&m.f, &TINY);
+    for (; at < e->length && !check_failed_here; at++) {
+        const choice *one = &e->choices[sequence[at]];
+        uint64_t removed = removed_count(&m.f);
+        if (!one->step(&m, one->which)) break;
+        e->step_count++;
+        if (one->step == do_checkpoint) e->removed_count += removed_count(&m.f) - removed;
+        e->check(&m);
+        audit(&m.f);
+    }
+    end(&m.f);
+    e->sequence_count++;
+    return at;
+}
+
+static void explore(exploration *e) {
+    int sequence[LENGTH_MAX] = {0};
+    for (int i = 0; i < NAMES; i++) memset(names[i], 'a' + i, NAME_SIZE);
+    for (int i = 0; i < e->start_count; i++) sequence[i] = e->start[i];
+    e->length += e->start_count;
+    for (bool more = true; more && !check_failed_here;) {
+        int last = run_sequence(e, sequence);
+        if (check_failed_here) {
+            printf("after");
+            for (int i = 0; i <= last && i < e->length; i++) printf(" %s", e->choices[sequence[i]].name);
+            printf("\n");
+        }
+        if (last >= e->length) last = e->length - 1;
+        for (int i = last + 1; i < e->length; i++) sequence[i] = 0;
+        while (last >= 0 && ++sequence[last] == e->choice_count) sequence[last--] = 0;
+        /* The two names are alike: the first to be used may be called the first. */
+        more = last >= e->start_count && sequence[0] == 0;
+    }
+    printf("  %" PRIu64 " sequences of up to %d operations, %" PRIu64 " operations, %" PRIu64 " segments removed\n",
+           e->sequence_count, e->length, e->step_count, e->removed_count);
+}
+
+static int length_of(int usual) {
+    const char *more = getenv("KV_COMPACT_MORE"); /* operations a sequence */
+#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
+    usual -= 1;
+#endif
+    return more == NULL ? usual : usual + atoi(more);
+}
+
+TEST(no_sequence_of_merges_and_restarts_brings_a_key_back) {
+    static const choice choices[] = {
+        {"put a", do_put, 0},         {"put b", do_put, 1},         {"delete a", do_delete, 0},
+        {"delete b", do_delete, 1},   {"compact 0", do_compact, 0}, {"compact 1", do_compact, 1},
+        {"compact 2", do_compact, 2}, {"checkpoint", do_checkpoint, 0}, {"forget", do_forget, 0},
+        {"restart without a catalog", do_restart, 0}, {"restart", do_restart, 1},
+    };
+    exploration e = {.choices = choices, .choice_count = sizeof choices / sizeof choices[0], .check = check_keys};
+    static const int starts[][4] = {{0}, {0, 2, 1}, {0, 0, 2, 1}};
+    for (int i = 0; i < 3; i++) {
+        e.start_count = i == 0 ? 0 : i + 2;
+        e.length = length_of(i == 0 ? 6 : i == 1 ? 5 : 4);
+        memcpy(e.start, starts[i], sizeof e.start);
+        explore(&e);
+    }
+    CHECK(e.removed_count != 0);
+}
+
+TEST(no_sequence_of_merges_and_restarts_brings_a_row_back) {
+    static const choice choices[] = {
+        {"put a", do_row_put, 0},     {"put b", do_row_put, 1},     {"delete a", do_row_delete, 0},
+        {"compact 0", do_compact, 0}, {"compact 1", do_compact, 1}, {"compact 2", do_compact, 2},
+        {"checkpoint", do_checkpoint, 0}, {"forget", do_forget, 0}, {"trim", do_trim, 0},
+        {"drop", do_drop, 0},         {"sweep", do_sweep, 0},
+        {"restart without a catalog", do_restart, 0}, {"restart", do_restart, 1},
+    };
+    exploration e = {.choices = choices, .choice_count = sizeof choices / sizeof choices[0], .check = check_rows};
+    static const int starts[][4] = {{0}, {0, 2, 1}, {0, 1, 2, 8}, {0, 1, 8, 2}};
+    for (int i = 0; i < 4; i++) {
+        e.start_count = i == 0 ? 0 : i == 1 ? 3 : 4;
+        e.length = length_of(i == 0 ? 5 : 4);
+        memcpy(e.start, starts[i], sizeof e.start);
+        explore(&e);
+    }
+    CHECK(e.removed_count != 0);
+}
+
 int main(void) {
+    RUN(writers_readers_and_snapshots_never_notice);
+    RUN(no_sequence_of_merges_and_restarts_brings_a_key_back);
+    RUN(no_sequence_of_merges_and_restarts_brings_a_row_back);
     RUN(only_what_is_live_moves_and_what_is_empty_goes_with_a_checkpoint);
     RUN(a_key_is_listed_by_a_full_replay_when_the_record_that_created_it_is_gone);
     RUN(a_snapshot_sees_what_it_saw_while_everything_is_overwritten_and_compacted);
+    RUN(what_was_emptied_or_written_behind_a_checkpoint_stays);
+    RUN(a_delete_that_a_snapshot_still_promises_is_not_forgotten);
+    RUN(a_dropped_table_is_swept_when_its_newest_record_is_gone);
+    RUN(pinned_segments_stay);
     RUN(a_damaged_record_keeps_its_segment);
     RUN(damage_in_what_is_dead_does_not_keep_a_segment);
     RUN(what_has_expired_is_deleted_and_not_moved);

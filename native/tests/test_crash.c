@@ -27,7 +27,7 @@
 
 #include "history.h"
 
-enum { STEP_COUNT = 70, ONE_COUNT_MAX = 6, RANDOM_COUNT = 6, FAILURES_SHOWN = 5, POLICY_COUNT = KV_CUT_RANDOM + 1 };
+enum { STEP_COUNT = 70, ONE_COUNT_MAX = 6, RANDOM_COUNT = 6, FAILURES_SHOWN = 5, HISTORIES_OF_ALL_KINDS = 100000, POLICY_COUNT = KV_CUT_RANDOM + 1 };
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 enum { IMAGE_COUNT_DEFAULT = 5000 };
 #else
@@ -82,7 +82,7 @@ typedef struct cut {
 
 /* Histories in which something happened that an image should have been taken of. */
 typedef struct kinds {
-    uint64_t rows, seals, merge, checkpoint, drop, snapshot, all_of_them;
+    uint64_t rows, seals, merge, checkpoint, drop, snapshot, compaction, all_of_them;
 } kinds;
 
 typedef struct run {
@@ -378,7 +378,8 @@ static void count_kinds(kinds *k, const figures *seen) {
     k->checkpoint += checkpoint;
     k->drop += drop;
     k->snapshot += snapshot;
-    k->all_of_them += rows && seals && merge && checkpoint && drop && snapshot;
+    k->compaction += seen->compaction_count != 0;
+    k->all_of_them += rows && seals && merge && checkpoint && drop && snapshot && seen->compaction_count != 0;
 }
 
 static void run_seed(run *r, uint64_t seed) {
@@ -421,8 +422,8 @@ static void show_figures(run *r, uint64_t first_seed, uint64_t next_seed, double
     const kinds *k = &r->histories;
     printf("  histories with rows %" PRIu64 ", at least three seals %" PRIu64 ", a run merge %" PRIu64
            ", a checkpoint published %" PRIu64 ", a table drop %" PRIu64 ", an open snapshot %" PRIu64
-           ", all of these %" PRIu64 "\n",
-           k->rows, k->seals, k->merge, k->checkpoint, k->drop, k->snapshot, k->all_of_them);
+           ", a compaction %" PRIu64 ", all of these %" PRIu64 "\n",
+           k->rows, k->seals, k->merge, k->checkpoint, k->drop, k->snapshot, k->compaction, k->all_of_them);
     if (r->point_count != 0)
         printf("  %" PRIu64 " sync points; distinct images at each: minimum %u, median %u, maximum %u\n",
                r->point_count, n[0], n[r->point_count / 2], n[r->point_count - 1]);
@@ -446,7 +447,7 @@ TEST(any_power_cut_leaves_a_prefix_with_everything_acknowledged) {
     clock_gettime(CLOCK_MONOTONIC, &end);
     show_figures(&r, first, next, (double)(end.tv_sec - start.tv_sec) + (double)(end.tv_nsec - start.tv_nsec) / 1e9);
     CHECK_EQ(r.failed_count, 0);
-    CHECK(r.histories.all_of_them != 0 || seed != NULL || only != NULL || r.target < IMAGE_COUNT_DEFAULT);
+    CHECK(r.histories.all_of_them != 0 || seed != NULL || only != NULL || r.target < HISTORIES_OF_ALL_KINDS);
     CHECK(r.distinct.count >= r.target || seed != NULL || only != NULL);
     free(r.distinct.items);
     free(r.per_point);

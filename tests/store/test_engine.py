@@ -1030,8 +1030,16 @@ def test_eight_threads_lose_no_update(db: kvsvr.Engine) -> None:
 
 def test_stats_tell(db: kvsvr.Engine) -> None:
     db.put(b"k", b"v")
-    stats = db.stats()
+    db.table(b"t").put_many([(b"a", b""), (b"b", b"")])
+    db.table(b"t").delete(b"a")
+    db.table(b"dropped").append(b"")
+    db.table(b"dropped").drop()
+    with db.snapshot():
+        stats = db.stats()
     assert stats["key_count"] == 1
+    assert (stats["table_count"], stats["snapshot_count"]) == (1, 1)
+    assert stats["row_tombstone_count"] >= 1
+    assert stats["row_count"] - stats["retired_table_count"] == 1, "a dropped row counts until it is swept"
     assert len(stats["store_id"]) == 32
     assert stats["checkpoint_count"] == 0
     assert stats["catalog"] is None

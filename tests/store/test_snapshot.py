@@ -177,6 +177,7 @@ def test_a_closed_snapshot_says_so_and_costs_nothing(tmp_path: Path) -> None:
         db[b"a"] = b"1"
         s = db.snapshot()
         t, scan = s.table(b"t"), s.scan()
+        assert s[b"a"] == b"1"
         db[b"a"] = b"2"
         s.close()
         s.close()

@@ -31,7 +31,14 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 import kvsvr
 from kvsvr.store.engine import _writers
@@ -43,7 +50,10 @@ INLINE_SIZE_MAX = 1 << 20
 VALUE_SIZE_LIMIT = 4 << 20  # Of this test: appends to appended values would grow without end.
 INT64_MIN, INT64_MAX = -(1 << 63), (1 << 63) - 1
 TICK_S = 1000
+LEFT_BEHIND = "compacted away"
 DRIFT_S = TICK_S / 4
+# The twin's clock does not run, so it is set ahead: what was to expire within the seconds of the run has expired.
+AHEAD_S = TICK_S / 10
 
 
 class Long(bytes):
@@ -78,6 +88,8 @@ openings = st.fixed_dictionaries(
         "sync": st.sampled_from(["none", "batch", "always"]),
         "checkpoint_size": st.sampled_from([1, 100_000, None]),
         "write_calls": st.booleans(),
+        # By the rule below: what has expired is deleted under a version of its own, and the twin has to hear of it.
+        "compaction": st.just(False),
     }
 )
 catalogs = st.sampled_from(["newest", "older", "absent", "garbage", "short"])
@@ -116,6 +128,9 @@ class Twin:
 
     records: dict[bytes, Record] = field(default_factory=dict)
     tables: dict[bytes, TwinTable] = field(default_factory=dict)
+    forgotten: dict[bytes, int] = field(default_factory=dict)
+    """Deletes that compaction let go of, and the least version they had: 0 now, or that again, after a replay of
+    everything that still finds the record."""
     newest: int = 0
     wall: float = 0.0
     seen: float = -math.inf
@@ -173,6 +188,7 @@ class Twin:
     ) -> None:
         assert version >= self.newest, "versions grow"
         self.newest = version
+        self.forgotten.pop(key, None)
         if self.view_table(key, self.now) is None:
             self.tables[key] = TwinTable(version, version)
             self.records.pop(key, None)
@@ -183,6 +199,7 @@ class Twin:
     def drop_table(self, key: bytes, version: int) -> None:
         assert version > self.newest
         self.newest = version
+        self.forgotten.pop(key, None)
         self.tables.pop(key, None)
         self.records[key] = Record(None, version)
 
@@ -192,6 +209,7 @@ class Twin:
     def write(self, key: bytes, value: bytes | None, version: int, expires: float | None = None) -> None:
         assert version > self.newest, "versions grow and never repeat"
         self.newest = version
+        self.forgotten.pop(key, None)
         self.records[key] = Record(value, version, expires)
 
     @property
@@ -287,6 +305,7 @@ class Machine(RuleBasedStateMachine):
         self.consumers: list[Consumer] = []
         self.frozen: list[Frozen] = []
         self.last_id: dict[bytes, int] = {}
+        self.exact: set[float] = set()
         self.old_catalog: bytes | None = None
 
     @initialize(opening=openings)
@@ -312,18 +331,54 @@ class Machine(RuleBasedStateMachine):
         assert seen >= self.twin.seen, "what the store knows of the time goes back"
         self.twin.seen = seen
 
+    @invariant()
+    def expiries_are_known_to_the_millisecond(self) -> None:
+        """Of two things that got the same time to live, one expires some milliseconds before the other. When the clock
+        has been set back to just that time, the twin must not take them for the same."""
+        for key, record in self.twin.records.items():
+            if self.is_unknown(record):
+                found = self.db.get_versioned(key)
+                self.twin.records[key] = self.known(record, found.expires_at if found else None)
+        for key, table in self.twin.tables.items():
+            if self.twin.view_table(key, self.twin.now) is None:
+                continue
+            if table.expires is not None and self.is_unknown(Record(b"", table.version, table.expires)):
+                expires_at = self.db.table(key).expires_at
+                table.expires = self.known(Record(b"", table.version, table.expires), expires_at).expires
+            for row, record in table.rows.items():
+                if self.is_unknown(record):
+                    found = self.db.table(key).get_versioned(row)
+                    table.rows[row] = self.known(record, found.expires_at if found else None)
+
+    def is_unknown(self, record: Record) -> bool:
+        expires = record.expires
+        return (
+            record.value is not None and expires is not None and expires > self.twin.now and expires not in self.exact
+        )
+
+    def known(self, record: Record, expires_at: float | None) -> Record:
+        assert expires_at is not None
+        expires = expires_at - self.start
+        assert record.expires is not None
+        assert abs(expires - record.expires) < DRIFT_S
+        self.exact.add(expires)
+        return replace(record, expires=expires)
+
     @rule(ticks=st.sampled_from([-3, -1, 1, 1, 2, 5]))
     def the_clock_jumps(self, ticks: int) -> None:
         self.shift += ticks * TICK_S
-        self.twin.wall = self.shift
+        self.twin.wall = self.shift + AHEAD_S
         for db in [self.db, *(reader.db for reader in self.readers)]:
             db._handle.shift_clock(self.shift)
 
     # --- reading ---
 
     def check_version(self, key: bytes) -> None:
-        record = self.twin.records.get(key)
-        assert self.db.wait(key, 0, 0) == (record.version if record else 0)
+        record, version = self.twin.records.get(key), self.db.wait(key, 0, 0)
+        if key in self.twin.forgotten:
+            assert version == 0 or version >= self.twin.forgotten[key]
+        else:
+            assert version == (record.version if record else 0)
 
     def check_record(self, key: bytes) -> None:
         expected, found = self.twin.look(key), self.db.get_versioned(key)
@@ -789,13 +844,11 @@ class Machine(RuleBasedStateMachine):
             return
         expires = self.twin.deadline(ttl)
         assert t.put_many(pairs, ttl=ttl) == len(pairs)
-        large = sum(len(value) for _, value in pairs) >= INLINE_SIZE_MAX  # Then it is more than one batch.
-        for row, value in dict(pairs).items():
-            found = t.get_versioned(row) if large else None
-            self.twin.newest = min(self.twin.newest, found.version) if found else self.twin.newest
-            self.twin.write_row(key, row, value, found.version if found else t.version, expires)
-        if pairs:
-            self.twin.tables[key].version = self.twin.newest = t.version
+        # Large ones are written in several batches; a row is of the last that it is in.
+        found = {row: t.get_versioned(row) for row, _ in pairs}
+        versions = {row: one.version for row, one in found.items() if one is not None}
+        for row, value in sorted(dict(pairs).items(), key=lambda pair: versions[pair[0]]):
+            self.twin.write_row(key, row, value, versions[row], expires)
         self.note_time()
 
     @rule(key=tables, start=st.one_of(st.none(), rows), stop=st.one_of(st.none(), rows))
@@ -946,7 +999,13 @@ class Machine(RuleBasedStateMachine):
             for row, record in (table.rows if table else {}).items()
             if consumer.since < record.version <= page.version
         }
-        assert sorted([*(row for row, _ in page.rows), *page.deleted]) == sorted(expected)
+        floor = table.floor if table else 0
+        listed = {*page.deleted, *(row for row, _ in page.rows)}
+        assert len(listed) == len(page.rows) + len(page.deleted)
+        # Deletes below the floor may be forgotten.
+        missing = expected.keys() - listed
+        assert listed <= expected.keys()
+        assert all(expected[row].value is None and expected[row].version <= floor for row in missing)
         now = self.twin.now
         for row, value in page.rows:
             assert value == expected[row].value
@@ -1102,6 +1161,56 @@ class Machine(RuleBasedStateMachine):
         self.path = target
         self.reopen(opening, catalog)
 
+    @rule()
+    def compact(self) -> None:
+        """Everything that can be given back is; what has expired is deleted, and deletes may be forgotten."""
+        before = {key: table.version for key, table in self.twin.tables.items()}
+        self.db.compact()
+        self.note_time()
+        for key, record in list(self.twin.records.items()):
+            self.compacted_key(key, record)
+        for key, table in list(self.twin.tables.items()):
+            if table.expires is not None and table.expires <= self.twin.now:
+                del self.twin.tables[key]
+                self.deleted(key, table.version + 1)
+            else:
+                self.compacted_table(key, table, before[key])
+        self.check_all()
+
+    def compacted_key(self, key: bytes, record: Record) -> None:
+        gone = record.value is not None and record.expires is not None and record.expires <= self.twin.now
+        if not gone and record.value is not None:
+            return
+        self.deleted(key, record.version + gone)
+
+    def deleted(self, key: bytes, least: int) -> None:
+        version = self.db.wait(key, 0, 0)
+        self.twin.records[key] = Record(None, version)
+        self.twin.newest = max(self.twin.newest, version)
+        if version == 0:
+            self.twin.forgotten.setdefault(key, least)
+        else:
+            assert version >= least
+
+    def compacted_table(self, key: bytes, table: TwinTable, since: int) -> None:
+        """Rows that have expired are deletes now, each of a version of its own, as a consumer hears of them."""
+        gone = {
+            bytes(row)
+            for row, record in table.rows.items()
+            if record.value is not None and record.expires is not None and record.expires <= self.twin.now
+        }
+        more = True
+        while more:
+            page = self.db.table(key).changes(since, 1)
+            assert not page.rows
+            for row in page.deleted:
+                gone.remove(row)
+                table.rows[row] = Record(None, page.version)
+            since, more = page.version, page.more
+        assert not gone
+        table.version = since
+        self.twin.newest = max(self.twin.newest, since)
+
     # --- readers ---
 
     @precondition(lambda self: len(self.readers) < 2)
@@ -1116,13 +1225,29 @@ class Machine(RuleBasedStateMachine):
     @rule()
     def readers_read(self) -> None:
         for reader in self.readers:
-            self.check_reader(reader)
+            try:
+                self.check_reader(reader)
+            except kvsvr.KvError as error:
+                assert LEFT_BEHIND in str(error)
+                self.refresh(reader)
+                reader.twin = copy.deepcopy(self.twin)
+                self.check_reader(reader)
+
+    def refresh(self, reader: Reader) -> None:
+        """What compaction took away before a reader had read it makes it begin anew."""
+        try:
+            reader.db.refresh()
+        except kvsvr.KvError as error:
+            assert LEFT_BEHIND in str(error)
+            reader.db.close()
+            reader.db = kvsvr.open(self.path, readonly=True)
+            reader.db._handle.shift_clock(self.shift)
 
     @precondition(lambda self: self.readers)
     @rule()
     def readers_refresh(self) -> None:
         for reader in self.readers:
-            reader.db.refresh()
+            self.refresh(reader)
             reader.twin = copy.deepcopy(self.twin)
             self.check_reader(reader)
             assert reader.db.refresh() == 0

@@ -54,6 +54,7 @@ class Consumer:
             if not page.complete:
                 self.since, self.copy = 0, {}
                 self.restart_count += 1
+                assert self.restart_count < 10, "it is told to begin again, and again"
                 continue
             assert page.version >= self.since
             self.copy.update(page.rows)

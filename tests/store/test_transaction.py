@@ -6,6 +6,7 @@ import itertools
 import random
 import threading
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -510,3 +511,109 @@ def test_any_slots_is_what_one_gets_unasked(db: kvsvr.Engine) -> None:
 def test_slots_are_any_or_strict(path: Path) -> None:
     with pytest.raises(kvsvr.UsageError, match="slots"):
         kvsvr.open(path, slots="some")  # type: ignore[arg-type]
+
+
+# --- rows of tables ---
+
+
+def test_rows_are_read_and_written_with_keys(db: kvsvr.Engine) -> None:
+    """Of several tables, under one version, own writes visible to own reads."""
+    db.table(b"from").put(b"r", b"90")
+    with db.transaction() as t:
+        source, target = t.table(b"from"), t.table(b"to")
+        assert (source[b"r"], target.get(b"r"), target.get(b"r", 1)) == (b"90", None, 1)
+        target[b"r"] = source[b"r"]
+        del source[b"r"]
+        assert (b"r" in source, b"r" in target, target[b"r"]) == (False, True, b"90")
+        with pytest.raises(KeyError):
+            source[b"r"]
+        with pytest.raises(KeyError):
+            del source[b"r"]
+        line = target.append(b"moved")
+        t[b"count"] = b"1"
+        target.put(b"short", b"", ttl=60)
+        target.delete(b"absent")
+    assert dict(db.table(b"from")) == {}
+    assert dict(db.table(b"to")) == {b"r": b"90", b"short": b"", line.row: b"moved"}
+    assert t.version == db.table(b"to").version == db.table(b"from").version == db.wait(b"count", 0, 0)
+
+
+@pytest.mark.parametrize("there", [True, False])
+@pytest.mark.parametrize("how", ["put", "delete", "append", "drop", "value"])
+def test_a_row_that_was_read_and_has_changed_is_a_conflict(db: kvsvr.Engine, there: bool, how: str) -> None:
+    """One that is as it was is none, whatever else happened to its table."""
+    table = db.table(b"t")
+    table.put(b"other", b"")
+    if there:
+        table.put(b"r", b"1")
+    changes: dict[str, Callable[[], object]] = {
+        "put": lambda: table.put(b"r", b"2"),
+        "delete": lambda: table.delete(b"r"),
+        "append": lambda: table.append(b""),
+        "drop": lambda: table.drop(),
+        "value": lambda: db.put(b"t", b""),
+    }
+    is_conflict = how == "put" or (there and how != "append")
+    try:
+        with db.transaction() as t:
+            t.table(b"t").get(b"r")
+            changes[how]()
+            t.put(b"mine", b"")
+    except kvsvr.VersionConflict as error:
+        assert is_conflict
+        assert (error.key, error.table) == (b"r", b"t")
+        assert "row b'r' of b't'" in str(error)
+        assert b"mine" not in db
+    else:
+        assert not is_conflict
+
+
+def test_a_later_read_finds_a_row_overtaken(db: kvsvr.Engine) -> None:
+    table = db.table(b"t")
+    table.put(b"a", b"1")
+    with pytest.raises(kvsvr.VersionConflict) as caught, db.transaction() as t:
+        assert t.table(b"t")[b"a"] == b"1"
+        version = table.put(b"a", b"2")
+        assert t.table(b"t")[b"a"] == b"1", "what was read once stays"
+        t.table(b"t").get(b"b")
+    assert (caught.value.key, caught.value.table, caught.value.current) == (b"a", b"t", version)
+
+
+def test_a_transaction_keeps_keys_and_tables_apart(db: kvsvr.Engine) -> None:
+    db.table(b"t").put(b"r", b"1")
+    db.put(b"k", b"v")
+    with db.transaction() as t:
+        with pytest.raises(kvsvr.WrongType):
+            t.get(b"t")
+        with pytest.raises(kvsvr.WrongType):
+            t.table(b"k").get(b"r")
+        t.table(b"new").put(b"r", b"1")
+        with pytest.raises(kvsvr.WrongType):
+            t.get(b"new")
+        t.delete(b"t")
+        assert t.table(b"t").get(b"r") is None
+        t.put(b"value", b"")
+        with pytest.raises(kvsvr.WrongType):
+            t.table(b"value").get(b"r")
+        with pytest.raises(kvsvr.UsageError):
+            t.table(b"value").put(b"r", b"")
+    assert list(db.tables()) == [b"new"]
+    with pytest.raises(kvsvr.UsageError, match="has ended"):
+        t.table(b"new")
+
+
+def test_counters_in_rows_lose_nothing_between_threads(db: kvsvr.Engine) -> None:
+    """run() over rows: every sum is there, and the journal has a line of each."""
+
+    def add(t: TransactionWriter) -> None:
+        rows = t.table(b"counters")
+        rows[b"n"] = b"%d" % (int(rows.get(b"n", b"0")) + 1)
+        t.table(b"journal").append(rows[b"n"])
+
+    threads = [threading.Thread(target=lambda: [db.run(add, attempts=1000) for _ in range(50)]) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert db.table(b"counters")[b"n"] == b"200"
+    assert [value for _, value in db.table(b"journal").rows()] == [b"%d" % n for n in range(1, 201)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,10 +25,10 @@ from kvsvr.ops.cli.common import (
     say,
     shown,
     to_bytes,
+    writing,
 )
 from kvsvr.ops.records import row_fields
-from kvsvr.store import Table
-from kvsvr.store import open as open_store
+from kvsvr.store import Engine, Table
 
 ttl_option: Final = click.option("--ttl", type=float, metavar="SECONDS", help="Let the row expire.")
 durable_option: Final = click.option("--durable", is_flag=True, help="Return when it is on disk.")
@@ -48,11 +49,15 @@ def command(ctx: click.Context, directory: Path, key: str | None) -> None:
 
 
 @contextmanager
-def _opened(ctx: click.Context, *, as_hex: bool, writes: bool = False) -> Iterator[Table]:
+def _opened(ctx: click.Context, opening: Callable[[Path], Engine] = reading, *, as_hex: bool) -> Iterator[Table]:
     directory, key = ctx.obj
     name = to_bytes(key, as_hex=as_hex)
-    with open_store(directory) if writes else reading(directory) as db:
+    with opening(directory) as db:
         yield db.table(name)
+
+
+_writing: Final = partial(writing, create=False)
+_making: Final = partial(writing, create=True)
 
 
 def _write_lines(lines: Iterable[bytes]) -> None:
@@ -145,7 +150,7 @@ def _put(
 ) -> None:
     """Set ROW to VALUE. Makes table and store if there are none."""
     name, content = to_bytes(row, as_hex=as_hex), to_bytes(value, as_hex=as_hex)
-    with _opened(ctx, as_hex=as_hex, writes=True) as table:
+    with _opened(ctx, _making, as_hex=as_hex) as table:
         _tell(name, table.put(name, content, ttl=ttl, durable=durable), as_json)
 
 
@@ -159,7 +164,7 @@ def _put(
 def _append(ctx: click.Context, value: str, ttl: float | None, durable: bool, as_hex: bool, as_json: bool) -> None:
     """Put VALUE under a new row behind the others; its name, in hexadecimal digits, goes to stdout."""
     content = to_bytes(value, as_hex=as_hex)
-    with _opened(ctx, as_hex=as_hex, writes=True) as table:
+    with _opened(ctx, _making, as_hex=as_hex) as table:
         row = table.append(content, ttl=ttl, durable=durable)
     print_json(row_fields(row)) if as_json else click.echo(row.hex())
 
@@ -233,7 +238,7 @@ def _changes(ctx: click.Context, since: int, limit: int | None, as_hex: bool, as
 @click.pass_context
 def _trim(ctx: click.Context, version: int, as_hex: bool, as_json: bool) -> None:
     """Let deletes up to VERSION be forgotten: every consumer of changes has come that far."""
-    with _opened(ctx, as_hex=as_hex, writes=True) as table:
+    with _opened(ctx, _writing, as_hex=as_hex) as table:
         floor = table.trim(version)
     print_json({"floor": floor}) if as_json else say(f"floor {floor}")
 
@@ -243,7 +248,7 @@ def _tell(row: bytes, version: int, as_json: bool) -> None:
 
 
 def _done(ctx: click.Context, as_hex: bool, as_json: bool, verb: str, what: str, act: Callable[[Table], bool]) -> None:
-    with _opened(ctx, as_hex=as_hex, writes=True) as table:
+    with _opened(ctx, _writing, as_hex=as_hex) as table:
         done = act(table)
     answer: dict[str, Any] = {verb: done}
     if as_json:

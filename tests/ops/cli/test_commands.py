@@ -67,6 +67,80 @@ def test_an_absent_key_fails(path: Path, run: Run) -> None:
     assert json.loads(run("get", path, "b", "--json").stdout) is None
 
 
+# --- tables ---
+
+
+def test_a_table_is_written_read_and_dropped(path: Path, run: Run) -> None:
+    """Row by row, from the end, by its changes; the list of tables; exit code 1 for what is absent."""
+    assert run("table", path, "inbox", "put", "b", "2").exit_code == 0
+    row = run("table", path, "inbox", "append", "1", "--ttl", "60").stdout.strip()
+    assert run("table", path, "-x", "put", "--durable", "--json", "--", "-a", "1").exit_code == 0
+    assert run("table", path).stdout == "-x\ninbox\n"
+    assert run("table", path, "inbox").stdout == run("table", path, "inbox", "rows").stdout
+    assert run("table", path, "inbox", "rows", "--prefix", "b").stdout == "b\t2\n"
+    assert run("table", path, "696e626f78", "rows", "--hex", "--limit", "1").stdout == f"{row}\t31\n"
+    assert json.loads(run("table", path, "inbox", "last", "1", "--json").stdout)["value"] == "2"
+    assert run("table", path, "inbox", "get", "b").stdout == "2"
+    missing = run("table", path, "inbox", "get", "c")
+    assert (missing.exit_code, missing.stdout) == (1, "")
+    told = json.loads(run("table", path, "inbox", "len", "--json").stdout)
+    assert told["row_count"] == 2
+    changes = run("table", path, "inbox", "changes", "--limit", "1")
+    assert (changes.stdout, changes.exit_code) == ("put\tb\t2\n", 0)
+    assert ", more" in changes.stderr
+    assert run("table", path, "inbox", "delete", "b").exit_code == 0
+    assert run("table", path, "inbox", "delete", "b").exit_code == 1
+    page = json.loads(run("table", path, "inbox", "changes", told["version"], "--json").stdout)
+    assert ([one["row"] for one in page["deleted"]], page["complete"]) == (["b"], True)
+    assert json.loads(run("table", path, "inbox", "trim", 99, "--json").stdout)["floor"] == page["version"]
+    assert run("table", path, "inbox", "changes", 1).exit_code == 1
+    assert run("table", path, "inbox", "drop").exit_code == 0
+    assert run("table", path, "inbox", "drop").exit_code == 1
+    assert run("table", path, "inbox", "len").stdout == "0\n"
+    run("put", path, "inbox", "a value")
+    assert run("table", path, "inbox").exit_code == 1
+    nowhere = path.with_name("nowhere")
+    for arguments in (["rows"], ["drop"], ["delete", "a"], ["trim", "1"]):
+        assert run("table", nowhere, "inbox", *arguments).exit_code == 2
+        assert not nowhere.exists()
+
+
+def test_a_store_with_tables_is_carried_over(path: Path, run: Run) -> None:
+    """All rows, their expiries and those of tables, beside keys; a table that has expired is absent afterwards."""
+    with kvsvr.open(path) as db:
+        db.put(b"key", b"v")
+        rows = db.table(b"t")
+        rows.put_many((b"%d" % n, b"v%d" % n) for n in range(3000))
+        rows.put(b"\xff", b"\xff", ttl=1000)
+        rows.append(b"")
+        db.table(b"expires").put(b"", b"")
+        db.expire(b"expires", 1000)
+        db.table(b"\xff").put(b"r", b"1")
+        db.table(b"empty").put(b"r", b"")
+        db.table(b"empty").delete(b"r")
+        before = {key: dict(db.table(key)) for key in db.tables() if key != b"empty"}
+    file, copy = path.with_name("file.jsonl"), path.with_name("copy")
+    told = json.loads(run("export", path, file, "--json").stdout)
+    assert told["exported_count"] == 1 + sum(map(len, before.values()))
+    assert json.loads(run("import", copy, file, "--json").stdout)["imported_count"] == told["exported_count"]
+    with kvsvr.open(copy) as db:
+        assert {key: dict(db.table(key)) for key in db.tables()} == before
+        assert dict(db.scan()) == {b"key": b"v"}
+        assert 900 < (db.ttl(b"expires") or 0) <= 1000
+        found = db.table(b"t").get_versioned(b"\xff")
+        assert found is not None
+        assert found.expires_at is not None
+        assert 900 < found.expires_at - time.time() <= 1000
+    file.write_text('{"table": "t", "row": "r", "value": ""}\n{"table": "t", "expires_at": 1}\n')
+    assert json.loads(run("import", copy, file, "--json").stdout)["expired_count"] == 1
+    with kvsvr.open(copy) as db:
+        assert b"t" not in list(db.tables())
+    csv = path.with_name("file.csv")
+    refused = run("export", path, csv)
+    assert (refused.exit_code, csv.exists()) == (2, False)
+    assert "JSON lines" in refused.stderr
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
