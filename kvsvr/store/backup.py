@@ -2,9 +2,9 @@
 
 The flow is the store, so a backup is its segments up to one durable position, and the value files. Index, runs and
 catalog are left out: whoever opens the copy makes them anew. While the copy is made nothing leaves the directory (a
-pin in C). Sealed segments are copied whole. Of the last one, only what lies before the position: of its header page the
-first block alone, so that the copy knows neither of a watermark nor of a seal that lie behind its end. The copy is a
-store that was not closed, and opens as one.
+pin in C). Sealed segments are copied whole. Of the last one, only what lies before the position: of its header page what
+it is, and which segments before it are gone, so that the copy knows neither of a watermark nor of a seal that lie behind
+its end. The copy is a store that was not closed, and opens as one.
 
 backup.json says what belongs to it, with a digest of every file; it comes last, so a directory without it is no backup.
 
@@ -19,14 +19,14 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 from kvsvr.config import Config
-from kvsvr.errors import CorruptionError, UsageError
+from kvsvr.errors import CorruptionError, DiskError, UsageError
 from kvsvr.native import Handle
 from kvsvr.store.catalog import sync_directory
 
@@ -37,8 +37,9 @@ FORMAT: Final = 1
 DIRECTORIES: Final = ("flow", "values")
 PIECE_SIZE: Final = 1 << 20
 HEADER_SIZE: Final = 4096
-HEADER_KEPT: Final = 512
-"""The header's first block: written once, when the segment was made. What follows it changes (docs/formats/flow.md)."""
+HEADER_KEPT: Final = ((0, 512), (1536, 2048))
+"""The header's first block, written when the segment was made, and its link. Between them are watermark and seal, which
+speak of the end (docs/formats/flow.md)."""
 _FILE: Final = re.compile(r"flow/[0-9a-f]{8}\.seg|values/[0-9a-f]{16}\.val")
 VERSION_JUMP: Final = 1 << 40
 """A store would have to write a million records a second for twelve days after its backup to get so far."""
@@ -61,25 +62,42 @@ class BackupReport:
 
 
 def backup(
-    path: str, destination: str | os.PathLike[str], end: tuple[int, int, int], *, progress: Progress | None = None
+    path: str,
+    destination: str | os.PathLike[str],
+    end: tuple[int, int, int],
+    pinned: Callable[[], object],
+    *,
+    progress: Progress | None = None,
 ) -> BackupReport:
-    """Copies the store at `path`, from which nothing is removed meanwhile, into a new directory. `end`: segment, offset
-    and version of what is durable."""
+    """Copies the store at `path` into a new directory. `end`: segment, offset and version of what is durable. `pinned`
+    raises when it is no longer sure that nothing is removed: the store was closed."""
+    with _disk_errors(destination):
+        return _backup(Path(path), destination, end, pinned, progress)
+
+
+def _backup(
+    source: Path,
+    destination: str | os.PathLike[str],
+    end: tuple[int, int, int],
+    pinned: Callable[[], object],
+    progress: Progress | None,
+) -> BackupReport:
     begun = time.monotonic()
     target = _new_directory(destination)
     segment, offset, version = end
-    source = Path(path)
     names = list(_names(source, segment))
     total = sum(offset if name == _segment_name(segment) else (source / name).stat().st_size for name in names)
     files: dict[str, dict[str, Any]] = {}
     done = 0
     for name in names:
+        pinned()
         files[name] = _copy(source / name, target / name, offset if name == _segment_name(segment) else None)
         done += files[name]["size"]
         if progress is not None:
             progress(done, total)
     for directory in DIRECTORIES:
         sync_directory(target / directory)
+    pinned()
     _write_manifest(target, {"format": FORMAT, "version": version, "created": time.time(), "files": files})
     return BackupReport(str(target), len(files), done, version, time.monotonic() - begun)
 
@@ -92,14 +110,22 @@ def restore(
     The store's versions go on above those of the backup by 2 to the 40. CorruptionError: a file is not what was backed
     up; the new directory is then left as it is, and is no store to be used.
     """
+    with _disk_errors(destination):
+        return _restore(Path(os.fspath(source)), destination, progress)
+
+
+def _restore(origin: Path, destination: str | os.PathLike[str], progress: Progress | None) -> BackupReport:
     begun = time.monotonic()
-    origin = Path(os.fspath(source))
     manifest = _manifest(origin)
     target = _new_directory(destination)
     total = sum(file["size"] for file in manifest["files"].values())
     done = 0
     for name, file in manifest["files"].items():
-        if _copy(origin / name, target / name, None) != file:
+        try:
+            same = _copy(origin / name, target / name, None) == file
+        except FileNotFoundError:
+            same = False
+        if not same:
             raise CorruptionError(str(origin), f"{name} is not what was backed up: take another backup")
         done += file["size"]
         if progress is not None:
@@ -113,6 +139,15 @@ def restore(
     finally:
         handle.free()
     return BackupReport(str(target), len(manifest["files"]), done, manifest["version"], time.monotonic() - begun)
+
+
+@contextmanager
+def _disk_errors(destination: str | os.PathLike[str]) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        path = str(error.filename or os.fspath(destination))
+        raise DiskError(f"{path}: {error.strerror}", path=path, errno=error.errno or 0) from error
 
 
 def _new_directory(path: str | os.PathLike[str]) -> Path:
@@ -159,7 +194,11 @@ def _copy(source: Path, target: Path, end: int | None) -> dict[str, Any]:
 def _pieces(file: BinaryIO, end: int | None) -> Iterator[bytes]:
     left = end
     if left is not None:
-        yield file.read(HEADER_SIZE)[:HEADER_KEPT].ljust(HEADER_SIZE, b"\0")
+        page = file.read(HEADER_SIZE)
+        kept = bytearray(HEADER_SIZE)
+        for start, stop in HEADER_KEPT:
+            kept[start:stop] = page[start:stop]
+        yield bytes(kept)
         left -= HEADER_SIZE
     while piece := file.read(PIECE_SIZE if left is None else min(PIECE_SIZE, left)):
         yield piece
@@ -190,5 +229,7 @@ def _manifest(directory: Path) -> dict[str, Any]:
         return {"version": int(content["version"]), "files": files}
     except FileNotFoundError:
         raise UsageError(f"{directory} holds no {MANIFEST}: it is no backup, or one that was not finished") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except UsageError:
+        raise  # Which is a ValueError, too.
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CorruptionError(str(directory), f"{MANIFEST} cannot be read ({error}): take another backup") from None

@@ -40,6 +40,8 @@ SMALL_COUNT: Final = 32
 FORGET_COUNT: Final = 4096
 FORGET_SHARE: Final = 0.1
 """Tombstones are looked through when there are so many, and so large a part of the index."""
+PIECES_MORE: Final = 4
+"""Besides its segments, what a store has for compact(): tables to sweep, tombstones to forget."""
 
 
 @dataclass(slots=True)
@@ -75,6 +77,15 @@ class Compactor:
         self._expire(stop, whole=eager)
         return (idle or eager) and self._forget(stop, eager=eager)
 
+    def work_through(self, stop: Callable[[], bool]) -> bool:
+        """All that can be had of the segments there are now; whether there was any. Bounded, because a writer that
+        overwrites at full speed makes more meanwhile."""
+        pieces = len(segments(self._handle)) + PIECES_MORE
+        count = 0
+        while count < pieces and self.work(stop, eager=True):
+            count += 1
+        return count > 0
+
     def wants_checkpoint(self) -> bool:
         """Emptied segments have become so many that the disk should have them back."""
         figures = _figures(segments(self._handle))
@@ -105,10 +116,12 @@ class Compactor:
                 self.moved_size += compaction.moved_size
             self.compacted_count += 1
         except (CorruptionError, DiskError) as error:
+            if isinstance(error, DiskError) and error.full:
+                raise  # There may be room later: the segment is as good as it was.
             # Reads that meet the damage say so; here it only means that this segment stays.
             self._damaged.add(segment)
             log.warning("%s: segment %d is left as it is: %s", self._handle.path, segment, error)
-            if isinstance(error, DiskError) and not error.full:
+            if isinstance(error, DiskError):
                 raise
 
     def _expire(self, stop: Callable[[], bool], *, whole: bool) -> None:

@@ -383,7 +383,8 @@ class Engine(Reads):
         with self._keeper.alone:  # No segment is just on its way out.
             end = self._handle.pin()
         try:
-            return backup(self._handle.path, path, end, progress=progress)
+            pinned = partial(self._handle.measure_one, "sequence")  # ClosedError: another opener may remove files.
+            return backup(self._handle.path, path, end, pinned, progress=progress)
         finally:
             self._handle.unpin()
 

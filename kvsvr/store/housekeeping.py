@@ -130,12 +130,11 @@ class Housekeeper:
         """All that can be had, now. What a snapshot or backup holds on to stays."""
         with self.alone:
             for _ in range(COMPACT_ROUNDS):
-                worked = False
-                while self._compactor.work(self._is_stopping, eager=True):
-                    worked = True
-                if not worked and not self._compactor.has_empty():
-                    break
+                # First: it also seals what is full, which with sync="none" nobody may have done yet.
                 if self._stopping or not self.checkpoint(give_up=True):
+                    break
+                worked = self._compactor.work_through(self._is_stopping)
+                if not worked and not self._compactor.has_empty():
                     break
         if self._failure is not None:
             raise KvError(
