@@ -58,6 +58,8 @@ class Compactor:
     def __init__(self, handle: Handle) -> None:
         self._handle = handle
         self._damaged: set[int] = set()
+        self._left: set[int] = set()
+        """Segments that were compacted and are not empty: rows of dropped tables wait for a sweep."""
         self._sequence = -1
         self._forgotten_at = 0
         self._expire_cursor = 0
@@ -70,7 +72,7 @@ class Compactor:
             return True
         idle = self._is_idle()
         target, share = EAGER if eager else IDLE if idle else BUSY
-        victim = _victim(segments(self._handle), self._damaged, target, share, eager=eager)
+        victim = _victim(segments(self._handle), self._damaged | self._left, target, share, eager=eager)
         if victim is not None:
             self._compact(victim.id, stop)
             return True
@@ -106,6 +108,8 @@ class Compactor:
             worked = False
             while not stop() and sweep.step():
                 worked = True
+        if worked:
+            self._left.clear()
         return worked
 
     def _compact(self, segment: int, stop: Callable[[], bool]) -> None:
@@ -115,6 +119,8 @@ class Compactor:
                     pass
                 self.moved_size += compaction.moved_size
             self.compacted_count += 1
+            # Whatever the reason, the same again would do no better: not before something was swept.
+            self._left.update(one.id for one in segments(self._handle) if one.id == segment and one.live_size)
         except (CorruptionError, DiskError) as error:
             if isinstance(error, DiskError) and error.full:
                 raise  # There may be room later: the segment is as good as it was.
@@ -156,10 +162,10 @@ def _figures(found: list[Segment]) -> _Figures:
     )
 
 
-def _victim(found: list[Segment], damaged: set[int], target: float, share: float, *, eager: bool) -> Segment | None:
+def _victim(found: list[Segment], left: set[int], target: float, share: float, *, eager: bool) -> Segment | None:
     """The segment to compact next; None: none is worth it."""
     figures = _figures(found)
-    candidates = [one for one in found[:-1] if one.sealed and one.live_size and one.id not in damaged]
+    candidates = [one for one in found[:-1] if one.sealed and one.live_size and one.id not in left]
     if not candidates:
         return None
     small = figures.size // (4 * len(found)) if len(found) > SMALL_COUNT else 0
