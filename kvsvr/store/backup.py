@@ -2,9 +2,9 @@
 
 The flow is the store, so a backup is its segments up to one durable position, and the value files. Index, runs and
 catalog are left out: whoever opens the copy makes them anew. While the copy is made nothing leaves the directory (a
-pin in C). Sealed segments are copied whole. Of the last one, only what lies before the position: of its header page what
-it is, and which segments before it are gone, so that the copy knows neither of a watermark nor of a seal that lie behind
-its end. The copy is a store that was not closed, and opens as one.
+pin in C). Sealed segments are copied whole. Of the last one, only what lies before the position: of its header page
+what it is, and which segments before it are gone, so that the copy knows neither of a watermark nor of a seal that lie
+behind its end. The copy is a store that was not closed, and opens as one.
 
 backup.json says what belongs to it, with a digest of every file; it comes last, so a directory without it is no backup.
 

@@ -40,6 +40,7 @@ SMALL_COUNT: Final = 32
 FORGET_COUNT: Final = 4096
 FORGET_SHARE: Final = 0.1
 """Tombstones are looked through when there are so many, and so large a part of the index."""
+SEGMENT_MAX: Final = 0xFFFFFFFF
 PIECES_MORE: Final = 4
 """Besides its segments, what a store has for compact(): tables to sweep, tombstones to forget."""
 
@@ -64,27 +65,35 @@ class Compactor:
         self.compacted_count = 0
         self.moved_size = 0
 
-    def work(self, stop: Callable[[], bool], *, eager: bool = False) -> bool:
-        """One piece of work; whether there was one. `stop` is asked between steps."""
+    def work(self, stop: Callable[[], bool], *, eager: bool = False, newest: int = SEGMENT_MAX) -> bool:
+        """One piece of work, on segments up to `newest`; whether there was one. `stop` is asked between steps."""
         if self._sweep(stop):
             return True
         idle = self._is_idle()
         target, share = EAGER if eager else IDLE if idle else BUSY
-        victim = _victim(segments(self._handle), self._damaged, target, share, eager=eager)
+        found = segments(self._handle)
+        victim = _victim(found, [one for one in found[:-1] if self._may(one, newest)], target, share, eager=eager)
         if victim is not None:
             self._compact(victim.id, stop)
             return True
         self._expire(stop, whole=eager)
         return (idle or eager) and self._forget(stop, eager=eager)
 
-    def work_through(self, stop: Callable[[], bool]) -> bool:
-        """All that can be had of the segments there are now; whether there was any. Bounded, because a writer that
+    def work_through(self, stop: Callable[[], bool], newest: int) -> bool:
+        """All that can be had of segments up to `newest`; whether there was any. Bounded, because a writer that
         overwrites at full speed makes more meanwhile."""
         pieces = len(segments(self._handle)) + PIECES_MORE
         count = 0
-        while count < pieces and self.work(stop, eager=True):
+        while count < pieces and self.work(stop, eager=True, newest=newest):
             count += 1
         return count > 0
+
+    def newest(self) -> int:
+        """The newest segment there is."""
+        return max((one.id for one in segments(self._handle)), default=0)
+
+    def _may(self, one: Segment, newest: int) -> bool:
+        return one.sealed and one.live_size > 0 and one.id <= newest and one.id not in self._damaged
 
     def wants_checkpoint(self) -> bool:
         """Emptied segments have become so many that the disk should have them back."""
@@ -156,10 +165,11 @@ def _figures(found: list[Segment]) -> _Figures:
     )
 
 
-def _victim(found: list[Segment], damaged: set[int], target: float, share: float, *, eager: bool) -> Segment | None:
+def _victim(
+    found: list[Segment], candidates: list[Segment], target: float, share: float, *, eager: bool
+) -> Segment | None:
     """The segment to compact next; None: none is worth it."""
     figures = _figures(found)
-    candidates = [one for one in found[:-1] if one.sealed and one.live_size and one.id not in damaged]
     if not candidates:
         return None
     small = figures.size // (4 * len(found)) if len(found) > SMALL_COUNT else 0
