@@ -59,6 +59,9 @@ class Compactor:
     def __init__(self, handle: Handle) -> None:
         self._handle = handle
         self._damaged: set[int] = set()
+        # Live bytes that stayed behind, by segment: rows of a dropped table, which wait for a snapshot to end. Tried
+        # again as soon as it is another number.
+        self._left: dict[int, int] = {}
         self._sequence = -1
         self._forgotten_at = 0
         self._expire_cursor = 0
@@ -75,6 +78,9 @@ class Compactor:
         victim = _victim(found, [one for one in found[:-1] if self._may(one, newest)], target, share, eager=eager)
         if victim is not None:
             self._compact(victim.id, stop)
+            left = {one.id: one.live_size for one in segments(self._handle)}
+            self._left = {id_: size for id_, size in self._left.items() if id_ in left}
+            self._left[victim.id] = left.get(victim.id, 0)
             return True
         self._expire(stop, whole=eager)
         return (idle or eager) and self._forget(stop, eager=eager)
@@ -93,7 +99,9 @@ class Compactor:
         return max((one.id for one in segments(self._handle)), default=0)
 
     def _may(self, one: Segment, newest: int) -> bool:
-        return one.sealed and one.live_size > 0 and one.id <= newest and one.id not in self._damaged
+        if not one.sealed or one.live_size == 0 or one.id > newest:
+            return False
+        return one.id not in self._damaged and self._left.get(one.id) != one.live_size
 
     def wants_checkpoint(self) -> bool:
         """Emptied segments have become so many that the disk should have them back."""

@@ -136,3 +136,20 @@ def test_the_catalog_is_not_needed_after_compaction(path: Path, catalog: str) ->
         (path / "catalog.mdb").unlink()
     with kvsvr.open(path) as db:
         assert {key: db.get_versioned(key) for key in db} == expected
+
+
+def test_rows_that_a_snapshot_keeps_are_not_moved_over_and_over(path: Path) -> None:
+    """A dropped table is swept when the snapshots before the drop have ended: until then its rows stay where they
+    are, and compaction must not come back to them without end."""
+    with kvsvr.open(path, sync="none", compaction=False) as db:
+        for n in range(COUNT):
+            db.table(b"t").put(b"%d" % n, VALUE)
+            db.put(b"k%d" % (n % 100), VALUE)
+        with db.snapshot() as snapshot:
+            db.table(b"t").drop()
+            db.compact()
+            count = db.stats()["compacted_count"]
+            assert count <= db.stats()["segment_count"] + 8
+            assert len(list(snapshot.table(b"t").rows())) == COUNT
+        db.compact()
+        assert db.stats()["flow_size"] < 4 * SMALL
