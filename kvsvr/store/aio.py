@@ -35,9 +35,11 @@ from typing import Any, Final, Generic, TypeVar, overload
 
 from kvsvr.errors import ClosedError, KvError, UsageError, VersionConflict, shown
 from kvsvr.native import LATER, Handle, lib, own
+from kvsvr.store.backup import BackupReport
 from kvsvr.store.batch import Batch, Writes
 from kvsvr.store.engine import Engine, _deadline
 from kvsvr.store.transaction import ATTEMPTS, PAUSE_MAX, PAUSE_MIN, Transaction
+from kvsvr.store.verify import Progress, Report
 from kvsvr.types import BytesLike, Versioned
 
 __all__ = ["AsyncEngine", "AsyncTransaction", "Bells", "Block", "Stream"]
@@ -570,6 +572,9 @@ class AsyncEngine:
     ) -> AsyncIterator[bytes]:
         return Stream(self._engine.keys(start, stop, prefix=prefix, reverse=reverse, limit=limit))
 
+    def tables(self, prefix: BytesLike | None = None) -> AsyncIterator[bytes]:
+        return Stream(self._engine.tables(prefix))
+
     # --- the store as a whole ---
 
     async def wait(self, key: BytesLike, version: int, timeout: float | None = None) -> int:
@@ -591,6 +596,17 @@ class AsyncEngine:
 
     async def refresh(self) -> int:
         return await in_thread(self._engine.refresh)
+
+    async def compact(self) -> None:
+        await in_thread(self._engine.compact)
+
+    async def backup(self, path: str | os.PathLike[str], *, progress: Progress | None = None) -> BackupReport:
+        """As Engine.backup; `progress` is called in a thread."""
+        return await in_thread(self._engine.backup, path, progress=progress)
+
+    async def verify(self, *, progress: Progress | None = None) -> Report:
+        """As Engine.verify; `progress` is called in a thread."""
+        return await in_thread(self._engine.verify, progress=progress)
 
     async def stats(self) -> dict[str, Any]:
         return await in_thread(self._engine.stats)

@@ -40,6 +40,7 @@ SMALL_COUNT: Final = 32
 FORGET_COUNT: Final = 4096
 FORGET_SHARE: Final = 0.1
 """Tombstones are looked through when there are so many, and so large a part of the index."""
+SEGMENT_MAX: Final = 0xFFFFFFFF
 PIECES_MORE: Final = 4
 """Besides its segments, what a store has for compact(): tables to sweep, tombstones to forget."""
 
@@ -58,35 +59,49 @@ class Compactor:
     def __init__(self, handle: Handle) -> None:
         self._handle = handle
         self._damaged: set[int] = set()
-        self._left: set[int] = set()
-        """Segments that were compacted and are not empty: rows of dropped tables wait for a sweep."""
+        # Live bytes that stayed behind, by segment: rows of a dropped table, which wait for a snapshot to end. Tried
+        # again as soon as it is another number.
+        self._left: dict[int, int] = {}
         self._sequence = -1
         self._forgotten_at = 0
         self._expire_cursor = 0
         self.compacted_count = 0
         self.moved_size = 0
 
-    def work(self, stop: Callable[[], bool], *, eager: bool = False) -> bool:
-        """One piece of work; whether there was one. `stop` is asked between steps."""
+    def work(self, stop: Callable[[], bool], *, eager: bool = False, newest: int = SEGMENT_MAX) -> bool:
+        """One piece of work, on segments up to `newest`; whether there was one. `stop` is asked between steps."""
         if self._sweep(stop):
             return True
         idle = self._is_idle()
         target, share = EAGER if eager else IDLE if idle else BUSY
-        victim = _victim(segments(self._handle), self._damaged | self._left, target, share, eager=eager)
+        found = segments(self._handle)
+        victim = _victim(found, [one for one in found[:-1] if self._may(one, newest)], target, share, eager=eager)
         if victim is not None:
             self._compact(victim.id, stop)
+            left = {one.id: one.live_size for one in segments(self._handle)}
+            self._left = {id_: size for id_, size in self._left.items() if id_ in left}
+            self._left[victim.id] = left.get(victim.id, 0)
             return True
         self._expire(stop, whole=eager)
         return (idle or eager) and self._forget(stop, eager=eager)
 
-    def work_through(self, stop: Callable[[], bool]) -> bool:
-        """All that can be had of the segments there are now; whether there was any. Bounded, because a writer that
+    def work_through(self, stop: Callable[[], bool], newest: int) -> bool:
+        """All that can be had of segments up to `newest`; whether there was any. Bounded, because a writer that
         overwrites at full speed makes more meanwhile."""
         pieces = len(segments(self._handle)) + PIECES_MORE
         count = 0
-        while count < pieces and self.work(stop, eager=True):
+        while count < pieces and self.work(stop, eager=True, newest=newest):
             count += 1
         return count > 0
+
+    def newest(self) -> int:
+        """The newest segment there is."""
+        return max((one.id for one in segments(self._handle)), default=0)
+
+    def _may(self, one: Segment, newest: int) -> bool:
+        if not one.sealed or one.live_size == 0 or one.id > newest:
+            return False
+        return one.id not in self._damaged and self._left.get(one.id) != one.live_size
 
     def wants_checkpoint(self) -> bool:
         """Emptied segments have become so many that the disk should have them back."""
@@ -108,8 +123,6 @@ class Compactor:
             worked = False
             while not stop() and sweep.step():
                 worked = True
-        if worked:
-            self._left.clear()
         return worked
 
     def _compact(self, segment: int, stop: Callable[[], bool]) -> None:
@@ -119,8 +132,6 @@ class Compactor:
                     pass
                 self.moved_size += compaction.moved_size
             self.compacted_count += 1
-            # Whatever the reason, the same again would do no better: not before something was swept.
-            self._left.update(one.id for one in segments(self._handle) if one.id == segment and one.live_size)
         except (CorruptionError, DiskError) as error:
             if isinstance(error, DiskError) and error.full:
                 raise  # There may be room later: the segment is as good as it was.
@@ -162,10 +173,11 @@ def _figures(found: list[Segment]) -> _Figures:
     )
 
 
-def _victim(found: list[Segment], left: set[int], target: float, share: float, *, eager: bool) -> Segment | None:
+def _victim(
+    found: list[Segment], candidates: list[Segment], target: float, share: float, *, eager: bool
+) -> Segment | None:
     """The segment to compact next; None: none is worth it."""
     figures = _figures(found)
-    candidates = [one for one in found[:-1] if one.sealed and one.live_size and one.id not in left]
     if not candidates:
         return None
     small = figures.size // (4 * len(found)) if len(found) > SMALL_COUNT else 0

@@ -129,11 +129,12 @@ class Housekeeper:
     def compact(self) -> None:
         """All that can be had, now. What a snapshot or backup holds on to stays."""
         with self.alone:
+            newest = self._compactor.newest()
             for _ in range(COMPACT_ROUNDS):
                 # First: it also seals what is full, which with sync="none" nobody may have done yet.
                 if self._stopping or not self.checkpoint(give_up=True):
                     break
-                worked = self._compactor.work_through(self._is_stopping)
+                worked = self._compactor.work_through(self._is_stopping, newest)
                 if not worked and not self._compactor.has_empty():
                     break
         if self._failure is not None:

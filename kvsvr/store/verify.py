@@ -63,6 +63,8 @@ class Report:
     damages: list[Damage] = field(default_factory=list)
     differences: list[str] = field(default_factory=list)
     """Where index, order or counters say something else than the flow."""
+    notes: list[str] = field(default_factory=list)
+    """What every opener does without, and makes anew: a catalog or checkpoint that cannot be used. No damage."""
     key_count: int = 0
     table_count: int = 0
     row_count: int = 0
@@ -101,7 +103,7 @@ def verify(path: str | os.PathLike[str], *, progress: Progress | None = None) ->
             kept: Handle | CorruptionError = open_kept(directory)
         except CorruptionError as error:
             kept = error
-        return compare(directory, kept, progress=progress)
+        return compare(directory, kept, notes=_notes(directory, kept), progress=progress)
 
 
 @contextmanager
@@ -122,29 +124,49 @@ def _alone(directory: str) -> Iterator[None]:
         os.close(descriptor)
 
 
+def _notes(directory: str, kept: Handle | CorruptionError) -> list[str]:
+    catalog = Catalog(directory)
+    described = catalog.checkpoint()
+    notes = [] if catalog.note is None else [f"the catalog is not used: {catalog.note}"]
+    if described is not None and isinstance(kept, Handle) and not kept.measure_one("used_checkpoint"):
+        notes.append("the checkpoint does not fit the flow or its files: the flow was read instead")
+    return notes
+
+
 def open_kept(path: str, *, until: Position = EVERYTHING) -> Handle:
     """As every opener does it."""
     return Handle(path, Config(readonly=True), Catalog(path).checkpoint(), until=until)
 
 
 def compare(
-    path: str, kept: Handle | CorruptionError, *, until: Position = EVERYTHING, progress: Progress | None = None
+    path: str,
+    kept: Handle | CorruptionError,
+    *,
+    until: Position = EVERYTHING,
+    notes: list[str] | None = None,
+    progress: Progress | None = None,
 ) -> Report:
     """Compares what an opener got, which is given back, with what the flow holds up to a position."""
     begun = time.monotonic()
-    report = Report(path)
+    report = Report(path, notes=notes or [])
     try:
         rebuilt = Handle(path, Config(readonly=True), None, salvage=True, until=until)
         try:
             report.damages += _damages(rebuilt)
             report.record_count = rebuilt.measure_one("replayed_count")
             report.differences += [f"rebuilt from the flow: {line}" for line in audit(rebuilt)]
+            listed = False
             if isinstance(kept, CorruptionError):
                 if not report.damages:
                     report.damages.append(Damage("", 0, 0, str(kept)))
             else:
-                report.differences += audit(kept)
-                _Comparison(report, _View(kept), _View(rebuilt), progress).run()
+                try:
+                    report.differences += audit(kept)
+                except CorruptionError as error:
+                    report.damages.append(Damage("index", 0, 0, f"a file of the index: {error.what}"))
+                listed = _Comparison(report, _View(kept), _View(rebuilt), progress).run()
+            if not listed:  # What is left is read all the same: value files may be damaged, too.
+                _Comparison(report, _View(rebuilt), _View(rebuilt), progress).run()
         finally:
             rebuilt.free()
     finally:
@@ -174,7 +196,9 @@ class _Comparison:
         self._done = 0
         self._total = kept.name_count
 
-    def run(self) -> None:
+    def run(self) -> bool:
+        """False: a name could not be listed, nor those behind it."""
+        self._report.key_count = self._report.table_count = self._report.row_count = 0
         try:
             listed = _listed(self._kept, self._rebuilt)
             for key in listed:
@@ -185,6 +209,8 @@ class _Comparison:
                 self._table(key)
         except CorruptionError as error:
             self._damaged(error)
+            return False
+        return True
 
     def _table(self, key: bytes) -> None:
         self._same(f"table {key!r}", lambda view: (view.table(key).version, len(view.table(key))))
@@ -258,16 +284,24 @@ def salvage(
         view = _View(handle)
         with open_store(target) as db:
             for done, (key, row, found) in enumerate(_left_over(view, result), 1):
-                ttl = None if found.expires_at is None else max(0.001, found.expires_at - time.time())
+                ttl = _left(found.expires_at)
                 if row is None:
                     db.put(key, found.value, ttl=ttl)
                 else:
                     db.table(key).put(row, found.value, ttl=ttl)
                 if progress is not None and done % PROGRESS_EVERY == 0:
                     progress(done, max(done, view.name_count))
+            for key in view.tables():  # Behind their rows, the first of which brought them into being.
+                ttl = _left(view.table(key).expires_at)
+                if ttl is not None:
+                    db.expire(key, ttl)
         return result
     finally:
         handle.free()
+
+
+def _left(expires_at: float | None) -> float | None:
+    return None if expires_at is None else max(0.001, expires_at - time.time())
 
 
 def _left_over(view: _View, result: Salvage) -> Iterator[tuple[bytes, bytes | None, Versioned]]:

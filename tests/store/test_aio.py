@@ -70,7 +70,7 @@ def eventfd_count() -> int:
 # What a coroutine cannot be, or what has no use for one: at hand on the Engine itself.
 NOT_AWAITED = {"aio"}
 # Their twins come with them.
-NOT_YET = {"table", "tables", "snapshot", "compact", "backup", "verify"}
+NOT_YET = {"table", "snapshot"}
 
 
 def public(owner: type) -> set[str]:
@@ -185,6 +185,19 @@ def test_every_call_answers_as_the_engine(tmp_path: Path, any_db: kvsvr.Engine) 
 
     with kvsvr.open(tmp_path / "twin", sync="batch") as db:
         run(body(db))
+
+
+def test_work_on_the_whole_store_is_awaited(db: kvsvr.Engine, tmp_path: Path) -> None:
+    """tables, compact, verify and backup: the Engine's own, in a thread."""
+
+    async def body() -> None:
+        db.table(b"t").put(b"r", b"v")
+        assert [key async for key in db.aio.tables()] == [b"t"]
+        await db.aio.compact()
+        assert (await db.aio.verify()).ok
+        assert (await db.aio.backup(tmp_path / "copy")).file_count >= 1
+
+    run(body())
 
 
 # --- durability ---

@@ -49,6 +49,8 @@ def _tell(report: Report, saved: Salvage | None) -> None:
     damages = [f"{one.file or 'store'} at {one.offset}, {one.size} bytes: {one.what}" for one in report.damages]
     for line in (damages + report.differences)[:SHOWN_MAX]:
         say(f"  {line}")
+    for line in report.notes:
+        say(f"  note: {line}")
     more = len(report.damages) + len(report.differences) - SHOWN_MAX
     if more > 0:
         say(f"  and {more} more")

@@ -356,3 +356,45 @@ def test_the_document_tells_the_truth(tmp_path: Path) -> None:
         wanted = re.sub("^    ", "", expected, flags=re.MULTILINE)
         pattern = re.escape(wanted.strip("\n")).replace(re.escape("..."), "(.|\n)*")
         assert re.fullmatch(pattern, told.strip("\n")), (command, told, wanted)
+
+
+# --- verify, backup and restore ---
+
+
+def test_verify_tells_sound_from_damaged(path: Path, run: Run) -> None:
+    """Exit code 0 or 4; the file is named; what can be read is salvaged."""
+    with kvsvr.open(path) as db:
+        db.put_many((b"%d" % n, b"v" * 100) for n in range(100))
+    assert run("verify", path).exit_code == 0
+    assert json.loads(run("verify", path, "--json").stdout)["ok"] is True
+    segment = next((path / "flow").iterdir())
+    content = bytearray(segment.read_bytes())
+    content[4096 + 150] ^= 1
+    segment.write_bytes(content)
+    result = run("verify", path, "--salvage", path.with_name("saved"))
+    assert (result.exit_code, result.stdout) == (4, "")
+    assert segment.name in result.stderr
+    assert json.loads(run("verify", path, "--json").stdout)["damages"][0]["file"] == f"flow/{segment.name}"
+    with kvsvr.open(path.with_name("saved"), readonly=True) as db:
+        assert len(db) == 99
+
+
+def test_verify_notes_a_catalog_that_is_of_no_use(path: Path, run: Run) -> None:
+    kvsvr.open(path).close()
+    (path / "catalog.mdb").write_bytes(b"nonsense")
+    result = run("verify", path)
+    assert result.exit_code == 0
+    assert "catalog" in result.stderr
+
+
+def test_a_backup_is_restored(path: Path, run: Run) -> None:
+    """And is refused where something is already (2), is missing (2), or was damaged (4)."""
+    run("put", path, "a", "1")
+    copy, restored = path.with_name("copy"), path.with_name("restored")
+    assert json.loads(run("backup", path, copy, "--json").stdout)["file_count"] >= 1
+    assert run("backup", path, copy).exit_code == 2
+    assert run("restore", copy, restored).exit_code == 0
+    assert run("get", restored, "a").stdout == "1"
+    assert run("restore", path, path.with_name("other")).exit_code == 2
+    (copy / "backup.json").write_text("{")
+    assert run("restore", copy, path.with_name("other")).exit_code == 4
