@@ -33,6 +33,7 @@ import xxhash
 import kvsvr
 
 KILL_COUNT = int(os.environ.get("KVSVR_KILLS", "30"))
+CHURN_COUNT = max(8, KILL_COUNT // 5)
 SYNC_MODES = ("none", "batch", "always")
 
 # flow_internal.h: the header page of a segment.
@@ -209,6 +210,85 @@ def test_killed_writers_lose_nothing_acknowledged(tmp_path: Path) -> None:
         f"reopened in {statistics.median(reopened_ms):.1f} ms (median), {max(reopened_ms):.1f} ms (max)"
     )
     assert all(one.acknowledged_count for one in known.values())
+
+
+# Overwrites a few hundred keys, fills tables and drops them, holds snapshots: compaction never rests. A line says up to
+# which number everything is done, and what compaction and checkpoints have done in this life.
+CHURNER = """
+import sys, kvsvr
+KEYS, ROUND, ACK = 300, 2000, 25
+number = int(sys.argv[2])
+with kvsvr.open(sys.argv[1], sync="none", checkpoint_size=1 << 20) as db:
+    held = None
+    while True:
+        number += 1
+        db.put(b"k%d" % (number % KEYS), b"%d " % number * 600)
+        if number % 10 == 0:
+            db.table(b"t%d" % (number // ROUND)).append(b"%d" % number)
+        if number % ROUND == 0:
+            db.table(b"t%d" % (number // ROUND - 1)).drop()
+        if number % (3 * ROUND) == 0:
+            if held is not None:
+                held.close()
+            held = db.snapshot()
+        if number % ACK == 0:
+            s = db.stats()
+            print(number, s["removed_count"], s["checkpoint_count"], s["run_count"], flush=True)
+"""
+CHURN_KEYS, CHURN_ROUND = 300, 2000
+
+
+def churn_until_killed(path: Path, number: int, seconds: float) -> list[int]:
+    """The last line of a churner that goes on from `number` and is killed after a while."""
+    last = [number, 0, 0, 0]
+    with process(CHURNER, path, number) as (child, lines):
+        killer = threading.Timer(seconds, child.kill)
+        killer.start()
+        for line in lines:
+            if line.endswith("\n") and line.count(" ") == 3:
+                last = [int(word) for word in line.split()]
+        killer.join()
+        child.wait()
+    return last
+
+
+def check_churned(db: kvsvr.Engine, number: int) -> int:
+    """Everything up to `number` is there; what was written last."""
+    newest = number
+    for key in range(min(CHURN_KEYS, number)):
+        word, _, rest = db[b"k%d" % key].partition(b" ")
+        written = int(word)
+        assert rest == (word + b" ") * 599
+        assert written % CHURN_KEYS == key
+        assert written > number - CHURN_KEYS, "an acknowledged value is lost"
+        newest = max(newest, written)
+    current = number // CHURN_ROUND
+    rows = [int(value) for _, value in db.table(b"t%d" % current).rows()]
+    first = max(10, -(-current * CHURN_ROUND // 10) * 10)
+    expected = list(range(first, number + 1, 10))
+    assert rows[: len(expected)] == expected, "an acknowledged row is lost, or one appears that nobody wrote"
+    assert len(rows) <= len(expected) + (newest - number) // 10 + 1
+    assert all(int(key[1:]) >= current - 1 for key in db.tables()), "a dropped table came back"
+    return newest
+
+
+def test_killed_amid_compaction_nothing_acknowledged_is_lost(tmp_path: Path) -> None:
+    """kill -9 while segments are compacted and removed, dropped tables swept, runs merged and checkpoints made."""
+    draw = random.Random(21)
+    path, number = tmp_path / "store", 0
+    removed = checkpoints = 0
+    for _ in range(CHURN_COUNT):
+        number, gone, made, _runs = churn_until_killed(path, number, 0.5 + draw.random())
+        removed, checkpoints = removed + gone, checkpoints + made
+        if draw.random() < 0.2:
+            (path / "catalog.mdb").unlink(missing_ok=True)
+        with kvsvr.open(path, readonly=draw.random() < 0.3) as db:
+            number = check_churned(db, number)
+    print(
+        f"\nkill -9 amid compaction: {CHURN_COUNT} kills at {number} writes, {removed} segments removed, "
+        f"{checkpoints} checkpoints"
+    )
+    assert removed > CHURN_COUNT
 
 
 # --- two openers ---
