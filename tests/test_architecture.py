@@ -33,7 +33,7 @@ SOLE_IMPORTERS: dict[str, set[str]] = {
 SOCKETS = {"socket", "socketserver", "asyncio", "http", "ssl"}
 SOCKET_FLOORS = {"kvsvr.node", "kvsvr.gateway", "kvsvr.ops"}
 # An event loop to wait in, and nothing on the network.
-WAITING = {"asyncio": {"kvsvr.store.aio"}}
+WAITING = {"asyncio": {"kvsvr.store.aio", "kvsvr.store.aio_threads"}}
 
 # What the extra `cli` brings: a program that embeds a store shall not need it.
 TERMINAL = {"click", "rich"}

@@ -35,9 +35,12 @@ from typing import Any, Final, Generic, TypeVar, overload
 
 from kvsvr.errors import ClosedError, KvError, UsageError, VersionConflict, shown
 from kvsvr.native import LATER, Handle, lib, own
+from kvsvr.store.aio_tables import AsyncSnapshot, AsyncTable
+from kvsvr.store.aio_threads import LARGE_SIZE, MANY_COUNT, Stream, in_thread, size_of
 from kvsvr.store.backup import BackupReport
 from kvsvr.store.batch import Batch, Writes
 from kvsvr.store.engine import Engine, _deadline
+from kvsvr.store.table import TableReads
 from kvsvr.store.transaction import ATTEMPTS, PAUSE_MAX, PAUSE_MIN, Transaction
 from kvsvr.store.verify import Progress, Report
 from kvsvr.types import BytesLike, Versioned
@@ -48,24 +51,10 @@ T = TypeVar("T")
 E = TypeVar("E")
 W = TypeVar("W")
 
-# Up to here the copy takes less than handing it to a thread and hearing of its end does.
-LARGE_SIZE: Final = 256 << 10
-# The same for calls with many keys, which cost Python a microsecond a key.
-MANY_COUNT: Final = 128
 # How many waiters are looked after before the loop gets its turn: a write may concern thousands of them.
 LOOK_COUNT_MAX: Final = 128
-# How many entries of a scan are fetched at a time, the first time and later: `async for` takes what was fetched without
-# giving the loop its turn.
-FETCH_COUNTS: Final = (32, 128, 256)
 # Another process writes, and nobody here is told.
 POLL_SECONDS: Final = 0.005
-
-
-async def in_thread(call: Callable[..., T], *arguments: Any, **named: Any) -> T:
-    """Calls it in a thread of the loop's executor. Shielded: a call that waits for its thread is not dropped with who
-    waits for it."""
-    loop = asyncio.get_running_loop()
-    return await asyncio.shield(loop.run_in_executor(None, partial(call, *arguments, **named)))
 
 
 # --- being told ---
@@ -347,55 +336,6 @@ class Block(Generic[W]):
         return len(operations) <= MANY_COUNT and size <= LARGE_SIZE
 
 
-# --- iterating ---
-
-
-class Stream(Generic[E]):
-    """A plain iterator for `async for`: its entries are fetched in a thread, some at a time.
-
-    Nothing is fetched ahead, so it may be dropped at any entry. For one task at a time.
-    """
-
-    __slots__ = ("_count", "_ended", "_fetch", "_page", "_source")
-
-    def __init__(self, source: Iterator[E]) -> None:
-        self._source = source
-        self._page: Iterator[E] = iter(())
-        self._count = 0
-        self._fetch: asyncio.Future[list[E]] | None = None
-        self._ended = False
-
-    def __aiter__(self) -> Stream[E]:
-        return self
-
-    async def __anext__(self) -> E:
-        for entry in self._page:
-            return entry
-        if not self._ended:
-            self._page = iter(await self._next_page())
-            for entry in self._page:
-                return entry
-        raise StopAsyncIteration
-
-    async def _next_page(self) -> list[E]:
-        if self._fetch is None:
-            self._count = next((count for count in FETCH_COUNTS if count > self._count), FETCH_COUNTS[-1])
-            self._fetch = asyncio.get_running_loop().run_in_executor(None, self._take)
-        try:
-            page = await asyncio.shield(self._fetch)
-        except asyncio.CancelledError:
-            raise  # The page that is under way is kept for whoever goes on: it is gone from the iterator.
-        except BaseException:
-            self._fetch = None
-            raise
-        self._fetch = None
-        self._ended = len(page) < self._count
-        return page
-
-    def _take(self) -> list[E]:
-        return list(islice(self._source, self._count))
-
-
 # --- the engine ---
 
 
@@ -443,7 +383,7 @@ class AsyncEngine:
         return self._engine.get_versioned(key)
 
     async def put(self, key: BytesLike, value: BytesLike, *, ttl: float | None = None, durable: bool = False) -> int:
-        if _size_of(value) > LARGE_SIZE:
+        if size_of(value) > LARGE_SIZE:
             return await in_thread(self._engine.put, key, value, ttl=ttl, durable=durable)
         version = self._engine.put(key, value, ttl=ttl, durable=LATER)
         await self._settled(durable)
@@ -457,7 +397,7 @@ class AsyncEngine:
     async def cas(
         self, key: BytesLike, value: BytesLike, version: int, *, ttl: float | None = None, durable: bool = False
     ) -> int:
-        if _size_of(value) > LARGE_SIZE:
+        if size_of(value) > LARGE_SIZE:
             return await in_thread(self._engine.cas, key, value, version, ttl=ttl, durable=durable)
         new_version = self._engine.cas(key, value, version, ttl=ttl, durable=LATER)
         await self._settled(durable)
@@ -469,7 +409,7 @@ class AsyncEngine:
         return number
 
     async def append(self, key: BytesLike, data: BytesLike, *, ttl: float | None = None, durable: bool = False) -> int:
-        if self._size(key) + _size_of(data) > LARGE_SIZE:
+        if self._size(key) + size_of(data) > LARGE_SIZE:
             return await in_thread(self._engine.append, key, data, ttl=ttl, durable=durable)
         size = self._engine.append(key, data, ttl=ttl, durable=LATER)
         await self._settled(durable)
@@ -502,7 +442,7 @@ class AsyncEngine:
         if isinstance(pairs, Mapping):
             return self._engine.put_many(pairs, ttl=ttl)  # Refused, and there is one who says so.
         wanted = list(pairs)
-        is_small = len(wanted) <= MANY_COUNT and sum(_size_of(value) for _, value in wanted) <= LARGE_SIZE
+        is_small = len(wanted) <= MANY_COUNT and sum(size_of(value) for _, value in wanted) <= LARGE_SIZE
         return await self._many(self._engine.put_many, wanted, is_small, durable, ttl=ttl)
 
     async def delete_many(self, keys: Iterable[BytesLike], *, durable: bool = False) -> int:
@@ -575,11 +515,17 @@ class AsyncEngine:
     def tables(self, prefix: BytesLike | None = None) -> AsyncIterator[bytes]:
         return Stream(self._engine.tables(prefix))
 
+    def table(self, key: BytesLike) -> AsyncTable:
+        return AsyncTable(self._engine.table(key), self._settled)
+
+    def snapshot(self) -> AsyncSnapshot:
+        return AsyncSnapshot(self._engine.snapshot())
+
     # --- the store as a whole ---
 
-    async def wait(self, key: BytesLike, version: int, timeout: float | None = None) -> int:
+    async def wait(self, key: BytesLike | TableReads | AsyncTable, version: int, timeout: float | None = None) -> int:
         """As Engine.wait, and no thread waits. Read-only, it looks every few milliseconds."""
-        deadline, name = _deadline(timeout), own(key)
+        deadline, name = _deadline(timeout), own(key.key if isinstance(key, TableReads | AsyncTable) else key)
         look = partial(self._engine.wait, name, version, 0)
         if self._engine._config.readonly:
             return await _poll(look, version, deadline)
@@ -637,16 +583,6 @@ async def _poll(look: Callable[[], int], version: int, deadline: float | None) -
         if current > version or (deadline is not None and time.monotonic() >= deadline):
             return current
         await asyncio.sleep(POLL_SECONDS)
-
-
-def _size_of(value: object) -> int:
-    """Bytes of a value; 0 for what is none, which whoever takes it refuses."""
-    if isinstance(value, bytes | bytearray):
-        return len(value)
-    try:
-        return memoryview(value).nbytes  # type: ignore[arg-type]
-    except TypeError:
-        return 0
 
 
 def _listed(keys: Iterable[BytesLike]) -> list[BytesLike]:

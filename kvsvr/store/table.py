@@ -63,6 +63,15 @@ class TableReads:
         handle.release(caller)
         return value
 
+    def size_of(self, row: BytesLike) -> int:
+        """The size of a row's value, without reading it; 0 if it is absent, or where something is wrong, which whoever
+        reads it is told."""
+        name = row_of(row)
+        caller = self._handle.take()
+        size: int = lib.kv_row_look(caller.pointer, self._key, len(self._key), name, len(name))
+        self._handle.release(caller)
+        return max(0, size)
+
     def get_versioned(self, row: BytesLike) -> Versioned | None:
         """The value with its version and expiry, all of one moment; None if the row is absent."""
         name = row_of(row)

@@ -195,6 +195,10 @@ kv_result kv_row_get(kv_caller *c, const uint8_t *table, size_t table_size, cons
     return store_read(c, &(name){.table = table, .table_size = table_size, .key = row, .key_size = row_size}, read_value);
 }
 
+kv_result kv_row_look(kv_caller *c, const uint8_t *table, size_t table_size, const uint8_t *row, size_t row_size) {
+    return store_read(c, &(name){.table = table, .table_size = table_size, .key = row, .key_size = row_size}, read_size);
+}
+
 kv_result kv_look(kv_caller *c, const uint8_t *key, size_t key_size) {
     return store_read(c, &(name){.key = key, .key_size = key_size}, read_size);
 }

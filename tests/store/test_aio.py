@@ -21,7 +21,10 @@ from typing import Any, TypeVar
 import pytest
 
 import kvsvr
-from kvsvr.store.aio import LARGE_SIZE, LOOK_COUNT_MAX, MANY_COUNT, AsyncEngine, AsyncTransaction, Bell, Stream
+from kvsvr.store import TableReads
+from kvsvr.store.aio import LOOK_COUNT_MAX, AsyncEngine, AsyncTransaction, Bell
+from kvsvr.store.aio_tables import AsyncSnapshot, AsyncTable, AsyncTableReads
+from kvsvr.store.aio_threads import LARGE_SIZE, MANY_COUNT, Stream
 
 T = TypeVar("T")
 
@@ -69,8 +72,12 @@ def eventfd_count() -> int:
 
 # What a coroutine cannot be, or what has no use for one: at hand on the Engine itself.
 NOT_AWAITED = {"aio"}
-# Their twins come with them.
-NOT_YET = {"table", "snapshot"}
+TWINS = (
+    (AsyncEngine, kvsvr.Engine),
+    (AsyncTableReads, TableReads),
+    (AsyncTable, kvsvr.Table),
+    (AsyncSnapshot, kvsvr.Snapshot),
+)
 
 
 def public(owner: type) -> set[str]:
@@ -78,13 +85,23 @@ def public(owner: type) -> set[str]:
 
 
 def test_every_method_of_the_engine_has_a_twin() -> None:
-    assert public(kvsvr.Engine) - NOT_AWAITED - NOT_YET <= public(AsyncEngine)
+    assert public(kvsvr.Engine) - NOT_AWAITED <= public(AsyncEngine)
+    assert public(kvsvr.Table) <= public(AsyncTable)
+    assert public(TableReads) - {"size_of"} <= public(AsyncTableReads)
 
 
-@pytest.mark.parametrize("name", sorted(public(AsyncEngine)))
-def test_a_twin_takes_the_same_arguments(name: str) -> None:
-    ours = inspect.signature(getattr(AsyncEngine, name)).parameters
-    theirs = inspect.signature(getattr(kvsvr.Engine, name)).parameters
+@pytest.mark.parametrize(
+    ("ours_", "theirs_", "name"),
+    [
+        (ours, theirs, name)
+        for ours, theirs in TWINS
+        for name in sorted(public(ours))
+        if not isinstance(getattr(ours, name), property)
+    ],
+)
+def test_a_twin_takes_the_same_arguments(ours_: type, theirs_: type, name: str) -> None:
+    ours = inspect.signature(getattr(ours_, name)).parameters
+    theirs = inspect.signature(getattr(theirs_, name)).parameters
     assert [(p.name, p.kind, p.default) for p in ours.values()] == [
         (p.name, p.kind, p.default) for p in theirs.values()
     ]
@@ -908,3 +925,76 @@ def test_a_forked_child_is_refused(any_db: kvsvr.Engine) -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     run(awaited(any_db.aio.put(b"l", b"parent", durable=True)))
     assert any_db[b"k"] == b"parent"
+
+
+# --- tables and snapshots ---
+
+
+def test_a_table_answers_as_its_twin(tmp_path: Path) -> None:
+    """Rows, large ones too, their order and changes; a durable write is on disk; one waits for the table."""
+
+    async def body(aio: AsyncEngine, db: kvsvr.Engine) -> None:
+        t, twin = aio.table(b"t"), db.table(b"t")
+        assert (len(t), t.version, t.expires_at, bool(t), t.key) == (0, 0, None, True, b"t")
+        version = await t.put(b"a", b"1", durable=True)
+        assert db.stats()["unsynced_size"] == 0
+        assert (await t.get(b"a"), await t.get(b"none", 7)) == (b"1", 7)
+        row = await t.append(b"appended", durable=True)
+        assert db.stats()["unsynced_size"] == 0
+        assert await t.incr(b"n", 41) == 41
+        assert await t.cas(b"a", b"2", version) > version
+        with pytest.raises(kvsvr.VersionConflict):
+            await t.cas(b"a", LARGE, version)
+        await t.put(b"large", LARGE)
+        await t.put(b"file", OWN_FILE, durable=True)
+        assert await t.get(b"large") == LARGE
+        assert await t.get_versioned(b"file") == twin.get_versioned(b"file")
+        assert await t.put_many([(b"m%d" % n, b"x") for n in range(200)], durable=True) == 200
+        assert [entry async for entry in t.rows()] == list(twin.rows())
+        assert [entry async for entry in t.keys(prefix=b"m", reverse=True)] == list(
+            twin.keys(prefix=b"m", reverse=True)
+        )
+        assert await t.last(2) == twin.last(2)
+        assert await t.changes(version, 10) == twin.changes(version, 10)
+        assert await t.delete(row)
+        assert not await t.delete(row)
+        assert await t.delete_range(b"m", b"n") == 200
+        assert await t.trim(t.version) == t.version
+        waiting = asyncio.create_task(aio.wait(t, t.version))
+        await asyncio.sleep(0)
+        newer = await t.put(b"a", b"3")
+        assert await waiting == newer
+        assert await t.drop(durable=True)
+        assert (len(t), twin.version) == (0, 0)
+
+    async def main() -> None:
+        with kvsvr.open(tmp_path / "store") as db:
+            await body(db.aio, db)
+
+    run(main())
+
+
+def test_a_snapshot_answers_as_its_twin(tmp_path: Path) -> None:
+    async def main() -> None:
+        with kvsvr.open(tmp_path / "store") as db:
+            db.put(b"a", b"1")
+            db.table(b"t").put(b"r", b"row")
+            async with db.aio.snapshot() as s:
+                db.put(b"a", b"2")
+                db.table(b"t").drop()
+                assert s.version < db.stats()["sequence"]
+                assert (await s.get(b"a"), await s.get(b"b", 7)) == (b"1", 7)
+                assert await s.get_many([b"a", b"b"]) == [b"1", None]
+                found = await s.get_versioned(b"a")
+                assert found is not None
+                assert found.value == b"1"
+                assert [key async for key in s.keys()] == [b"a"]
+                assert [pair async for pair in s.scan()] == [(b"a", b"1")]
+                assert [key async for key in s.tables()] == [b"t"]
+                assert await s.table(b"t").get(b"r") == b"row"
+                assert [pair async for pair in s.table(b"t").rows()] == [(b"r", b"row")]
+            assert db.stats()["snapshot_count"] == 0
+            with pytest.raises(kvsvr.ClosedError):
+                await s.get(b"a")
+
+    run(main())

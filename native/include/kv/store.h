@@ -97,6 +97,7 @@ kv_result kv_expire(kv_caller *c, const uint8_t *key, size_t key_size, int64_t t
 kv_result kv_row_put(kv_caller *c, const uint8_t *table, size_t table_size, const uint8_t *row, size_t row_size,
                      const uint8_t *value, size_t value_size, int64_t ttl_ms, int durable);
 kv_result kv_row_get(kv_caller *c, const uint8_t *table, size_t table_size, const uint8_t *row, size_t row_size);
+kv_result kv_row_look(kv_caller *c, const uint8_t *table, size_t table_size, const uint8_t *row, size_t row_size);
 kv_result kv_row_delete(kv_caller *c, const uint8_t *table, size_t table_size, const uint8_t *row, size_t row_size,
                         int64_t version, int durable);
 kv_result kv_row_cas(kv_caller *c, const uint8_t *table, size_t table_size, const uint8_t *row, size_t row_size,
