@@ -121,7 +121,7 @@ def segments(handle: Handle) -> list[Segment]:
             for one in out[0][0 : count[0]]
         ]
     finally:
-        lib.free(out[0])
+        lib.kv_segments_free(out[0])
 
 
 def audit(handle: Handle) -> list[str]:

@@ -540,3 +540,5 @@ kv_status kv_store_segments(kv_store *store, kv_segment_stats **out, size_t *cou
     pthread_mutex_unlock(&store->write_lock);
     return status;
 }
+
+void kv_segments_free(kv_segment_stats *segments) { free(segments); }

@@ -988,7 +988,7 @@ def test_a_snapshot_answers_as_its_twin(tmp_path: Path) -> None:
                 found = await s.get_versioned(b"a")
                 assert found is not None
                 assert found.value == b"1"
-                assert [key async for key in s.keys()] == [b"a"]
+                assert [key async for key in s.keys(limit=2)] == [b"a"]
                 assert [pair async for pair in s.scan()] == [(b"a", b"1")]
                 assert [key async for key in s.tables()] == [b"t"]
                 assert await s.table(b"t").get(b"r") == b"row"

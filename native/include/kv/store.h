@@ -309,7 +309,8 @@ typedef struct kv_segment_stats {
     uint64_t size;      /* bytes of records */
     uint64_t live_size; /* of those that count */
 } kv_segment_stats;
-kv_status kv_store_segments(kv_store *store, kv_segment_stats **out, size_t *count); /* oldest first; for free() */
+kv_status kv_store_segments(kv_store *store, kv_segment_stats **out, size_t *count); /* oldest first */
+void kv_segments_free(kv_segment_stats *segments);
 
 typedef struct kv_compaction kv_compaction;
 typedef struct kv_compacted {
