@@ -14,24 +14,44 @@ from kvsvr.errors import (
     VersionConflict,
     WrongType,
 )
-from kvsvr.store import Batch, Engine, Snapshot, Table, Transaction, open, restore, salvage
+from kvsvr.store import (
+    BackupReport,
+    Batch,
+    Damage,
+    Engine,
+    Report,
+    Salvage,
+    Snapshot,
+    Table,
+    TableReads,
+    Transaction,
+    open,
+    restore,
+    salvage,
+    verify,
+)
 from kvsvr.types import BytesLike, Changes, Store, Versioned
 
 __all__ = [
+    "BackupReport",
     "Batch",
     "BytesLike",
     "Changes",
     "ClosedError",
     "Config",
     "CorruptionError",
+    "Damage",
     "DiskError",
     "Engine",
     "KvError",
     "LockedError",
+    "Report",
+    "Salvage",
     "Snapshot",
     "SnapshotExpired",
     "Store",
     "Table",
+    "TableReads",
     "Transaction",
     "Unavailable",
     "Unknown",
@@ -42,4 +62,5 @@ __all__ = [
     "open",
     "restore",
     "salvage",
+    "verify",
 ]

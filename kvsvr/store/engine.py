@@ -348,7 +348,8 @@ class Engine(Reads):
         """Waits until the key, or the table, is newer than `version`; the version it has then.
 
         At the timeout, in seconds (None: no bound), the version it has: not above `version`. 0 means never seen; a
-        deleted key keeps the version of its deletion for a while, so deletions wake, too. Expiry wakes nobody.
+        deleted key keeps the version of its deletion for a while, so deletions wake, too. Expiry does when the store
+        gets round to deleting what has expired, some time after.
         """
         name, known = own(key.key if isinstance(key, TableReads) else key), version_of(version, least=0)
         deadline = _deadline(timeout)
@@ -372,6 +373,8 @@ class Engine(Reads):
         What open snapshots and backups hold on to stays. Reads and writes go on meanwhile.
         """
         self._refuse_readonly("compact")
+        if self._handle.closed:
+            raise ClosedError(f"{self._handle.path} was closed: open it again")
         self._keeper.compact()
 
     def backup(self, path: str | os.PathLike[str], *, progress: Progress | None = None) -> BackupReport:

@@ -178,9 +178,9 @@ class TableReads:
         some thousands, or 1 MiB. From 0 the first page reaches at least to the floor (see trim), however many rows that
         is: a snapshot's rows() and version are the cheaper start for a large table that is trimmed.
 
-        A row that expires is not a change: a copy drops what was put with a `ttl` by itself. A row put and expired
-        above `since` is `deleted`. `complete` is False where the floor is above `since`, and where `since` is of
-        a table that was dropped.
+        A row that expires is not a change at that time, so a copy drops what was put with a `ttl` by itself; it is
+        `deleted`, under a version of its own, when the store gets round to deleting it. `complete` is False where the
+        floor is above `since`, and where `since` is of a table that was dropped, or above all versions of this one.
         """
         known, most = version_of(since, least=0), limit_of(limit, least=1) or CHANGE_COUNT_MAX
         page, floor = self._change_page(known, most)
@@ -300,7 +300,8 @@ class Table(TableReads):
         """Puts the value under a new row behind all that this table ever gave; the row, 8 bytes, a big-endian number.
 
         Never given twice, also after a crash, and when the row or the whole table has gone. Numbers grow; they leave
-        gaps. int.from_bytes(row) has the number.
+        gaps. int.from_bytes(row) has the number. Rows of eight bytes that were put by hand count, as in a copy of a
+        table; others stand where their names sort, most of them behind.
         """
         content: Any = borrow(value, "value")
         expiry, key = expiry_of(ttl), self._key

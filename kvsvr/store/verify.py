@@ -21,7 +21,7 @@ from heapq import merge
 from itertools import groupby
 from pathlib import Path
 from struct import Struct
-from typing import Final
+from typing import Any, Final
 
 from kvsvr.config import Config
 from kvsvr.errors import CorruptionError, LockedError, UsageError
@@ -268,8 +268,8 @@ def salvage(
 ) -> Salvage:
     """Copies everything that can be read from a damaged store into a new one; nothing is changed in the source.
 
-    Where a record is lost, an older value of its key may be the newest that is left: the damages say where to look.
-    Versions begin anew; expiries stay.
+    Where a record is lost, so is its name, and an older value of its key may be the newest that is left: the damages
+    say where to look. Versions begin anew; expiries stay. LockedError: somebody has it open for writing.
     """
     from kvsvr.store.engine import open as open_store  # Which imports this module, for Engine.verify.
 
@@ -278,6 +278,11 @@ def salvage(
         raise UsageError(f"there is no store at {origin}: check the path")
     if target.exists() and any(target.iterdir()):
         raise UsageError(f"{target} is not empty: give a new or an empty directory")
+    with _alone(str(origin)):
+        return _salvage(origin, target, open_store, progress)
+
+
+def _salvage(origin: Path, target: Path, open_store: Callable[[Path], Any], progress: Progress | None) -> Salvage:
     handle = Handle(str(origin), Config(readonly=True), None, salvage=True)
     try:
         result = Salvage(str(target), _damages(handle))

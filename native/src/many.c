@@ -178,6 +178,7 @@ static kv_status row_plan(kv_caller *c, envelope *e, size_t i) {
         return there ? store_note_clock(c->store, (int64_t)old.record.expires_ms) : KV_OK;
     if (put && !there) one->flags |= KV_FLAG_CREATED;
     table->state.row_count += (uint64_t)((put && !there) - (!put && there));
+    if (put) row_moves_next(&table->state, one->at.key, one->at.key_size);
     table->last = i;
     table->written_count++;
     kv_record record = item_record(e, one);

@@ -252,6 +252,7 @@ kv_status store_hide(kv_store *store, const found *old); /* takes a slot out of 
 void count_live(counters *n, uint32_t segment, int64_t size);
 
 /* write.c */
+void row_moves_next(table_state *table, const uint8_t *row, size_t size); /* a row that is put */
 /* Deletes what has expired and stands in this slot, under a new version, so that the change feed and waiters hear of it.
  * *deleted: bool. Writer lock. */
 kv_status store_expire(kv_caller *c, const target *t, bool *deleted);

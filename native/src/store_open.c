@@ -257,11 +257,11 @@ static kv_status open_store(kv_store *store, const uint8_t *checkpoint, size_t s
     if (!readonly) status = retire_orphans(store);
     if (status != KV_OK) return status;
     store->was_clean = kv_flow_was_clean(store->flow);
+    if (kv_flow_sequence(store->flow) < store->checkpoint_sequence)
+        kv_flow_set_sequence(store->flow, store->checkpoint_sequence);
     if (readonly) return KV_OK;
     uint32_t tail = kv_flow_tail(store->flow).segment;
     store->generation = store->was_clean ? tail + 1 : tail;
-    if (kv_flow_sequence(store->flow) < store->checkpoint_sequence)
-        kv_flow_set_sequence(store->flow, store->checkpoint_sequence);
     status = big_sweep(store);
     if (status == KV_OK) status = checkpoint_sweep(store, checkpoint, size);
     atomic_store(&store->state, STORE_OPEN);

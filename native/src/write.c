@@ -9,6 +9,9 @@
 
 #include "store_internal.h"
 
+/* A row by hand that is above this is a name that happens to have eight bytes: numbers are not to run out for it. */
+static const uint64_t ROW_ID_LIMIT = (uint64_t)1 << 62;
+
 /* --- what every write begins and ends with --- */
 
 /* The row, in the table as it is now. No such table, no such row. */
@@ -61,6 +64,14 @@ static kv_status append_with_table(kv_caller *c, write_op *w, kv_record *row) {
     return status == KV_OK ? store_put_head(store, row, at[1], &c->answer.fault) : status;
 }
 
+/* A row that looks like one that append gave: the next of those come behind it. So in a copy of a table, made row by row,
+ * append goes on where the original was. */
+void row_moves_next(table_state *table, const uint8_t *row, size_t size) {
+    if (size != KV_ROW_ID_SIZE) return;
+    uint64_t id = __builtin_bswap64(kv_load64(row));
+    if (id < ROW_ID_LIMIT && id >= table->next_row) table->next_row = id + 1;
+}
+
 static kv_status append_row(kv_caller *c, write_op *w, kv_record *record, bool there) {
     kv_store *store = c->store;
     kv_position position;
@@ -70,6 +81,7 @@ static kv_status append_row(kv_caller *c, write_op *w, kv_record *record, bool t
     record->options |= KV_HAS_TABLE;
     record->table_id = is_new ? kv_flow_sequence(store->flow) + 1 : w->state.id;
     record->row_count = w->state.row_count + (put && !there) - (!put && there);
+    if (put) row_moves_next(&w->state, w->key, w->key_size);
     record->next_row = w->state.next_row;
     if (is_new) return append_with_table(c, w, record);
     kv_status status = store_append(store, record, &position, &used);
@@ -398,7 +410,6 @@ static kv_status step_row_append(kv_caller *c, write_op *w) {
     w->key_size = KV_ROW_ID_SIZE;
     if (status == KV_OK) status = row_begin(c, w, &alive);
     if (status != KV_OK) return status;
-    w->state.next_row = id + 1;
     kv_record record = {.kind = KV_KIND_PUT, .flags = w->flags, .value = w->value, .value_size = (uint32_t)w->value_size};
     record.expires_ms = (uint64_t)store_deadline(c->store, w->ttl_ms);
     c->answer.number = (int64_t)id;

@@ -85,6 +85,22 @@ def test_a_snapshot_never_changes(tmp_path: Path, ttl: float | None, compaction:
         assert db.stats()["snapshot_count"] == 0
 
 
+def test_a_reader_has_snapshots_too(tmp_path: Path) -> None:
+    """Also one that opens a store that was closed, and replays nothing."""
+    with kvsvr.open(tmp_path / "store") as db:
+        version = db.put(b"k", b"1")
+        db.table(b"t").put(b"r", b"row")
+    with kvsvr.open(tmp_path / "store", readonly=True) as reader, reader.snapshot() as s:
+        assert s.version > version
+        assert (s.get(b"k"), list(s), s.table(b"t").get(b"r")) == (b"1", [b"k"], b"row")
+        assert reader.stats()["sequence"] == s.version
+        with kvsvr.open(tmp_path / "store") as db:
+            db.put(b"k", b"2")
+            db.sync()
+            assert reader.refresh() == 1
+        assert (reader.get(b"k"), s.get(b"k")) == (b"2", b"1")
+
+
 def test_a_snapshot_reads_as_the_store_does(tmp_path: Path) -> None:
     with kvsvr.open(tmp_path / "store") as db:
         version = db.put(b"a", b"1", ttl=1000)

@@ -711,3 +711,22 @@ def test_a_large_table_and_many_small_ones(tmp_path: Path) -> None:
         assert (stats["table_count"], stats["row_count"]) == (table_count + 1, count + 3 * table_count)
         assert large.drop()
         assert (len(large), list(large.rows(limit=1))) == (0, [])
+
+
+def test_a_copy_of_a_table_goes_on_where_the_original_was(tmp_path: Path) -> None:
+    """Rows of append, put one by one into another store: what is appended there comes behind them."""
+    with kvsvr.open(tmp_path / "a") as a, kvsvr.open(tmp_path / "b") as b:
+        for n in range(1000):
+            a.table(b"t").append(b"%d" % n)
+        kept = a.table(b"t").last(2)
+        b.table(b"one by one").put(*kept[0])
+        b.table(b"one by one").put(*kept[1])
+        b.table(b"many").put_many(kept)
+        with b.batch() as batch:
+            for row, value in kept:
+                batch.table(b"batch").put(row, value)
+        for key in (b"one by one", b"many", b"batch"):
+            t = b.table(key)
+            t.put(b"\xff" * 8, b"a name of eight bytes")
+            assert t.append(b"new") > kept[1][0]
+            assert [value for _, value in t.rows()] == [kept[0][1], kept[1][1], b"new", b"a name of eight bytes"]

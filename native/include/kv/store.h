@@ -104,7 +104,8 @@ kv_result kv_row_cas(kv_caller *c, const uint8_t *table, size_t table_size, cons
                      const uint8_t *value, size_t value_size, uint64_t version, int64_t ttl_ms, int durable);
 kv_result kv_row_incr(kv_caller *c, const uint8_t *table, size_t table_size, const uint8_t *row, size_t row_size,
                       int64_t by, int64_t ttl_ms, int durable);
-/* Under a row of its own, 8 bytes, big-endian: answer.number. Above all that this table was ever given this way. */
+/* Under a row of its own, 8 bytes, big-endian: answer.number. Above all that this table was ever given this way, and above
+ * rows of 8 bytes that were put by hand (as in a copy), up to 2 to the 62. */
 kv_result kv_row_append(kv_caller *c, const uint8_t *table, size_t table_size, const uint8_t *value, size_t value_size,
                         int64_t ttl_ms, int durable);
 
