@@ -138,6 +138,12 @@ def row_fields(row: bytes, value: bytes | None = None, *, table: bytes | None = 
     return {name: text for name, (text, _) in texts.items()} | {"encoding": _row_encoding(binary)}
 
 
+def table_fields(key: bytes) -> dict[str, str]:
+    """The key of a table as text, with the encoding."""
+    text, is_binary = _text(key, False)
+    return {"table": text, "encoding": _row_encoding(("table",) if is_binary else ())}
+
+
 def _row_encoding(binary: tuple[str, ...]) -> str:
     return "-".join(("base64", *binary)) if 0 < len(binary) < len(ROW_NAMES) else "base64" if binary else "text"
 
@@ -150,8 +156,7 @@ def json_line(record: Entry) -> bytes:
         case Row():
             content = dict(row_fields(record.row, record.value, table=record.table))
         case Expiry():
-            text, is_binary = _text(record.table, False)
-            content = {"table": text, "encoding": _row_encoding(("table",) if is_binary else ())}
+            content = dict(table_fields(record.table))
     if record.expires_at is not None:
         content["expires_at"] = record.expires_at
     return json.dumps(content, ensure_ascii=False).encode() + b"\n"

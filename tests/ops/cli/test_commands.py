@@ -74,7 +74,7 @@ def test_a_table_is_written_read_and_dropped(path: Path, run: Run) -> None:
     """Row by row, from the end, by its changes; the list of tables; exit code 1 for what is absent."""
     assert run("table", path, "inbox", "put", "b", "2").exit_code == 0
     row = run("table", path, "inbox", "append", "1", "--ttl", "60").stdout.strip()
-    assert run("table", path, "-x", "put", "--durable", "--json", "--", "-a", "1").exit_code == 0
+    assert run("table", path, "--", "-x", "put", "--durable", "--json", "--", "-a", "1").exit_code == 0
     assert run("table", path).stdout == "-x\ninbox\n"
     assert run("table", path, "inbox").stdout == run("table", path, "inbox", "rows").stdout
     assert run("table", path, "inbox", "rows", "--prefix", "b").stdout == "b\t2\n"
@@ -103,6 +103,50 @@ def test_a_table_is_written_read_and_dropped(path: Path, run: Run) -> None:
     for arguments in (["rows"], ["drop"], ["delete", "a"], ["trim", "1"]):
         assert run("table", nowhere, "inbox", *arguments).exit_code == 2
         assert not nowhere.exists()
+
+
+def test_what_stands_behind_the_directory_is_no_riddle(path: Path, run: Run) -> None:
+    """Options without KEY are those of the list of tables, behind KEY those of its rows; a riddle is usage, not
+    silence."""
+    with kvsvr.open(path) as db:
+        for key in (b"orders", b"\xff", b"-x", b"put"):
+            db.table(key).put(b"o1", b"1")
+            db.table(key).put(b"p1", b"2")
+    listed = [json.loads(line) for line in run("table", path, "--json").stdout.splitlines()]
+    assert listed[1:] == [
+        {"table": "orders", "encoding": "text"},
+        {"table": "put", "encoding": "text"},
+        {"table": "/w==", "encoding": "base64-table"},
+    ]
+    assert run("table", path, "--hex").stdout == "2d78\n6f7264657273\n707574\nff\n"
+    assert run("table", path, "--prefix", "o").stdout == "orders\n"
+    assert run("table", path, "--hex", "--prefix", "ff", "--json").stdout == json.dumps(listed[3]) + "\n"
+    assert run("table", path, "orders", "--prefix", "o").stdout == "o1\t1\n"
+    assert json.loads(run("table", path, "orders", "--reverse", "--limit", "1", "--json").stdout)["row"] == "p1"
+    assert run("table", path, "--", "-x", "--prefix", "o").stdout == "o1\t1\n"
+    assert run("table", path, "--", "put", "--prefix", "o").stdout == "o1\t1\n"
+    assert run("table", path, "put", "get", "o1").stdout == "1"
+    for arguments in (
+        [],
+        [path, "--json", "orders"],
+        [path, "-x"],
+        [path, "--frob"],
+        [path, "--reverse"],
+        [path, "--"],
+        [path, ""],
+        [path, "put"],
+        [path, "rows", "--json"],
+        [path, "get", "o1"],
+        [path, "orders", ""],
+        [path, "orders", "tables"],
+        [path, "orders", "--json", "len"],
+        [path, "orders", "o1"],
+    ):
+        result = run("table", *arguments)
+        assert (result.exit_code, result.stdout) == (2, ""), arguments
+        assert "Error" in result.stderr
+    for behind in ([path], [], [path, "orders"]):
+        assert "changes" in run("table", *behind, "--help").stdout
 
 
 def test_a_store_with_tables_is_carried_over(path: Path, run: Run) -> None:
