@@ -164,10 +164,14 @@ def json_line(record: Entry) -> bytes:
 
 def csv_row(record: Entry) -> bytes:
     if not isinstance(record, Record):
-        raise UsageError(f"CSV has no columns for tables, and {shown_key(record.table)} is one: use JSON lines (jsonl)")
+        raise no_csv(record.table)
     content = fields(record.key, record.value, plain=True)
     expiry = "" if record.expires_at is None else repr(record.expires_at)
     return _csv_row((content["key"], content["value"], content["encoding"], expiry))
+
+
+def no_csv(table: bytes) -> UsageError:
+    return UsageError(f"CSV has no columns for tables, and {shown_key(table)} is one: use JSON lines (jsonl)")
 
 
 def _csv_row(cells: tuple[str, ...]) -> bytes:
