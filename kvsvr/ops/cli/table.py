@@ -16,7 +16,9 @@ import click
 
 from kvsvr.ops.cli.common import (
     FAILED,
+    content_of,
     directory_argument,
+    file_option,
     hex_option,
     json_option,
     output,
@@ -173,7 +175,7 @@ def _last(ctx: click.Context, count: int, as_hex: bool, as_json: bool) -> None:
 @json_option
 @click.pass_context
 def _get(ctx: click.Context, row: str, as_hex: bool, as_json: bool) -> None:
-    """Write the value of ROW to stdout, byte for byte. Exit code 1 if it is absent."""
+    """Write the value of ROW to stdout, byte for byte. Exit code 1 if it is absent; null with --json."""
     name = to_bytes(row, as_hex=as_hex)
     with _opened(ctx, as_hex=as_hex) as table:
         found = table.get_versioned(name)
@@ -189,31 +191,52 @@ def _get(ctx: click.Context, row: str, as_hex: bool, as_json: bool) -> None:
 
 @command.command("put")
 @click.argument("row")
-@click.argument("value")
+@click.argument("value", required=False)
+@file_option
 @ttl_option
 @durable_option
 @hex_option
 @json_option
 @click.pass_context
 def _put(
-    ctx: click.Context, row: str, value: str, ttl: float | None, durable: bool, as_hex: bool, as_json: bool
+    ctx: click.Context,
+    row: str,
+    value: str | None,
+    file: Path | None,
+    ttl: float | None,
+    durable: bool,
+    as_hex: bool,
+    as_json: bool,
 ) -> None:
-    """Set ROW to VALUE. Makes table and store if there are none."""
-    name, content = to_bytes(row, as_hex=as_hex), to_bytes(value, as_hex=as_hex)
+    """Set ROW to VALUE, or to what stdin (-) or --file holds, as it is. Makes table and store if there are none."""
+    name, content = to_bytes(row, as_hex=as_hex), content_of(value, file, as_hex=as_hex)
     with _opened(ctx, _making, as_hex=as_hex) as table:
         _tell(name, table.put(name, content, ttl=ttl, durable=durable), as_json)
 
 
 @command.command("append")
-@click.argument("value")
+@click.argument("value", required=False)
+@file_option
 @ttl_option
 @durable_option
 @hex_option
 @json_option
 @click.pass_context
-def _append(ctx: click.Context, value: str, ttl: float | None, durable: bool, as_hex: bool, as_json: bool) -> None:
-    """Put VALUE under a new row behind the others; its name, in hexadecimal digits, goes to stdout."""
-    content = to_bytes(value, as_hex=as_hex)
+def _append(
+    ctx: click.Context,
+    value: str | None,
+    file: Path | None,
+    ttl: float | None,
+    durable: bool,
+    as_hex: bool,
+    as_json: bool,
+) -> None:
+    """Put VALUE, or what stdin (-) or --file holds, under a new row; that, in hexadecimal digits, goes to stdout.
+
+    The row is a number of 8 bytes above all that append gave in this table. Rows that were named by put may sort
+    behind it. Makes table and store if there are none.
+    """
+    content = content_of(value, file, as_hex=as_hex)
     with _opened(ctx, _making, as_hex=as_hex) as table:
         row = table.append(content, ttl=ttl, durable=durable)
     print_json(row_fields(row)) if as_json else click.echo(row.hex())

@@ -149,6 +149,25 @@ def test_what_stands_behind_the_directory_is_no_riddle(path: Path, run: Run) -> 
         assert "changes" in run("table", *behind, "--help").stdout
 
 
+def test_rows_are_set_as_keys_are(path: Path, run: Run) -> None:
+    """From stdin or a file, byte for byte, and from one of them only; a put of the key replaces the table."""
+    content = bytes(range(256))
+    file = path.with_name("file")
+    file.write_bytes(content)
+    assert run("table", path, "t", "put", "r", "-", input=content).exit_code == 0
+    assert run("table", path, "t", "put", "s", "--file", file).exit_code == 0
+    assert run("table", path, "t", "append", "-", input=content).exit_code == 0
+    assert run("table", path, "t", "append", "--file", file).exit_code == 0
+    with kvsvr.open(path, readonly=True) as db:
+        assert [value for _, value in db.table(b"t").rows()] == [content] * 4
+    for arguments in (["put", "r"], ["put", "r", "v", "--file", file], ["append"], ["append", "v", "--file", file]):
+        assert run("table", path, "t", *arguments).exit_code == 2
+    absent = run("table", path, "t", "get", "absent", "--json")
+    assert (absent.exit_code, absent.stdout) == (1, "null\n")
+    assert run("put", path, "t", "v").exit_code == 0
+    assert run("table", path).stdout == ""
+
+
 def test_a_store_with_tables_is_carried_over(path: Path, run: Run) -> None:
     """All rows, their expiries and those of tables, beside keys; a table that has expired is absent afterwards."""
     with kvsvr.open(path) as db:
@@ -183,6 +202,11 @@ def test_a_store_with_tables_is_carried_over(path: Path, run: Run) -> None:
     refused = run("export", path, csv)
     assert (refused.exit_code, csv.exists()) == (2, False)
     assert "JSON lines" in refused.stderr
+    to_stdout = run("export", path, "-", "--format", "csv")
+    assert (to_stdout.exit_code, to_stdout.stdout_bytes) == (2, b"")
+    csv.write_text("as it was")
+    assert run("export", path, csv).exit_code == 2
+    assert csv.read_text() == "as it was"
 
 
 @pytest.mark.parametrize(
