@@ -30,7 +30,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any, BinaryIO, Final, Literal, TypeAlias
 
@@ -68,20 +68,22 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A row of a table, its value, and when it expires."""
+    """A row of a table, its value, and when it expires. `line`: where it was read, for whoever cannot write it."""
 
     table: bytes
     row: bytes
     value: bytes
     expires_at: float | None = None
+    line: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Expiry:
-    """When a table expires as a whole."""
+    """When a table expires as a whole. `line` as in Row."""
 
     table: bytes
     expires_at: float
+    line: int = field(default=0, compare=False)
 
 
 Entry: TypeAlias = Record | Row | Expiry
@@ -212,7 +214,7 @@ def _read_line(number: int, line: bytes) -> Entry | BadInput:
     if not isinstance(content, dict):
         return BadInput(number, 1, 'no object: a record looks like {"key": "a", "value": "b"}')
     try:
-        return _entry(content) if "table" in content else _record(content)
+        return _entry(content, number) if "table" in content else _record(content)
     except _BadField as error:
         return BadInput(number, max(0, text.find(json.dumps(error.name))) + 1, str(error))
 
@@ -279,7 +281,7 @@ _ROW_BINARY: Final = {
 """What `encoding` says of a row -> which of its parts are base64."""
 
 
-def _entry(content: Mapping[str, Any]) -> Row | Expiry:
+def _entry(content: Mapping[str, Any], line: int) -> Row | Expiry:
     for name in content:
         if name not in ROW_FIELDS:
             raise _BadField(name, f"unknown field {name!r}: a row of a table has {', '.join(ROW_FIELDS)}")
@@ -292,11 +294,11 @@ def _entry(content: Mapping[str, Any]) -> Row | Expiry:
         raise _BadField("table", f"a table has a key of 1 to {KEY_SIZE_MAX} bytes; this one has {len(table)}")
     expires_at = _expires_at(content.get("expires_at"))
     if "row" not in content and "value" not in content and expires_at is not None:
-        return Expiry(table, expires_at)
+        return Expiry(table, expires_at, line)
     row = _bytes(content, "row", "row" in binary)
     if len(row) > KEY_SIZE_MAX:
         raise _BadField("row", f"a row has 0 to {KEY_SIZE_MAX} bytes; this one has {len(row)}")
-    return Row(table, row, _bytes(content, "value", "value" in binary), expires_at)
+    return Row(table, row, _bytes(content, "value", "value" in binary), expires_at, line)
 
 
 def _record(content: Mapping[str, Any]) -> Record:

@@ -320,6 +320,34 @@ def test_bad_input_leaves_what_was_before(path: Path, run: Run) -> None:
     assert run("scan", path, "--keys").stdout == "a\nb\n"
 
 
+def test_a_row_of_what_is_no_table_has_a_line(path: Path, run: Run) -> None:
+    """Whether the value was there or came with the input; the value stays. A value over a table replaces it."""
+    with kvsvr.open(path) as db:
+        db.put(b"old", b"v")
+        db.table(b"t").put(b"r", b"1")
+    lines = [
+        {"table": "u", "row": "r", "value": "2"},
+        {"table": "old", "row": "r", "value": "2"},
+        {"key": "new", "value": "v"},
+        {"table": "new", "row": "r", "value": "2"},
+        {"table": "new", "expires_at": 1},
+        {"key": "t", "value": "v"},
+        {"table": "u", "row": "s", "value": "2"},
+    ]
+    content = "\n".join(map(json.dumps, lines)).encode()
+    result = run("import", path, "-", input=content)
+    assert result.exit_code == 1
+    assert "line 2, column 1: b'old' holds a value" in result.stderr
+    assert run("table", path).stdout == "t\nu\n"
+    result = run("import", path, "-", "--skip-errors", "--json", input=content)
+    told = json.loads(result.stdout)
+    assert (result.exit_code, told["imported_count"], told["skipped_count"]) == (3, 4, 3)
+    assert [error["line"] for error in told["errors"]] == [2, 4, 5]
+    with kvsvr.open(path, readonly=True) as db:
+        assert dict(db.scan()) == {b"old": b"v", b"new": b"v", b"t": b"v"}
+        assert {key: dict(db.table(key)) for key in db.tables()} == {b"u": {b"r": b"2", b"s": b"2"}}
+
+
 def test_the_last_line_of_a_key_counts(path: Path, run: Run) -> None:
     """With an expiry or without, and one that has passed leaves the key absent."""
     run("put", path, "gone", "1")
