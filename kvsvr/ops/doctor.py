@@ -24,6 +24,7 @@ from typing import Any, Final
 from kvsvr.config import Config
 from kvsvr.errors import CorruptionError, DiskError, KvError, UsageError
 from kvsvr.store import Engine
+from kvsvr.store.catalog import FILE_NAME as CATALOG_NAME
 
 SYNC_ROUND_COUNT: Final = 100
 SYNC_SECONDS_MAX: Final = 2.0
@@ -126,7 +127,7 @@ def _store(directory: Path, holder: int) -> Iterator[Finding]:
     count, size = figures["key_count"], figures["flow_size"]
     yield Finding("store", Verdict.PASS, f"opens: {count} keys, {size_text(size)} of records", figures=figures)
     yield _catalog(figures)
-    yield _checkpoint(figures, holder)
+    yield _checkpoint(figures, holder, is_new=not (directory / CATALOG_NAME).exists())
     yield _file_system(directory, by_call=bool(figures["writes_by_call"]))
 
 
@@ -137,8 +138,11 @@ def _catalog(figures: dict[str, Any]) -> Finding:
     return Finding("catalog", Verdict.WARN, what, "write a key and close the store: it is made anew")
 
 
-def _checkpoint(figures: dict[str, Any], holder: int) -> Finding:
-    """A writer that closes makes a last checkpoint, so what is left to replay tells how the last one ended."""
+def _checkpoint(figures: dict[str, Any], holder: int, *, is_new: bool) -> Finding:
+    """A writer that closes makes a last checkpoint, so what is left to replay tells how the last one ended.
+
+    `is_new`: there never was one. So restore leaves a store, and so does a first writer that was killed.
+    """
     count, size = figures["replayed_count"], figures["since_checkpoint_size"]
     told = {name: figures[name] for name in ("replayed_count", "since_checkpoint_size", "used_checkpoint")}
     replayed = f"{count} records replayed since the last checkpoint ({size_text(size)})"
@@ -151,6 +155,10 @@ def _checkpoint(figures: dict[str, Any], holder: int) -> Finding:
         return Finding(
             "checkpoint", Verdict.PASS, replayed if holder else "closed cleanly: nothing to replay", figures=told
         )
+    if is_new:
+        what = f"none was made yet: just restored, or its first writer did not close it: {count} records replayed"
+        cure = "nothing durable is lost; open and close it once: put a key, or import an empty file"
+        return Finding("checkpoint", Verdict.WARN, what, cure, told)
     cure = (
         "nothing durable is lost; the system's log may say why it ended (kill, power, memory). Open and close it once"
     )

@@ -30,7 +30,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any, BinaryIO, Final, Literal, TypeAlias
 
@@ -68,20 +68,22 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A row of a table, its value, and when it expires."""
+    """A row of a table, its value, and when it expires. `line`: where it was read, for whoever cannot write it."""
 
     table: bytes
     row: bytes
     value: bytes
     expires_at: float | None = None
+    line: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Expiry:
-    """When a table expires as a whole."""
+    """When a table expires as a whole. `line` as in Row."""
 
     table: bytes
     expires_at: float
+    line: int = field(default=0, compare=False)
 
 
 Entry: TypeAlias = Record | Row | Expiry
@@ -138,6 +140,12 @@ def row_fields(row: bytes, value: bytes | None = None, *, table: bytes | None = 
     return {name: text for name, (text, _) in texts.items()} | {"encoding": _row_encoding(binary)}
 
 
+def table_fields(key: bytes) -> dict[str, str]:
+    """The key of a table as text, with the encoding."""
+    text, is_binary = _text(key, False)
+    return {"table": text, "encoding": _row_encoding(("table",) if is_binary else ())}
+
+
 def _row_encoding(binary: tuple[str, ...]) -> str:
     return "-".join(("base64", *binary)) if 0 < len(binary) < len(ROW_NAMES) else "base64" if binary else "text"
 
@@ -150,8 +158,7 @@ def json_line(record: Entry) -> bytes:
         case Row():
             content = dict(row_fields(record.row, record.value, table=record.table))
         case Expiry():
-            text, is_binary = _text(record.table, False)
-            content = {"table": text, "encoding": _row_encoding(("table",) if is_binary else ())}
+            content = dict(table_fields(record.table))
     if record.expires_at is not None:
         content["expires_at"] = record.expires_at
     return json.dumps(content, ensure_ascii=False).encode() + b"\n"
@@ -159,10 +166,14 @@ def json_line(record: Entry) -> bytes:
 
 def csv_row(record: Entry) -> bytes:
     if not isinstance(record, Record):
-        raise UsageError(f"CSV has no columns for tables, and {shown_key(record.table)} is one: use JSON lines (jsonl)")
+        raise no_csv(record.table)
     content = fields(record.key, record.value, plain=True)
     expiry = "" if record.expires_at is None else repr(record.expires_at)
     return _csv_row((content["key"], content["value"], content["encoding"], expiry))
+
+
+def no_csv(table: bytes) -> UsageError:
+    return UsageError(f"CSV has no columns for tables, and {shown_key(table)} is one: use JSON lines (jsonl)")
 
 
 def _csv_row(cells: tuple[str, ...]) -> bytes:
@@ -203,7 +214,7 @@ def _read_line(number: int, line: bytes) -> Entry | BadInput:
     if not isinstance(content, dict):
         return BadInput(number, 1, 'no object: a record looks like {"key": "a", "value": "b"}')
     try:
-        return _entry(content) if "table" in content else _record(content)
+        return _entry(content, number) if "table" in content else _record(content)
     except _BadField as error:
         return BadInput(number, max(0, text.find(json.dumps(error.name))) + 1, str(error))
 
@@ -270,7 +281,7 @@ _ROW_BINARY: Final = {
 """What `encoding` says of a row -> which of its parts are base64."""
 
 
-def _entry(content: Mapping[str, Any]) -> Row | Expiry:
+def _entry(content: Mapping[str, Any], line: int) -> Row | Expiry:
     for name in content:
         if name not in ROW_FIELDS:
             raise _BadField(name, f"unknown field {name!r}: a row of a table has {', '.join(ROW_FIELDS)}")
@@ -283,11 +294,11 @@ def _entry(content: Mapping[str, Any]) -> Row | Expiry:
         raise _BadField("table", f"a table has a key of 1 to {KEY_SIZE_MAX} bytes; this one has {len(table)}")
     expires_at = _expires_at(content.get("expires_at"))
     if "row" not in content and "value" not in content and expires_at is not None:
-        return Expiry(table, expires_at)
+        return Expiry(table, expires_at, line)
     row = _bytes(content, "row", "row" in binary)
     if len(row) > KEY_SIZE_MAX:
         raise _BadField("row", f"a row has 0 to {KEY_SIZE_MAX} bytes; this one has {len(row)}")
-    return Row(table, row, _bytes(content, "value", "value" in binary), expires_at)
+    return Row(table, row, _bytes(content, "value", "value" in binary), expires_at, line)
 
 
 def _record(content: Mapping[str, Any]) -> Record:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
+from kvsvr.errors import shown_key
 from kvsvr.ops.records import BadInput, Entry, Expiry, Record, Row
 from kvsvr.store import Engine
 
@@ -54,17 +55,25 @@ class _Group:
         self._count = 0
         self._size = 0
 
-    def add(self, record: Entry) -> None:
+    def add(self, record: Entry) -> BadInput | None:
+        """None, or why it cannot be written: a key with a value takes no rows, while a value replaces a table."""
         match record:
             case Record():
                 self._note(len(record.key) + len(record.value), record.key in self._tables)
                 self._keys[record.key] = record
+                return None
             case Row():
                 self._note(len(record.row) + len(record.value), record.table in self._keys)
+                if record.table not in self._tables and record.table in self._db:
+                    return _no_table(record)
                 self._tables.setdefault(record.table, {})[record.row] = record
+                return None
             case Expiry():
                 self.write()  # Its rows first: they bring it into being.
+                if record.table in self._db:
+                    return _no_table(record)
                 self._expire(record)
+                return None
 
     def _note(self, size: int, other_kind: bool) -> None:
         if other_kind:
@@ -117,6 +126,11 @@ class _Group:
         return max(0.0, float(self._db.stats()["clock_ms"]) / 1000 - time.time())
 
 
+def _no_table(record: Row | Expiry) -> BadInput:
+    what = f"{shown_key(record.table)} holds a value and is no table: delete that first, or give the table another key"
+    return BadInput(record.line, 1, what)
+
+
 def load(
     db: Engine,
     records: Iterable[Entry | BadInput],
@@ -125,21 +139,21 @@ def load(
 ) -> Iterator[Loaded]:
     """Sets every key and row to what its record says; yields what has been done, once per group written.
 
-    A record whose expiry has passed leaves its key or row absent. What cannot be read is given to `skip` and counted;
-    without `skip` it is raised, after everything before it has been written.
+    A record whose expiry has passed leaves its key or row absent. What cannot be read, or is a row of what is no table,
+    is given to `skip` and counted; without `skip` it is raised, after everything before it has been written.
     """
     done = Loaded()
     group = _Group(db, done)
     for record in records:
-        if isinstance(record, BadInput):
+        bad = record if isinstance(record, BadInput) else group.add(record)
+        if bad is not None:
             if skip is None:
                 group.write()
                 yield done
-                raise record
+                raise bad
             done.skipped_count += 1
-            skip(record)
+            skip(bad)
             continue
-        group.add(record)
         if group.is_full:
             group.write()
             yield done

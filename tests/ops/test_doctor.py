@@ -99,6 +99,19 @@ def test_an_abandoned_store_is_a_warning(path: Path, run: Callable[..., Result])
     assert run("doctor", path).exit_code == 0
 
 
+def test_a_restored_store_is_not_called_abandoned(closed: Path, run: Callable[..., Result]) -> None:
+    """Nobody has made a checkpoint of it yet, and the doctor says just that; one that was closed once and then left is
+    called what it is."""
+    backup, restored = closed.with_name("backup"), closed.with_name("restored")
+    assert run("backup", closed, backup).exit_code == 0
+    assert run("restore", backup, restored).exit_code == 0
+    assert "just restored" in findings(restored)["checkpoint"].what
+    kvsvr.open(restored).close()
+    assert findings(restored)["checkpoint"].verdict is Verdict.PASS
+    killed(restored)
+    assert findings(restored)["checkpoint"].what.startswith("the last writer did not close it")
+
+
 def test_a_damaged_catalog_is_a_warning(closed: Path) -> None:
     """It is a shortcut, not the data; the cure is as told."""
     (closed / "catalog.mdb").write_bytes(b"x" * 5000)

@@ -44,6 +44,9 @@ def wants_json(ctx: click.Context) -> bool:
 directory_argument = click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
 json_option = click.option("--json", "as_json", is_flag=True, callback=_remember, help="Answer in JSON.")
 hex_option = click.option("--hex", "as_hex", is_flag=True, help="Keys and values are hexadecimal digits.")
+file_option = click.option(
+    "--file", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Take the value from a file."
+)
 format_option = click.option(
     "--format",
     "format_",
@@ -60,6 +63,18 @@ def to_bytes(text: str, *, as_hex: bool) -> bytes:
         return bytes.fromhex(text)
     except ValueError:
         raise UsageError(f"{text!r} is no even number of hexadecimal digits: correct it, or drop --hex") from None
+
+
+def content_of(value: str | None, file: Path | None, *, as_hex: bool) -> bytes:
+    """A value to be written: typed, or what stdin (-) or a file holds, byte for byte."""
+    if (value is None) == (file is None):
+        raise UsageError("give one value: VALUE, - for stdin, or --file")
+    if file is not None:
+        return file.read_bytes()
+    if value == "-":
+        return sys.stdin.buffer.read()
+    assert value is not None
+    return to_bytes(value, as_hex=as_hex)
 
 
 def shown(data: bytes, *, as_hex: bool) -> str:

@@ -23,7 +23,7 @@ from kvsvr.ops.cli.common import (
     reading,
     say,
 )
-from kvsvr.ops.records import Expiry, Format, writer
+from kvsvr.ops.records import Expiry, Format, no_csv, writer
 from kvsvr.ops.transfer import dump
 from kvsvr.store import Engine
 
@@ -38,22 +38,32 @@ PROGRESS_EVERY = 1000
 def command(directory: Path, file: Path, format_: str | None, as_json: bool) -> None:
     """Write every key and every row of a table, with value and expiry, to FILE, or to stdout (-).
 
-    CSV has no place for tables: a store that has some is exported as JSON lines.
-
+    CSV has no columns for tables: a store with tables is refused before anything is written.
 
     FILE appears whole or not at all. A writer may go on meanwhile; what it writes meanwhile may or may not be in it.
     """
     to_stdout = str(file) == "-"
-    with reading(directory) as db, output() if to_stdout else _whole(file) as stream:
+    chosen = format_of(file, format_)
+    with reading(directory) as db, _stream(db, file, chosen) as stream:
         # On a terminal that the data goes to, a bar would be drawn over it.
         visible = not (to_stdout and sys.stdout.isatty())
         with progress("export", _count(db), visible=visible) as advance:
-            count = _write(db, stream, format_of(file, format_), advance)
+            count = _write(db, stream, chosen, advance)
     summary = {"exported_count": count, "file": str(file)}
     if as_json and not to_stdout:
         print_json(summary)
     else:
         say(json.dumps(summary) if as_json else f"{count} keys and rows exported")
+
+
+@contextmanager
+def _stream(db: Engine, file: Path, format_: Format) -> Iterator[BinaryIO]:
+    """Where it goes. What cannot be told in this format is refused before stdout has seen a byte."""
+    table = next(db.tables(), None) if format_ == "csv" else None
+    if table is not None:
+        raise no_csv(table)
+    with output() if str(file) == "-" else _whole(file) as stream:
+        yield stream
 
 
 def _write(db: Engine, stream: BinaryIO, format_: Format, advance: Callable[[int], None]) -> int:

@@ -28,7 +28,7 @@ from kvsvr.ops.records import fields
 @json_option
 @click.pass_context
 def command(ctx: click.Context, directory: Path, key: str, as_hex: bool, as_json: bool) -> None:
-    """Write the value of KEY to stdout, byte for byte. Exit code 1 if it is absent."""
+    """Write the value of KEY to stdout, byte for byte. Exit code 1 if it is absent; null with --json."""
     name = to_bytes(key, as_hex=as_hex)
     with reading(directory) as db:
         found = db.get_versioned(name)

@@ -36,7 +36,7 @@ Skip: TypeAlias = Callable[[BadInput], None]
 @directory_argument
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path))
 @format_option
-@click.option("--skip-errors", is_flag=True, help="Go on behind records that cannot be read; exit code 3 if any.")
+@click.option("--skip-errors", is_flag=True, help="Go on behind records that are bad; exit code 3 if any.")
 @json_option
 @click.pass_context
 def command(
@@ -44,7 +44,8 @@ def command(
 ) -> None:
     """Set the keys and rows that FILE, or stdin (-), holds. Makes the store if there is none; others stay.
 
-    Bad input ends it with line and column; what was before that is written.
+    A key that was a table is one no more: its rows are dropped. A row of a key that holds a value is bad input. That
+    ends it with line and column; what was before that is written.
     """
     told: list[BadInput] = []
 

@@ -16,7 +16,9 @@ import click
 
 from kvsvr.ops.cli.common import (
     FAILED,
+    content_of,
     directory_argument,
+    file_option,
     hex_option,
     json_option,
     output,
@@ -27,25 +29,66 @@ from kvsvr.ops.cli.common import (
     to_bytes,
     writing,
 )
-from kvsvr.ops.records import row_fields
+from kvsvr.ops.records import row_fields, table_fields
 from kvsvr.store import Engine, Table
 
 ttl_option: Final = click.option("--ttl", type=float, metavar="SECONDS", help="Let the row expire.")
 durable_option: Final = click.option("--durable", is_flag=True, help="Return when it is on disk.")
 
 
-@click.group("table", invoke_without_command=True, subcommand_metavar="[COMMAND [ARGS]...]")
+class _Behind(click.Group):
+    """A group whose DIR and KEY come before what is done: rows unless told, and the list of tables without KEY.
+
+    Click would take the first thing behind DIR for KEY, an option too. Here a KEY that looks like an option stands
+    behind --, and one that is a command's name without a command behind it is refused: the KEY was forgotten, perhaps.
+    """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if args[:1] == ["--"]:
+            args = args[1:]
+        elif not args or args[0].startswith("-"):
+            return super().parse_args(ctx, args)
+        return super().parse_args(ctx, ["--", *args[:1], *self._completed(ctx, args[1:])])
+
+    def _completed(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """What came behind DIR, as KEY, command and arguments."""
+        marked = args[:1] == ["--"]
+        key, *rest = args[marked:] or [_NO_KEY]
+        if not marked and key.startswith("-"):
+            key, rest = _NO_KEY, args
+        elif key == _NO_KEY and args:
+            ctx.fail("KEY is missing, or empty: leave it out to list the tables.")
+        elif not marked and key in self.commands and (not rest or rest[0].startswith("-")):
+            ctx.fail(f"{key} is a command, and KEY is missing before it. The table of that name: DIR -- {key}")
+        if rest and rest[0] in ctx.help_option_names:
+            click.echo(ctx.get_help())
+            ctx.exit()
+        if key == _NO_KEY:
+            return [key, _LIST, *rest]
+        return [key, *rest] if rest and not rest[0].startswith("-") else [key, "rows", *rest]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name == _LIST:
+            return _tables if ctx.params.get("key") == _NO_KEY else None
+        return super().get_command(ctx, cmd_name)
+
+
+# No table is called so, and no command.
+_NO_KEY: Final = ""
+_LIST: Final = ""
+
+
+@click.group("table", cls=_Behind, no_args_is_help=False, subcommand_metavar="[COMMAND] [ARGS]...")
 @directory_argument
 @click.argument("key", required=False)
 @click.pass_context
-def command(ctx: click.Context, directory: Path, key: str | None) -> None:
-    """Work on the table under KEY; without KEY, list the tables; without COMMAND, list its rows.
+def command(ctx: click.Context, directory: Path, key: str) -> None:
+    """Work on the table under KEY; without COMMAND, list its rows, with the options of `rows`.
 
-    `kvsvr table DIR KEY COMMAND --help` has the options of a command.
+    Without KEY, list the tables: --prefix, --hex and --json. A KEY that begins with a dash, or has the name of a
+    command, stands behind --. `kvsvr table DIR KEY COMMAND --help` has the options of a command.
     """
     ctx.obj = directory, key
-    if ctx.invoked_subcommand is None:
-        ctx.invoke(_tables if key is None else _rows)
 
 
 @contextmanager
@@ -72,12 +115,21 @@ def _line(row: bytes, value: bytes | None, as_hex: bool, as_json: bool) -> bytes
     return "\t".join(shown(part, as_hex=as_hex) for part in (row, value) if part is not None).encode()
 
 
-@click.command("tables", hidden=True)
+@click.command("tables")
+@click.option("--prefix", help="Only tables whose key begins with it.")
+@hex_option
+@json_option
 @click.pass_context
-def _tables(ctx: click.Context) -> None:
+def _tables(ctx: click.Context, prefix: str | None, as_hex: bool, as_json: bool) -> None:
     directory, _ = ctx.obj
+    begin = None if prefix is None else to_bytes(prefix, as_hex=as_hex)
     with reading(directory) as db:
-        _write_lines(shown(key, as_hex=False).encode() for key in db.tables())
+        _write_lines(_table_line(key, as_hex, as_json) for key in db.tables(begin))
+
+
+def _table_line(key: bytes, as_hex: bool, as_json: bool) -> bytes:
+    text = json.dumps(table_fields(key), ensure_ascii=False) if as_json else shown(key, as_hex=as_hex)
+    return text.encode()
 
 
 @command.command("rows")
@@ -91,13 +143,13 @@ def _tables(ctx: click.Context) -> None:
 @click.pass_context
 def _rows(
     ctx: click.Context,
-    prefix: str | None = None,
-    start: str | None = None,
-    stop: str | None = None,
-    reverse: bool = False,
-    limit: int | None = None,
-    as_hex: bool = False,
-    as_json: bool = False,
+    prefix: str | None,
+    start: str | None,
+    stop: str | None,
+    reverse: bool,
+    limit: int | None,
+    as_hex: bool,
+    as_json: bool,
 ) -> None:
     """List rows in order, one a line: row, tab, value; escaped as scan does."""
     low, high, begin = (None if text is None else to_bytes(text, as_hex=as_hex) for text in (start, stop, prefix))
@@ -123,7 +175,7 @@ def _last(ctx: click.Context, count: int, as_hex: bool, as_json: bool) -> None:
 @json_option
 @click.pass_context
 def _get(ctx: click.Context, row: str, as_hex: bool, as_json: bool) -> None:
-    """Write the value of ROW to stdout, byte for byte. Exit code 1 if it is absent."""
+    """Write the value of ROW to stdout, byte for byte. Exit code 1 if it is absent; null with --json."""
     name = to_bytes(row, as_hex=as_hex)
     with _opened(ctx, as_hex=as_hex) as table:
         found = table.get_versioned(name)
@@ -139,31 +191,52 @@ def _get(ctx: click.Context, row: str, as_hex: bool, as_json: bool) -> None:
 
 @command.command("put")
 @click.argument("row")
-@click.argument("value")
+@click.argument("value", required=False)
+@file_option
 @ttl_option
 @durable_option
 @hex_option
 @json_option
 @click.pass_context
 def _put(
-    ctx: click.Context, row: str, value: str, ttl: float | None, durable: bool, as_hex: bool, as_json: bool
+    ctx: click.Context,
+    row: str,
+    value: str | None,
+    file: Path | None,
+    ttl: float | None,
+    durable: bool,
+    as_hex: bool,
+    as_json: bool,
 ) -> None:
-    """Set ROW to VALUE. Makes table and store if there are none."""
-    name, content = to_bytes(row, as_hex=as_hex), to_bytes(value, as_hex=as_hex)
+    """Set ROW to VALUE, or to what stdin (-) or --file holds, as it is. Makes table and store if there are none."""
+    name, content = to_bytes(row, as_hex=as_hex), content_of(value, file, as_hex=as_hex)
     with _opened(ctx, _making, as_hex=as_hex) as table:
         _tell(name, table.put(name, content, ttl=ttl, durable=durable), as_json)
 
 
 @command.command("append")
-@click.argument("value")
+@click.argument("value", required=False)
+@file_option
 @ttl_option
 @durable_option
 @hex_option
 @json_option
 @click.pass_context
-def _append(ctx: click.Context, value: str, ttl: float | None, durable: bool, as_hex: bool, as_json: bool) -> None:
-    """Put VALUE under a new row behind the others; its name, in hexadecimal digits, goes to stdout."""
-    content = to_bytes(value, as_hex=as_hex)
+def _append(
+    ctx: click.Context,
+    value: str | None,
+    file: Path | None,
+    ttl: float | None,
+    durable: bool,
+    as_hex: bool,
+    as_json: bool,
+) -> None:
+    """Put VALUE, or what stdin (-) or --file holds, under a new row; that, in hexadecimal digits, goes to stdout.
+
+    The row is a number of 8 bytes above all that append gave in this table. Rows that were named by put may sort
+    behind it. Makes table and store if there are none.
+    """
+    content = content_of(value, file, as_hex=as_hex)
     with _opened(ctx, _making, as_hex=as_hex) as table:
         row = table.append(content, ttl=ttl, durable=durable)
     print_json(row_fields(row)) if as_json else click.echo(row.hex())

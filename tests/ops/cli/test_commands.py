@@ -74,7 +74,7 @@ def test_a_table_is_written_read_and_dropped(path: Path, run: Run) -> None:
     """Row by row, from the end, by its changes; the list of tables; exit code 1 for what is absent."""
     assert run("table", path, "inbox", "put", "b", "2").exit_code == 0
     row = run("table", path, "inbox", "append", "1", "--ttl", "60").stdout.strip()
-    assert run("table", path, "-x", "put", "--durable", "--json", "--", "-a", "1").exit_code == 0
+    assert run("table", path, "--", "-x", "put", "--durable", "--json", "--", "-a", "1").exit_code == 0
     assert run("table", path).stdout == "-x\ninbox\n"
     assert run("table", path, "inbox").stdout == run("table", path, "inbox", "rows").stdout
     assert run("table", path, "inbox", "rows", "--prefix", "b").stdout == "b\t2\n"
@@ -103,6 +103,69 @@ def test_a_table_is_written_read_and_dropped(path: Path, run: Run) -> None:
     for arguments in (["rows"], ["drop"], ["delete", "a"], ["trim", "1"]):
         assert run("table", nowhere, "inbox", *arguments).exit_code == 2
         assert not nowhere.exists()
+
+
+def test_what_stands_behind_the_directory_is_no_riddle(path: Path, run: Run) -> None:
+    """Options without KEY are those of the list of tables, behind KEY those of its rows; a riddle is usage, not
+    silence."""
+    with kvsvr.open(path) as db:
+        for key in (b"orders", b"\xff", b"-x", b"put"):
+            db.table(key).put(b"o1", b"1")
+            db.table(key).put(b"p1", b"2")
+    listed = [json.loads(line) for line in run("table", path, "--json").stdout.splitlines()]
+    assert listed[1:] == [
+        {"table": "orders", "encoding": "text"},
+        {"table": "put", "encoding": "text"},
+        {"table": "/w==", "encoding": "base64-table"},
+    ]
+    assert run("table", path, "--hex").stdout == "2d78\n6f7264657273\n707574\nff\n"
+    assert run("table", path, "--prefix", "o").stdout == "orders\n"
+    assert run("table", path, "--hex", "--prefix", "ff", "--json").stdout == json.dumps(listed[3]) + "\n"
+    assert run("table", path, "orders", "--prefix", "o").stdout == "o1\t1\n"
+    assert json.loads(run("table", path, "orders", "--reverse", "--limit", "1", "--json").stdout)["row"] == "p1"
+    assert run("table", path, "--", "-x", "--prefix", "o").stdout == "o1\t1\n"
+    assert run("table", path, "--", "put", "--prefix", "o").stdout == "o1\t1\n"
+    assert run("table", path, "put", "get", "o1").stdout == "1"
+    for arguments in (
+        [],
+        [path, "--json", "orders"],
+        [path, "-x"],
+        [path, "--frob"],
+        [path, "--reverse"],
+        [path, "--"],
+        [path, ""],
+        [path, "put"],
+        [path, "rows", "--json"],
+        [path, "get", "o1"],
+        [path, "orders", ""],
+        [path, "orders", "tables"],
+        [path, "orders", "--json", "len"],
+        [path, "orders", "o1"],
+    ):
+        result = run("table", *arguments)
+        assert (result.exit_code, result.stdout) == (2, ""), arguments
+        assert "Error" in result.stderr
+    for behind in ([path], [], [path, "orders"]):
+        assert "changes" in run("table", *behind, "--help").stdout
+
+
+def test_rows_are_set_as_keys_are(path: Path, run: Run) -> None:
+    """From stdin or a file, byte for byte, and from one of them only; a put of the key replaces the table."""
+    content = bytes(range(256))
+    file = path.with_name("file")
+    file.write_bytes(content)
+    assert run("table", path, "t", "put", "r", "-", input=content).exit_code == 0
+    assert run("table", path, "t", "put", "s", "--file", file).exit_code == 0
+    assert run("table", path, "t", "append", "-", input=content).exit_code == 0
+    assert run("table", path, "t", "append", "--file", file).exit_code == 0
+    with kvsvr.open(path, readonly=True) as db:
+        assert [value for _, value in db.table(b"t").rows()] == [content] * 4
+    for arguments in (["put", "r"], ["put", "r", "v", "--file", file], ["append"], ["append", "v", "--file", file]):
+        assert run("table", path, "t", *arguments).exit_code == 2
+    absent = run("table", path, "t", "get", "absent", "--json")
+    assert (absent.exit_code, absent.stdout) == (1, "null\n")
+    assert run("put", path, "t", "v").exit_code == 0
+    assert run("table", path).stdout == ""
 
 
 def test_a_store_with_tables_is_carried_over(path: Path, run: Run) -> None:
@@ -139,6 +202,11 @@ def test_a_store_with_tables_is_carried_over(path: Path, run: Run) -> None:
     refused = run("export", path, csv)
     assert (refused.exit_code, csv.exists()) == (2, False)
     assert "JSON lines" in refused.stderr
+    to_stdout = run("export", path, "-", "--format", "csv")
+    assert (to_stdout.exit_code, to_stdout.stdout_bytes) == (2, b"")
+    csv.write_text("as it was")
+    assert run("export", path, csv).exit_code == 2
+    assert csv.read_text() == "as it was"
 
 
 @pytest.mark.parametrize(
@@ -250,6 +318,34 @@ def test_bad_input_leaves_what_was_before(path: Path, run: Run) -> None:
     assert (answer["imported_count"], answer["skipped_count"]) == (2, 1)
     assert answer["errors"][0]["line"] == 2
     assert run("scan", path, "--keys").stdout == "a\nb\n"
+
+
+def test_a_row_of_what_is_no_table_has_a_line(path: Path, run: Run) -> None:
+    """Whether the value was there or came with the input; the value stays. A value over a table replaces it."""
+    with kvsvr.open(path) as db:
+        db.put(b"old", b"v")
+        db.table(b"t").put(b"r", b"1")
+    lines = [
+        {"table": "u", "row": "r", "value": "2"},
+        {"table": "old", "row": "r", "value": "2"},
+        {"key": "new", "value": "v"},
+        {"table": "new", "row": "r", "value": "2"},
+        {"table": "new", "expires_at": 1},
+        {"key": "t", "value": "v"},
+        {"table": "u", "row": "s", "value": "2"},
+    ]
+    content = "\n".join(map(json.dumps, lines)).encode()
+    result = run("import", path, "-", input=content)
+    assert result.exit_code == 1
+    assert "line 2, column 1: b'old' holds a value" in result.stderr
+    assert run("table", path).stdout == "t\nu\n"
+    result = run("import", path, "-", "--skip-errors", "--json", input=content)
+    told = json.loads(result.stdout)
+    assert (result.exit_code, told["imported_count"], told["skipped_count"]) == (3, 4, 3)
+    assert [error["line"] for error in told["errors"]] == [2, 4, 5]
+    with kvsvr.open(path, readonly=True) as db:
+        assert dict(db.scan()) == {b"old": b"v", b"new": b"v", b"t": b"v"}
+        assert {key: dict(db.table(key)) for key in db.tables()} == {b"u": {b"r": b"2", b"s": b"2"}}
 
 
 def test_the_last_line_of_a_key_counts(path: Path, run: Run) -> None:
