@@ -12,6 +12,8 @@ SANITIZE_asan := address,undefined
 SANITIZE_tsan := thread
 FUZZ := $(patsubst native/fuzz/fuzz_%.c,%,$(wildcard native/fuzz/fuzz_*.c))
 FUZZ_SECONDS ?= 15
+# 0: another one each time, as fuzz-long does. Landing is not to hang on what chance finds.
+FUZZ_SEED ?= 1
 CLANG ?= clang
 
 # cmake and ninja of .venv first: a machine may have old ones, or none.
@@ -62,12 +64,12 @@ fuzz: build/fuzz/build.ninja
 	@$(MAKE) --no-print-directory -j2 $(FUZZ:%=fuzz-%)
 
 fuzz-long:
-	@$(MAKE) --no-print-directory fuzz FUZZ_SECONDS=600
+	@$(MAKE) --no-print-directory fuzz FUZZ_SECONDS=600 FUZZ_SEED=0
 
 $(FUZZ:%=fuzz-%): fuzz-%:
 	@mkdir -p build/fuzz/work/$*
 	@build/fuzz/fuzz_$* -runs=0 native/fuzz/corpus/$* >build/fuzz/$*.log 2>&1 \
-	    && build/fuzz/fuzz_$* -max_total_time=$(FUZZ_SECONDS) -timeout=10 -rss_limit_mb=3000 -print_final_stats=1 \
+	    && build/fuzz/fuzz_$* -max_total_time=$(FUZZ_SECONDS) -seed=$(FUZZ_SEED) -timeout=10 -rss_limit_mb=3000 -print_final_stats=1 \
 	        -artifact_prefix=build/fuzz/found-$*- build/fuzz/work/$* native/fuzz/corpus/$* >>build/fuzz/$*.log 2>&1 \
 	    || { tail -n 60 build/fuzz/$*.log; exit 1; }
 	@echo "$@: $$(grep DONE build/fuzz/$*.log | tail -n 1)"

@@ -109,6 +109,9 @@ static bool is_read_result(kv_result result) {
     return result >= 0 || result == kv_ending(KV_ABSENT) || result == KV_EWRONGTYPE || result == KV_ECORRUPT;
 }
 
+/* A reader whose value file is missing may find a disk on which it looks as if compaction had left it behind. */
+static kv_result read_result(kv_result result) { return result == KV_EBEHIND ? KV_ECORRUPT : result; }
+
 static void look_scan(kv_caller *c, seen *out) {
     kv_xxh64_state sum;
     kv_range range = {.count_max = 5, .with_values = 1};
@@ -120,7 +123,7 @@ static void look_scan(kv_caller *c, seen *out) {
     out->ascending = true;
     for (int pages = 0; page.more; pages++) {
         KV_ASSERT(pages < PAGES_MAX); /* It ends. */
-        out->scan_status = kv_scan(c, &range, &page);
+        out->scan_status = read_result(kv_scan(c, &range, &page));
         KV_ASSERT(is_read_result(out->scan_status));
         if (out->scan_status < 0) break;
         const uint8_t *bytes = bytes_of(c, out->scan_status);
@@ -148,7 +151,7 @@ static void look(kv_caller *c, seen *out) {
         uint8_t key[8];
         size_t key_size = key_of(i, key);
         out->version[i] = kv_version(c, key, key_size);
-        out->size[i] = kv_get(c, key, key_size);
+        out->size[i] = read_result(kv_get(c, key, key_size));
         KV_ASSERT(is_read_result(out->size[i]));
         if (out->size[i] >= 0) out->digest[i] = kv_xxh64(bytes_of(c, out->size[i]), (size_t)out->size[i], 0);
     }
