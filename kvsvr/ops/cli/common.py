@@ -92,14 +92,14 @@ def format_of(file: Path, chosen: str | None) -> Format:
 def reading(directory: Path) -> Engine:
     """The store, beside whoever writes to it."""
     if not directory.is_dir():
-        raise UsageError(f"there is no store at {directory}: check the path; put and import make one")
+        raise UsageError(f"there is no store at {directory}: check the path; put, append and import make one")
     return open_store(directory, readonly=True)
 
 
 def writing(directory: Path, *, create: bool) -> Engine:
     """The store, for this process alone."""
     if not create and not directory.is_dir():
-        raise UsageError(f"there is no store at {directory}: check the path; put and import make one")
+        raise UsageError(f"there is no store at {directory}: check the path; put, append and import make one")
     return open_store(directory)
 
 

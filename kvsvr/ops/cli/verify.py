@@ -25,7 +25,8 @@ def command(ctx: click.Context, directory: Path, target: Path | None, as_json: b
     """Read everything in the store, twice, and compare; change nothing.
 
     Every record, value file, index file and run is checked; index, order and counters are made anew from the flow and
-    compared with those that are kept. Exit code 4: something is not what was written. The store must not be open for
+    compared with those that are kept. Exit code 4: something is not what was written. A damaged record has lost its
+    name: file and offset are told, and what it was of is absent, or has an older value. The store must not be open for
     writing elsewhere: a program that has it open calls db.verify().
     """
     if not directory.is_dir():
@@ -54,6 +55,11 @@ def _tell(report: Report, saved: Salvage | None) -> None:
     more = len(report.damages) + len(report.differences) - SHOWN_MAX
     if more > 0:
         say(f"  and {more} more")
+    nameless = sum(one.size > 0 for one in report.damages)
+    if nameless:
+        say(
+            f"  {nameless} of these are records that lost their names: whose they were is absent, or has an older value"
+        )
     if saved is not None:
         say(
             f"salvaged to {saved.path}: {saved.key_count} keys, {saved.table_count} tables, {saved.row_count} rows; "
