@@ -449,6 +449,15 @@ class Handle(Pool):
         self.release(caller)
         return position.segment, position.offset, sequence[0]
 
+    def tail(self) -> tuple[int, int]:
+        """Segment and offset behind the last record."""
+        caller = self.take()
+        order = lib.kv_tail(caller.pointer)
+        if order < 0:
+            raise self.failed(order, caller)
+        self.release(caller)
+        return order >> 32, order & 0xFFFFFFFF
+
     def unpin(self) -> None:
         caller = self.take()
         lib.kv_unpin(caller.pointer)

@@ -98,6 +98,7 @@ def _backup(
     for directory in DIRECTORIES:
         sync_directory(target / directory)
     pinned()
+    _check_end(source, target, (segment, offset))
     _write_manifest(target, {"format": FORMAT, "version": version, "created": time.time(), "files": files})
     return BackupReport(str(target), len(files), done, version, time.monotonic() - begun)
 
@@ -139,6 +140,18 @@ def _restore(origin: Path, destination: str | os.PathLike[str], progress: Progre
     finally:
         handle.free()
     return BackupReport(str(target), len(manifest["files"]), done, manifest["version"], time.monotonic() - begun)
+
+
+def _check_end(source: Path, copy: Path, end: tuple[int, int]) -> None:
+    """The copy is read as an opener reads it. Its newest segment has neither seal nor watermark, so damage in it would
+    pass for the end of the log, and all behind it for never written."""
+    handle = Handle(str(copy), Config(readonly=True), None)
+    try:
+        found = handle.tail()
+    finally:
+        handle.free()
+    if found != end:
+        raise CorruptionError(str(source), "a record of the newest segment is damaged: verify() names it", found)
 
 
 @contextmanager

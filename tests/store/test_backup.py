@@ -339,3 +339,27 @@ def test_a_disk_that_fails_leaves_no_backup(tmp_path: Path, monkeypatch: pytest.
 def test_a_reader_makes_no_backup(copied: Path, tmp_path: Path) -> None:
     with kvsvr.open(tmp_path / "original", readonly=True) as db, pytest.raises(kvsvr.UsageError, match="readonly"):
         db.backup(tmp_path / "b")
+
+
+def test_damage_in_the_newest_segment_is_no_end_of_the_backup(tmp_path: Path) -> None:
+    """The copy of that segment knows of no watermark: damage would look like a torn end, and take what follows."""
+    with kvsvr.open(tmp_path / "store") as db:
+        db.put(b"first", b"1" * 100, durable=True)
+        db.put(b"second", b"2", durable=True)
+        segment = max((tmp_path / "store" / "flow").glob("*.seg"))
+        written = segment.read_bytes()
+        at = written.index(b"1" * 100)
+        with open(segment, "r+b") as file:
+            file.seek(at)
+            file.write(b"x")
+        with pytest.raises(kvsvr.CorruptionError, match="newest segment"):
+            db.backup(tmp_path / "backup")
+        with pytest.raises(kvsvr.UsageError, match="holds no"):
+            kvsvr.restore(tmp_path / "backup", tmp_path / "restored")
+        with open(segment, "r+b") as file:
+            file.seek(at)
+            file.write(b"1")
+        db.backup(tmp_path / "sound")
+    kvsvr.restore(tmp_path / "sound", tmp_path / "whole")
+    with kvsvr.open(tmp_path / "whole") as db:
+        assert (db[b"first"], db[b"second"]) == (b"1" * 100, b"2")

@@ -18,7 +18,7 @@ from kvsvr.store import BackupReport, restore
 def backup_command(directory: Path, destination: Path, as_json: bool) -> None:
     """Copy the store to DEST, a new or empty directory, with a digest of every file.
 
-    Damage is copied as it is, with a digest that agrees, and may cost more in the copy: run `kvsvr verify DIR` first.
+    Its records are checked, its value files are copied as they are: `kvsvr verify DIR` checks them, too.
     The store must not be open for writing elsewhere: a program that has it open calls db.backup(DEST).
     """
     with writing(directory, create=False) as db, progress("backup", 100) as advance:
