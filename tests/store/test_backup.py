@@ -346,9 +346,8 @@ def test_damage_in_the_newest_segment_is_no_end_of_the_backup(tmp_path: Path) ->
     with kvsvr.open(tmp_path / "store") as db:
         db.put(b"first", b"1" * 100, durable=True)
         db.put(b"second", b"2", durable=True)
-        segment = max((tmp_path / "store" / "flow").glob("*.seg"))
-        written = segment.read_bytes()
-        at = written.index(b"1" * 100)
+        segment = min((tmp_path / "store" / "flow").glob("*.seg"))  # Behind it, maybe, the one that is prepared.
+        at = segment.read_bytes().index(b"1" * 100)
         with open(segment, "r+b") as file:
             file.seek(at)
             file.write(b"x")
