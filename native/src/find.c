@@ -62,19 +62,29 @@ static bool same_name(const target *t, const kv_record *record) {
     return t->key_size == 0 || memcmp(record->key, t->key, t->key_size) == 0;
 }
 
-/* KV_OK: the record at out->location is the one; KV_ABSENT: a collision. */
-kv_status store_look_at(kv_store *store, const target *t, found *out, kv_fault *fault) {
+/* The record at out->location, by its head alone. KV_ABSENT: there is no such place. */
+kv_status store_peek(const kv_store *store, found *out) {
     uint64_t size;
     uint32_t segment = kv_loc_segment(out->location), offset = kv_loc_offset(out->location);
+    out->intact = false;
     out->bytes = kv_flow_at(store->flow, segment, offset, &size);
-    if (KV_UNLIKELY(out->bytes == NULL)) return fault_corrupt(fault, out->location, "there is no such place");
+    if (KV_UNLIKELY(out->bytes == NULL)) return KV_ABSENT;
     out->place = kv_place(kv_flow_salt(store->flow), segment, offset);
-    if (KV_UNLIKELY(kv_record_peek(out->bytes, size, out->place, &out->record, &out->used) != KV_OK))
-        return fault_corrupt(fault, out->location, "the head of the record is damaged");
+    return kv_record_peek(out->bytes, size, out->place, &out->record, &out->used);
+}
+
+/* KV_OK: the record at out->location is the one; KV_ABSENT: a collision. */
+kv_status store_look_at(kv_store *store, const target *t, found *out, kv_fault *fault) {
+    kv_status status = store_peek(store, out);
+    if (KV_UNLIKELY(status != KV_OK))
+        return fault_corrupt(fault, out->location,
+                             status == KV_ABSENT ? "there is no such place" : "the head of the record is damaged");
     bool same = same_name(t, &out->record);
     /* The head check covers neither the table nor the expiry, and what has expired is gone. */
     bool trust = same && out->record.expires_ms == 0 && t->class == 0;
-    if (KV_LIKELY(trust) || kv_record_intact(out->bytes, out->place, &out->record)) return same ? KV_OK : KV_ABSENT;
+    if (KV_LIKELY(trust)) return KV_OK;
+    out->intact = kv_record_intact(out->bytes, out->place, &out->record);
+    if (out->intact) return same ? KV_OK : KV_ABSENT;
     return fault_corrupt(fault, out->location, "the record's checksum is wrong");
 }
 
@@ -104,6 +114,8 @@ bool store_probe(kv_store *store, uint64_t hash, uint64_t location, kv_probe *pr
     return at != 0;
 }
 
+bool found_intact(const found *f) { return f->intact || kv_record_intact(f->bytes, f->place, &f->record); }
+
 bool found_tombstone(const found *f) { return (kv_loc_flags(f->location) & KV_LOC_TOMBSTONE) != 0; }
 bool found_table(const found *f) { return (kv_loc_flags(f->location) & KV_LOC_TABLE) != 0; }
 
@@ -124,7 +136,7 @@ kv_status store_find_trusted(kv_caller *c, const target *t, found *out, bool *al
     *alive = false;
     if (status == KV_ABSENT) return KV_OK;
     if (status != KV_OK) return status;
-    if (!kv_record_intact(out->bytes, out->place, &out->record))
+    if (!found_intact(out))
         return fault_corrupt(&c->answer.fault, out->location, "the record's checksum is wrong");
     *alive = found_alive(store, out);
     bool gone = !*alive && !found_tombstone(out);
@@ -178,7 +190,7 @@ kv_status reader_find_table(kv_caller *c, const uint8_t *key, size_t size, table
     out->key = target_key(c->store, key, size);
     kv_status status = reader_find(c, &out->key, &out->at);
     if (status != KV_OK) return status;
-    if (!kv_record_intact(out->at.bytes, out->at.place, &out->at.record))
+    if (!found_intact(&out->at))
         return fault_corrupt(&c->answer.fault, out->at.location, "the record's checksum is wrong");
     c->answer.version = out->at.record.version;
     if (found_tombstone(&out->at)) return KV_ABSENT;

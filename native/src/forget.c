@@ -41,14 +41,8 @@ typedef struct expiring {
 
 /* What stands there, if the slot is as it was when it was seen. */
 static bool look_at_slot(kv_store *store, const kv_index_slot *slot, found *out) {
-    uint64_t size;
-    uint32_t segment = kv_loc_segment(slot->location), offset = kv_loc_offset(slot->location);
     out->location = slot->location;
-    if (!store_probe(store, slot->hash, slot->location, &out->probe)) return false;
-    out->bytes = kv_flow_at(store->flow, segment, offset, &size);
-    if (out->bytes == NULL) return false;
-    out->place = kv_place(kv_flow_salt(store->flow), segment, offset);
-    return kv_record_peek(out->bytes, size, out->place, &out->record, &out->used) == KV_OK;
+    return store_probe(store, slot->hash, slot->location, &out->probe) && store_peek(store, out) == KV_OK;
 }
 
 /* A damaged one is left to whoever reads it. */
@@ -59,7 +53,7 @@ static kv_status step_expire_slots(kv_caller *c, write_op *w) {
         found f;
         bool deleted;
         if (!look_at_slot(store, &e->slots[i], &f) || (int64_t)f.record.expires_ms > store_now(store)) continue;
-        if (!kv_record_intact(f.bytes, f.place, &f.record)) continue;
+        if (!found_intact(&f)) continue;
         target t = target_of(store, &f.record);
         kv_status status = store_expire(c, &t, &deleted);
         if (status != KV_OK) return status;
@@ -306,7 +300,7 @@ static kv_status forget_one(kv_forget *k, const kv_index_slot *slot) {
     found f;
     bool may = true;
     if (!look_at_slot(k->store, slot, &f)) return f.probe.status;
-    if (!kv_record_intact(f.bytes, f.place, &f.record)) return KV_OK; /* Nobody knows which table it is of. */
+    if (!found_intact(&f)) return KV_OK; /* Nobody knows which table it is of. */
     kv_status status = kv_loc_flags(slot->location) & KV_LOC_ROW ? row_may_go(k, &f, &may) : KV_OK;
     if (status != KV_OK || !may) return status;
     k->forgotten_count++;

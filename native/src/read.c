@@ -119,7 +119,7 @@ static kv_status read_once(kv_caller *c, const name *n, read_step step, kv_resul
     kv_status status = find_named(c, n, &f);
     *location = f.location;
     if (KV_UNLIKELY(status != KV_OK)) return status;
-    if (KV_UNLIKELY(!kv_record_intact(f.bytes, f.place, &f.record)))
+    if (KV_UNLIKELY(!found_intact(&f)))
         return fault_corrupt(&c->answer.fault, f.location, "the record's checksum is wrong");
     c->answer.version = f.record.version;
     if (KV_UNLIKELY(step == read_version)) return step(c, &f, result);

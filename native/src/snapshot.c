@@ -117,7 +117,7 @@ static void end_oldest(kv_store *store) {
 kv_status snapshot_keep(kv_store *store, uint64_t hash, const found *old, const kv_record *by) {
     /* A reader that hears of a compaction: the same record, somewhere else. */
     if (by->flags & KV_FLAG_MOVED) return KV_OK;
-    bool intact = kv_record_intact(old->bytes, old->place, &old->record);
+    bool intact = found_intact(old);
     kv_undo_entry entry = {.hash = hash, .location = old->location, .version = old->record.version,
                            .replaced = by->version, .size = old->used};
     if (!intact) entry.version = 0; /* Whoever looks is to meet the damage, not another answer. */
@@ -149,7 +149,7 @@ static kv_status find_kept(kv_caller *c, const target *t, found *out) {
 kv_status snapshot_find(kv_caller *c, const target *t, kv_status status, found *out) {
     const kv_snapshot *snapshot = c->snapshot;
     if (status != KV_OK && status != KV_ABSENT) return status;
-    if (status == KV_OK && !kv_record_intact(out->bytes, out->place, &out->record))
+    if (status == KV_OK && !found_intact(out))
         return fault_corrupt(&c->answer.fault, out->location, "the record's checksum is wrong");
     if (status == KV_ABSENT || out->record.version > snapshot->sequence) status = find_kept(c, t, out);
     return snapshot_ended(snapshot) ? KV_ESNAPSHOT : status;

@@ -149,6 +149,7 @@ typedef struct found {
     const uint8_t *bytes;
     kv_record record;
     uint32_t used;
+    bool intact;       /* its checksum was verified already */
     uint64_t place;
 } found;
 
@@ -225,9 +226,11 @@ target target_row(const kv_store *store, uint64_t table_id, const uint8_t *row, 
 target target_table(const kv_store *store, uint64_t table_id, unsigned class);
 target target_of(const kv_store *store, const kv_record *record); /* the slot of its name */
 kv_status store_find(kv_store *store, const target *t, found *out, kv_fault *fault); /* KV_ABSENT: location 0 */
+kv_status store_peek(const kv_store *store, found *out); /* at out->location, its head checked; KV_ABSENT: no such place */
 kv_status store_look_at(kv_store *store, const target *t, found *out, kv_fault *fault); /* at out->location */
 /* The slot with this hash that holds this location; false: there is none any more. Reads no record. */
 bool store_probe(kv_store *store, uint64_t hash, uint64_t location, kv_probe *probe);
+bool found_intact(const found *f); /* its checksum is right; verified once, by whoever asks first */
 bool found_tombstone(const found *f);
 bool found_table(const found *f);
 bool found_alive(kv_store *store, const found *f); /* there, no tombstone, not expired */
