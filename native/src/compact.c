@@ -413,24 +413,14 @@ static kv_status hold(kv_compaction *k, write_step step) {
 
 /* --- steps --- */
 
-/* Inside the epoch, under a guard. */
-static kv_status look(kv_compaction *k) {
-    kv_store *store = k->store;
-    kv_guard guard;
-    kv_epoch_enter(store->epoch, k->c->slot);
-    kv_status status = store_usable(store);
-    if (status == KV_OK) {
-        if (KV_GUARD_CAUGHT(&guard)) status = KV_EMAPPING;
-        else status = k->stage == WALKING ? walk(k) : k->stage == SORTING ? sort(k) : copy_block(k);
-        kv_guard_leave(&guard);
-    }
-    kv_epoch_leave(k->c->slot);
-    return status;
+static kv_status look(void *context) {
+    kv_compaction *k = context;
+    return k->stage == WALKING ? walk(k) : k->stage == SORTING ? sort(k) : copy_block(k);
 }
 
 static kv_status move(kv_compaction *k) {
     for (int i = 0; i < MOVES_A_STEP; i++) {
-        kv_status status = look(k);
+        kv_status status = store_look(k->c, look, k);
         if (status != KV_OK) return status;
         if (k->move_count == 0) {
             k->stage = DONE;
@@ -446,7 +436,7 @@ kv_status kv_compaction_step(kv_compaction *k) {
     if (*k->store->alive == 0) return KV_EFORKED;
     if (k->stage == DONE) return KV_EOF;
     k->c->answer.fault.status = KV_OK;
-    kv_status status = k->stage == MOVING ? move(k) : look(k);
+    kv_status status = k->stage == MOVING ? move(k) : store_look(k->c, look, k);
     if (status != KV_OK) {
         k->stage = DONE;
         if (k->c->answer.fault.status == KV_OK) caller_fail(k->c, status, "the segment could not be compacted");

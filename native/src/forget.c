@@ -31,12 +31,14 @@ enum {
 
 /* --- expiring --- */
 
-/* Of the table of the index that it is at, what may have expired. */
 typedef struct expiring {
     write_op base; /* first: store_hold() hands it to the step */
-    const kv_index_slot *slots;
-    size_t count;
-    uint64_t deleted_count;
+    kv_store *store;
+    uint64_t cursor;      /* how far the index was looked through */
+    kv_index_slot *slots; /* of the table it is at: what may have expired */
+    size_t capacity, count;
+    size_t next;          /* the first that was not tried yet */
+    uint64_t looked_count, deleted_count;
 } expiring;
 
 /* What stands there, if the slot is as it was when it was seen. */
@@ -49,10 +51,11 @@ static bool look_at_slot(kv_store *store, const kv_index_slot *slot, found *out)
 static kv_status step_expire_slots(kv_caller *c, write_op *w) {
     expiring *e = (expiring *)w;
     kv_store *store = c->store;
-    for (size_t i = 0; i < e->count; i++) {
+    size_t until = e->count - e->next < HOLD_COUNT ? e->count : e->next + HOLD_COUNT;
+    for (; e->next < until; e->next++) {
         found f;
         bool deleted;
-        if (!look_at_slot(store, &e->slots[i], &f) || (int64_t)f.record.expires_ms > store_now(store)) continue;
+        if (!look_at_slot(store, &e->slots[e->next], &f) || (int64_t)f.record.expires_ms > store_now(store)) continue;
         if (!found_intact(&f)) continue;
         target t = target_of(store, &f.record);
         kv_status status = store_expire(c, &t, &deleted);
@@ -62,63 +65,42 @@ static kv_status step_expire_slots(kv_caller *c, write_op *w) {
     return KV_OK;
 }
 
-/* Inside the epoch. Only what has an expiry is kept; which of it has expired, the record says. */
-static kv_status expiring_slots(kv_caller *c, uint64_t *cursor, kv_index_slot **slots, size_t *capacity, size_t *count,
-                                uint64_t *looked) {
-    kv_store *store = c->store;
-    size_t all;
-    kv_status status = kv_index_walk(store->index, cursor, slots, capacity, &all);
-    *count = 0;
+/* Only what has an expiry is kept; which of it has expired, the record says. */
+static kv_status expiring_slots(void *context) {
+    expiring *e = context;
+    size_t all, kept = 0;
+    e->count = e->next = 0;
+    kv_status status = kv_index_walk(e->store->index, &e->cursor, &e->slots, &e->capacity, &all);
     if (status != KV_OK) return status;
-    *looked += all;
+    e->looked_count += all;
     for (size_t i = 0; i < all; i++) {
-        unsigned flags = kv_loc_flags((*slots)[i].location);
+        unsigned flags = kv_loc_flags(e->slots[i].location);
         if (!(flags & KV_LOC_EXPIRY) || (flags & (KV_LOC_TOMBSTONE | KV_LOC_HEAD | KV_LOC_FLOOR))) continue;
-        (*slots)[(*count)++] = (*slots)[i];
+        e->slots[e->count++] = e->slots[i];
     }
     /* Once without the lock, so that nobody waits for the pages of those that are still good. */
-    size_t kept = 0;
-    for (size_t i = 0; i < *count; i++) {
+    for (size_t i = 0; i < e->count; i++) {
         found f;
-        if (!look_at_slot(store, &(*slots)[i], &f) || (int64_t)f.record.expires_ms > store_now(store)) continue;
-        (*slots)[kept++] = (*slots)[i];
+        if (!look_at_slot(e->store, &e->slots[i], &f) || (int64_t)f.record.expires_ms > store_now(e->store)) continue;
+        e->slots[kept++] = e->slots[i];
     }
-    *count = kept;
+    e->count = kept;
     return KV_OK;
 }
 
-static kv_status expiring_guarded(kv_caller *c, uint64_t *cursor, kv_index_slot **slots, size_t *capacity, size_t *count,
-                                  uint64_t *looked) {
-    kv_guard guard;
-    kv_epoch_enter(c->store->epoch, c->slot);
-    kv_status status = store_usable(c->store);
-    if (status == KV_OK) {
-        if (KV_GUARD_CAUGHT(&guard)) status = KV_EMAPPING;
-        else status = expiring_slots(c, cursor, slots, capacity, count, looked);
-        kv_guard_leave(&guard);
-    }
-    kv_epoch_leave(c->slot);
-    return status;
-}
-
 kv_result kv_expire_step(kv_caller *c, uint64_t *cursor, uint64_t slot_count) {
-    kv_index_slot *slots = NULL;
-    size_t capacity = 0, count;
-    uint64_t looked = 0, deleted = 0;
+    expiring e = {.store = c->store, .cursor = *cursor};
     kv_result result = 0;
     if (*c->store->alive == 0) return caller_fail(c, KV_EFORKED, "opened before fork");
     c->answer.fault.status = KV_OK;
     do {
-        kv_status status = expiring_guarded(c, cursor, &slots, &capacity, &count, &looked);
+        kv_status status = store_look(c, expiring_slots, &e);
         if (status != KV_OK) result = caller_fail(c, status, "the index could not be looked through");
-        for (size_t at = 0; result >= 0 && at < count; at += HOLD_COUNT) {
-            expiring e = {.slots = slots + at, .count = count - at < HOLD_COUNT ? count - at : HOLD_COUNT};
-            result = store_hold(c, step_expire_slots, &e.base, 0);
-            deleted += e.deleted_count;
-        }
-    } while (result >= 0 && *cursor != 0 && looked < slot_count);
-    free(slots);
-    return result < 0 ? result : (kv_result)deleted;
+        while (result >= 0 && e.next < e.count) result = store_hold(c, step_expire_slots, &e.base, 0);
+        *cursor = e.cursor;
+    } while (result >= 0 && *cursor != 0 && e.looked_count < slot_count);
+    free(e.slots);
+    return result < 0 ? result : (kv_result)e.deleted_count;
 }
 
 /* --- forgetting --- */
@@ -334,24 +316,14 @@ static kv_status forget(kv_forget *k) {
 
 /* --- steps --- */
 
-/* Inside the epoch, under a guard. */
-static kv_status look(kv_forget *k) {
-    kv_store *store = k->store;
-    kv_guard guard;
-    kv_epoch_enter(store->epoch, k->c->slot);
-    kv_status status = store_usable(store);
-    if (status == KV_OK) {
-        if (KV_GUARD_CAUGHT(&guard)) status = KV_EMAPPING;
-        else status = k->stage == COLLECTING ? collect(k) : read_segments(k);
-        kv_guard_leave(&guard);
-    }
-    kv_epoch_leave(k->c->slot);
-    return status;
+static kv_status look(void *context) {
+    kv_forget *k = context;
+    return k->stage == COLLECTING ? collect(k) : read_segments(k);
 }
 
 static kv_status look_on(kv_forget *k) {
     bool collecting = k->stage == COLLECTING;
-    kv_status status = look(k);
+    kv_status status = store_look(k->c, look, k);
     if (status != KV_OK || !collecting || k->stage != READING) return status;
     if (k->set_count == 0) {
         k->stage = DONE;

@@ -596,9 +596,20 @@ kv_status gather_value(kv_caller *c, const target *t, gathering *g, int64_t *siz
     return status;
 }
 
-static kv_status gather(kv_caller *c, const kv_many *many, int64_t *sizes, gathering *g) {
+typedef struct gathering_many {
+    kv_caller *caller;
+    const kv_many *many;
+    int64_t *sizes;
+    gathering gathered;
+} gathering_many;
+
+static kv_status gather(void *context) {
+    gathering_many *g = context;
+    kv_caller *c = g->caller;
+    const kv_many *many = g->many;
     item block[BLOCK];
     const uint8_t *key = many->keys;
+    g->gathered = (gathering){0};
     for (size_t from = 0; from < many->count; from += BLOCK) {
         size_t count = many->count - from < BLOCK ? many->count - from : BLOCK;
         for (size_t i = 0; i < count; i++) {
@@ -607,41 +618,22 @@ static kv_status gather(kv_caller *c, const kv_many *many, int64_t *sizes, gathe
         }
         prefetch_items(c->store, block, count);
         for (size_t i = 0; i < count; i++) {
-            kv_status status = gather_value(c, &block[i].at, g, &sizes[from + i]);
+            kv_status status = gather_value(c, &block[i].at, &g->gathered, &g->sizes[from + i]);
             if (status != KV_OK) return status;
         }
     }
     return KV_OK;
 }
 
-static kv_status gather_guarded(kv_caller *c, const kv_many *many, int64_t *sizes, gathering *g) {
-    kv_guard guard;
-    kv_status status;
-    if (KV_GUARD_CAUGHT(&guard)) status = KV_EMAPPING;
-    else status = gather(c, many, sizes, g);
-    kv_guard_leave(&guard);
-    return status;
-}
-
-static kv_status gather_inside(kv_caller *c, const kv_many *many, int64_t *sizes, gathering *g) {
-    *g = (gathering){0};
-    kv_epoch_enter(c->store->epoch, c->slot);
-    kv_status status = store_usable(c->store);
-    if (status == KV_OK) status = gather_guarded(c, many, sizes, g);
-    kv_epoch_leave(c->slot);
-    return status;
-}
-
 kv_result kv_get_many(kv_caller *c, const kv_many *many, int64_t *sizes) {
-    gathering g;
+    gathering_many g = {.caller = c, .many = many, .sizes = sizes};
     kv_status status = many_check(c, many);
     if (status != KV_OK) return status;
     c->answer.fault.status = KV_OK;
-    status = gather_inside(c, many, sizes, &g);
-    for (int look = 0; status == KV_MORE && store_look_again(c, look); look++)
-        status = gather_inside(c, many, sizes, &g);
+    status = store_look(c, gather, &g);
+    for (int look = 0; status == KV_MORE && store_look_again(c, look); look++) status = store_look(c, gather, &g);
     if (status == KV_MORE) return answer_gone(c);
     if (status != KV_OK) return caller_fail(c, status, "the read failed");
-    if (g.expired_ms != 0) answer_expired(c, g.expired_ms);
-    return (kv_result)g.used;
+    if (g.gathered.expired_ms != 0) answer_expired(c, g.gathered.expired_ms);
+    return (kv_result)g.gathered.used;
 }

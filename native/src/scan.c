@@ -276,7 +276,8 @@ static kv_status page_block(paging *p) {
     return taken;
 }
 
-static kv_status page_fill(paging *p) {
+static kv_status page_fill(void *context) {
+    paging *p = context;
     kv_store *store = p->caller->store;
     kv_status status = page_space(p);
     if (status != KV_OK) return status;
@@ -287,29 +288,17 @@ static kv_status page_fill(paging *p) {
     return status == KV_EOF ? KV_OK : status;
 }
 
-static kv_status page_guarded(paging *p, kv_status (*fill)(paging *p)) {
-    kv_guard guard;
-    kv_status status;
-    if (KV_GUARD_CAUGHT(&guard)) status = KV_EMAPPING;
-    else status = fill(p);
-    kv_guard_leave(&guard);
-    return status;
-}
-
 /* *gone: the file of a value is, see store_look_again(). */
-static kv_status page_inside(paging *p, kv_status (*fill)(paging *p), bool *gone) {
+static kv_status page_inside(paging *p, look_step fill, bool *gone) {
     kv_caller *c = p->caller;
     *p->page = (kv_page){.equal = 1};
     p->gathered = (gathering){0};
     p->looked_count = 0;
     c->answer.expires_ms = 0;
-    kv_epoch_enter(c->store->epoch, c->slot);
-    kv_status status = store_usable(c->store);
-    if (status == KV_OK) status = scratch_get(c, &p->scratch);
-    if (status == KV_OK) status = page_guarded(p, fill);
+    kv_status status = scratch_get(c, &p->scratch);
+    if (status == KV_OK) status = store_look(c, fill, p);
     /* No run asks an ended one what it wants to list: names may have been missing. */
     if (status >= KV_OK && snapshot_ended(c->snapshot)) status = KV_ESNAPSHOT;
-    kv_epoch_leave(c->slot);
     /* A full page ends with KV_MORE as a missing file does: `more` tells them apart. */
     *gone = status == KV_MORE && !p->page->more;
     if (status == KV_MORE && p->page->more) status = KV_OK;
@@ -325,7 +314,7 @@ static kv_status page_inside(paging *p, kv_status (*fill)(paging *p), bool *gone
 }
 
 /* A page, by `fill`; what all of them end with. */
-static kv_result page_make(paging *p, kv_status (*fill)(paging *p)) {
+static kv_result page_make(paging *p, look_step fill) {
     kv_caller *c = p->caller;
     bool gone;
     if (p->range->count_max == 0) return caller_fail(c, KV_EUSAGE, "a page has at least one entry");
@@ -433,8 +422,9 @@ static kv_status change_begin(change_paging *p) {
     return KV_OK;
 }
 
-static kv_status change_fill(paging *base) {
-    change_paging *p = (change_paging *)base;
+static kv_status change_fill(void *context) {
+    change_paging *p = context;
+    paging *base = &p->base;
     kv_status status = change_begin(p);
     if (status != KV_OK) return status;
     *base->page = (kv_page){.equal = 1};

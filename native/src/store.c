@@ -208,6 +208,23 @@ kv_result store_hold(kv_caller *c, write_step step, write_op *w, int durable) {
     return result;
 }
 
+static kv_status look_guarded(look_step step, void *context) {
+    kv_guard guard;
+    kv_status status;
+    if (KV_GUARD_CAUGHT(&guard)) status = KV_EMAPPING;
+    else status = step(context);
+    kv_guard_leave(&guard);
+    return status;
+}
+
+kv_status store_look(kv_caller *c, look_step step, void *context) {
+    kv_epoch_enter(c->store->epoch, c->slot);
+    kv_status status = store_usable(c->store);
+    if (status == KV_OK) status = look_guarded(step, context);
+    kv_epoch_leave(c->slot);
+    return status;
+}
+
 kv_result store_write(kv_caller *c, write_step step, write_op *w, int durable) {
     return store_hold(c, step, w, durable > 0 || (durable == 0 && c->store->options.sync == KV_SYNC_ALWAYS));
 }

@@ -209,6 +209,9 @@ kv_status store_append_pair(kv_store *store, kv_record *first, kv_record *second
  * where the store is open with KV_SYNC_ALWAYS. */
 kv_result store_hold(kv_caller *c, write_step step, write_op *w, int durable);
 kv_result store_write(kv_caller *c, write_step step, write_op *w, int durable);
+/* Runs what only looks, without the lock: inside the epoch and under a guard, unless the store is closed. */
+typedef kv_status (*look_step)(void *context);
+kv_status store_look(kv_caller *c, look_step step, void *context);
 kv_result caller_fail(kv_caller *c, kv_status status, const char *what);
 kv_status key_check(size_t key_size);
 kv_status name_check(const uint8_t *table, size_t table_size, size_t key_size); /* of a key, or of a row in a table */

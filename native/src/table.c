@@ -4,7 +4,6 @@
  * in the index, and counted. The sweep takes them out, some at a time: it finds them by their change names, because
  * every row, deleted ones included, has exactly one. What a reopen finds to sweep is in the checkpoint, or follows from
  * the replay: rows of a table whose key names it no more, or never did. */
-#include <errno.h>
 #include <stdlib.h>
 
 #include "store_internal.h"
@@ -67,13 +66,15 @@ kv_result kv_table_trim(kv_caller *c, const uint8_t *table, size_t table_size, u
 /* --- the sweep --- */
 
 struct kv_sweep {
+    write_op base; /* first: store_hold() hands it to the step */
     kv_store *store;
-    kv_epoch_slot *slot;
+    kv_caller *c;
     kv_order_cursor *cursor;
     candidates block;
-    uint64_t table_id; /* the table it is at; 0: none */
-    uint64_t at;       /* where in the set of retired tables it found it */
-    uint8_t *last;     /* the change name it came to */
+    bool block_is_last; /* there are no names behind it */
+    uint64_t table_id;  /* the table it is at; 0: none */
+    uint64_t at;        /* where in the set of retired tables it found it */
+    uint8_t *last;      /* the change name it came to */
     size_t last_size;
 };
 
@@ -85,7 +86,7 @@ kv_status kv_sweep_begin(kv_store *store, kv_sweep **out) {
     if (s == NULL) return KV_ENOMEM;
     s->store = store;
     s->last = malloc(KV_NAME_SIZE_MAX);
-    status = s->last == NULL ? KV_ENOMEM : kv_epoch_join(store->epoch, &s->slot);
+    status = s->last == NULL ? KV_ENOMEM : kv_caller_new(store, &s->c);
     if (status == KV_OK) status = kv_order_cursor_new(&s->cursor);
     if (status == KV_OK) *out = s;
     else kv_sweep_free(s);
@@ -94,18 +95,19 @@ kv_status kv_sweep_begin(kv_store *store, kv_sweep **out) {
 
 void kv_sweep_free(kv_sweep *s) {
     if (s == NULL) return;
-    kv_epoch_part(s->store->epoch, s->slot);
+    kv_caller_free(s->c);
     kv_order_cursor_free(s->cursor);
     free(s->block.bytes);
     free(s->last);
     free(s);
 }
 
-/* Writer lock. A snapshot from before a drop still reads the rows: all wait for it. KV_EOF: nothing is to be done now. */
-static kv_status pick_table(kv_sweep *s) {
-    const kv_store *store = s->store;
+/* A snapshot from before a drop still reads the rows: all wait for it. No table: nothing is to be done now. */
+static kv_status step_pick(kv_caller *c, write_op *w) {
+    kv_sweep *s = (kv_sweep *)w;
+    const kv_store *store = c->store;
     const big_set *retired = &store->retired_tables;
-    if (retired->count == 0 || snapshot_oldest(store) < store->retired_sequence) return KV_EOF;
+    if (retired->count == 0 || snapshot_oldest(store) < store->retired_sequence) return KV_OK;
     for (; retired->ids[s->at % retired->capacity] == 0; s->at++) continue;
     s->table_id = retired->ids[s->at % retired->capacity];
     table_name(KV_SPACE_CHANGES, s->table_id, s->last);
@@ -113,20 +115,15 @@ static kv_status pick_table(kv_sweep *s) {
     return KV_OK;
 }
 
-/* Inside the epoch. The next names of the table; KV_EOF: there are no more behind them. */
-static kv_status take_names(kv_sweep *s) {
+/* The next names of the table. */
+static kv_status take_names(void *context) {
+    kv_sweep *s = context;
     kv_store *store = s->store;
-    kv_fault fault;
-    kv_guard guard;
-    kv_status status;
-    if (KV_GUARD_CAUGHT(&guard)) {
-        status = KV_EMAPPING;
-    } else {
-        status = kv_order_seek(store->order, store->flow, s->cursor, KV_SEEK_GT, s->last, s->last_size);
-        if (status == KV_OK) status = candidates_take(store, s->cursor, CANDIDATE_COUNT_MAX, &s->block);
-    }
-    kv_guard_leave(&guard);
-    return status == KV_ECORRUPT ? order_fault(store, s->cursor, &fault) : status;
+    kv_status status = kv_order_seek(store->order, store->flow, s->cursor, KV_SEEK_GT, s->last, s->last_size);
+    if (status == KV_OK) status = candidates_take(store, s->cursor, CANDIDATE_COUNT_MAX, &s->block);
+    s->block_is_last = status == KV_EOF;
+    if (status == KV_ECORRUPT) return order_fault(store, s->cursor, &s->c->answer.fault);
+    return status == KV_EOF ? KV_OK : status;
 }
 
 static bool is_of_table(const kv_sweep *s, const candidate *one) {
@@ -172,55 +169,33 @@ static kv_status hide_table(kv_sweep *s) {
     return KV_OK;
 }
 
-/* Writer lock, under a guard. */
-static kv_status hide_rows(kv_sweep *s, bool last) {
-    kv_status status = store_writable(s->store);
+static kv_status step_hide(kv_caller *c, write_op *w) {
+    kv_sweep *s = (kv_sweep *)w;
+    bool last = s->block_is_last;
+    kv_status status = KV_OK;
     for (size_t i = 0; status == KV_OK && i < s->block.count; i++) {
         const candidate *one = &s->block.at[i];
         if (!is_of_table(s, one)) {
             last = true;
             break;
         }
-        status = hide(s->store, &one->at);
+        status = hide(c->store, &one->at);
         memcpy(s->last, one->name, one->name_size);
         s->last_size = one->name_size;
     }
     return status == KV_OK && last ? hide_table(s) : status;
 }
 
-static kv_status hide_guarded(kv_sweep *s, bool last) {
-    kv_guard guard;
-    kv_status status;
-    if (KV_GUARD_CAUGHT(&guard)) {
-        kv_flow_set_poison(s->store->flow, KV_EMAPPING, EIO);
-        status = KV_EMAPPING;
-    } else {
-        status = hide_rows(s, last);
-    }
-    kv_guard_leave(&guard);
-    kv_epoch_reclaim(s->store->epoch);
-    return status;
+static kv_status hold(kv_sweep *s, write_step step) {
+    s->base.result = 0;
+    kv_result result = store_hold(s->c, step, &s->base, 0);
+    return result >= 0 ? KV_OK : (kv_status)result;
 }
 
 kv_status kv_sweep_step(kv_sweep *s) {
-    kv_store *store = s->store;
-    kv_status status = KV_OK;
-    if (*store->alive == 0) return KV_EFORKED;
-    pthread_mutex_lock(&store->write_lock);
-    status = store_usable(store);
-    if (status == KV_OK && s->table_id == 0) status = pick_table(s);
-    pthread_mutex_unlock(&store->write_lock);
-    if (status != KV_OK) return status;
-
-    kv_epoch_enter(store->epoch, s->slot);
-    status = store_usable(store);
-    if (status == KV_OK) status = take_names(s);
-    kv_epoch_leave(s->slot);
-    if (status != KV_OK && status != KV_EOF) return status;
-
-    bool last = status == KV_EOF;
-    pthread_mutex_lock(&store->write_lock);
-    status = hide_guarded(s, last);
-    pthread_mutex_unlock(&store->write_lock);
+    kv_status status = s->table_id == 0 ? hold(s, step_pick) : KV_OK;
+    if (status == KV_OK && s->table_id == 0) return KV_EOF;
+    if (status == KV_OK) status = store_look(s->c, take_names, s);
+    if (status == KV_OK) status = hold(s, step_hide);
     return status == KV_OK ? KV_MORE : status;
 }
