@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import errno
 import os
+from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -284,7 +285,7 @@ class Caller:
         return content
 
 
-class Pool:
+class Pool(ABC):
     """Callers: pop one of `callers`, or make one with `new_caller`; append it when done. Threads: any."""
 
     __slots__ = ("callers", "path")
@@ -292,8 +293,8 @@ class Pool:
     path: str
     callers: list[Caller]
 
-    def new_caller(self) -> Caller:
-        raise NotImplementedError
+    @abstractmethod
+    def new_caller(self) -> Caller: ...
 
     def take(self) -> Caller:
         try:

@@ -26,7 +26,7 @@ import os
 import random
 import time
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
 from itertools import islice
@@ -35,7 +35,7 @@ from typing import Any, Final, Generic, TypeVar, overload
 
 from kvsvr.errors import ClosedError, KvError, UsageError, VersionConflict, shown
 from kvsvr.native import LATER, Handle, lib, own
-from kvsvr.store.aio_tables import AsyncSnapshot, AsyncTable
+from kvsvr.store.aio_tables import AsyncListing, AsyncSnapshot, AsyncTable
 from kvsvr.store.aio_threads import LARGE_SIZE, MANY_COUNT, Stream, in_thread, size_of
 from kvsvr.store.backup import BackupReport
 from kvsvr.store.batch import Batch, Writes
@@ -339,7 +339,7 @@ class Block(Generic[W]):
 # --- the engine ---
 
 
-class AsyncEngine:
+class AsyncEngine(AsyncListing):
     """One open store, for coroutines. What each call does is in the docstring of the Engine's; differences are here.
 
     A buffer that is passed in must not change before the call has returned: it may be read in a thread.
@@ -348,6 +348,7 @@ class AsyncEngine:
     __slots__ = ("_always", "_bells", "_engine", "_handle")
 
     def __init__(self, engine: Engine, bells: Bells) -> None:
+        super().__init__(engine)
         self._engine = engine
         self._bells = bells
         self._handle = engine._handle
@@ -488,32 +489,7 @@ class AsyncEngine:
         async with self.transaction(durable=durable) as transaction:
             return await fn(transaction)
 
-    # --- keys in order ---
-
-    def scan(
-        self,
-        start: BytesLike | None = None,
-        stop: BytesLike | None = None,
-        *,
-        prefix: BytesLike | None = None,
-        reverse: bool = False,
-        limit: int | None = None,
-    ) -> AsyncIterator[tuple[bytes, bytes]]:
-        return Stream(self._engine.scan(start, stop, prefix=prefix, reverse=reverse, limit=limit))
-
-    def keys(
-        self,
-        start: BytesLike | None = None,
-        stop: BytesLike | None = None,
-        *,
-        prefix: BytesLike | None = None,
-        reverse: bool = False,
-        limit: int | None = None,
-    ) -> AsyncIterator[bytes]:
-        return Stream(self._engine.keys(start, stop, prefix=prefix, reverse=reverse, limit=limit))
-
-    def tables(self, prefix: BytesLike | None = None) -> AsyncIterator[bytes]:
-        return Stream(self._engine.tables(prefix))
+    # --- tables and snapshots ---
 
     def table(self, key: BytesLike) -> AsyncTable:
         return AsyncTable(self._engine.table(key), self._settled)

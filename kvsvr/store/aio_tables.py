@@ -8,6 +8,7 @@ from typing import TypeVar, overload
 
 from kvsvr.native import LATER
 from kvsvr.store.aio_threads import LARGE_SIZE, Stream, in_thread, size_of
+from kvsvr.store.reads import Reads
 from kvsvr.store.snapshot import Snapshot
 from kvsvr.store.table import Table, TableReads
 from kvsvr.types import BytesLike, Changes, Versioned
@@ -151,12 +152,47 @@ class AsyncTable(AsyncTableReads):
         return was_there
 
 
-class AsyncSnapshot:
+class AsyncListing:
+    """Keys and tables in order, of a store or of a snapshot."""
+
+    __slots__ = ("_reads",)
+
+    def __init__(self, reads: Reads) -> None:
+        self._reads = reads
+
+    def scan(
+        self,
+        start: BytesLike | None = None,
+        stop: BytesLike | None = None,
+        *,
+        prefix: BytesLike | None = None,
+        reverse: bool = False,
+        limit: int | None = None,
+    ) -> AsyncIterator[tuple[bytes, bytes]]:
+        return Stream(self._reads.scan(start, stop, prefix=prefix, reverse=reverse, limit=limit))
+
+    def keys(
+        self,
+        start: BytesLike | None = None,
+        stop: BytesLike | None = None,
+        *,
+        prefix: BytesLike | None = None,
+        reverse: bool = False,
+        limit: int | None = None,
+    ) -> AsyncIterator[bytes]:
+        return Stream(self._reads.keys(start, stop, prefix=prefix, reverse=reverse, limit=limit))
+
+    def tables(self, prefix: BytesLike | None = None) -> AsyncIterator[bytes]:
+        return Stream(self._reads.tables(prefix))
+
+
+class AsyncSnapshot(AsyncListing):
     """A snapshot, for coroutines. Its reads run in threads: what it shows may be cold."""
 
     __slots__ = ("_snapshot",)
 
     def __init__(self, snapshot: Snapshot) -> None:
+        super().__init__(snapshot)
         self._snapshot = snapshot
 
     @property
@@ -175,31 +211,6 @@ class AsyncSnapshot:
 
     async def get_many(self, keys: Iterable[BytesLike]) -> list[bytes | None]:
         return await in_thread(self._snapshot.get_many, keys)
-
-    def scan(
-        self,
-        start: BytesLike | None = None,
-        stop: BytesLike | None = None,
-        *,
-        prefix: BytesLike | None = None,
-        reverse: bool = False,
-        limit: int | None = None,
-    ) -> AsyncIterator[tuple[bytes, bytes]]:
-        return Stream(self._snapshot.scan(start, stop, prefix=prefix, reverse=reverse, limit=limit))
-
-    def keys(
-        self,
-        start: BytesLike | None = None,
-        stop: BytesLike | None = None,
-        *,
-        prefix: BytesLike | None = None,
-        reverse: bool = False,
-        limit: int | None = None,
-    ) -> AsyncIterator[bytes]:
-        return Stream(self._snapshot.keys(start, stop, prefix=prefix, reverse=reverse, limit=limit))
-
-    def tables(self, prefix: BytesLike | None = None) -> AsyncIterator[bytes]:
-        return Stream(self._snapshot.tables(prefix))
 
     def table(self, key: BytesLike) -> AsyncTableReads:
         return AsyncTableReads(self._snapshot.table(key))

@@ -159,7 +159,8 @@ kv_status segment_finish(kv_flow *flow, segment *one);
 uint32_t watermark_check(const kv_flow *flow, uint32_t id, uint32_t offset);
 kv_status flow_fail(kv_flow *flow, kv_status status);
 
-bool segment_parse_name(const char *name, uint32_t *id); /* recover.c, as the next two */
+bool segment_parse_name(const char *name, uint32_t *id); /* recover.c, as the next three */
+uint32_t segment_successor(const segment *one);
 void segment_decode_header(kv_flow *flow, const uint8_t *page, segment *one);
 /* The only code that truncates. */
 kv_status segment_cut(kv_flow *flow, segment *one, uint32_t offset);

@@ -261,7 +261,7 @@ static kv_status judge_end(scan *s, const segment *one, uint32_t offset) {
 /* The segment that follows, by name: it was there when it was named. 0: a clean close, and nothing followed yet. */
 static uint32_t segment_named(const segment *one) { return one->link.next != 0 ? one->link.next : one->next; }
 
-static uint32_t segment_successor(const segment *one) {
+uint32_t segment_successor(const segment *one) {
     uint32_t named = segment_named(one);
     return named != 0 ? named : one->id + 1;
 }

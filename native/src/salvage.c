@@ -150,7 +150,7 @@ static kv_status drop_leftovers(salvage *s) {
         kv_status status = one->id > expected && expected != 0 ? note(s->flow, expected, 0, 0, "the file is missing") : KV_OK;
         if (status != KV_OK) return status;
         if (one->link.next != 0) next = one->link.next;
-        expected = one->link.next != 0 ? one->link.next : one->sealed ? (one->next != 0 ? one->next : one->id + 1) : 0;
+        expected = one->link.next != 0 || one->sealed ? segment_successor(one) : 0;
     }
     return KV_OK;
 }

@@ -3,9 +3,9 @@
  *   store.c       what every call goes through: the clock, appending, holding the writer lock
  *   find.c        from a name to its record
  *   show.c        what a record does to index, order and counters
- *   write.c       one key or row: put, delete, cas, incr, append, expire
+ *   write.c       one key, row or table: put, delete, cas, incr, append, expire, drop
  *   read.c        one key or row: get, look, version
- *   table.c       a table as a whole: changes, trim, and the sweep of what was dropped
+ *   table.c       a table as a whole: trim, and the sweep of what was dropped
  *   snapshot.c    a moment that stays
  *   many.c        many keys in one call; batches
  *   expect.c      what transactions have read, and whether it still holds

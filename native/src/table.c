@@ -1,4 +1,4 @@
-/* table.c -- a table as a whole: drop, trim, and the sweep that settles what a drop left.
+/* table.c -- a table as a whole: trim, and the sweep that settles what a drop left.
  *
  * A drop is one record: the table's key names nothing from then on, so nobody finds its rows any more. They are still
  * in the index, and counted. The sweep takes them out, some at a time: it finds them by their change names, because
@@ -7,28 +7,6 @@
 #include <stdlib.h>
 
 #include "store_internal.h"
-
-/* --- drop --- */
-
-static kv_status step_drop(kv_caller *c, write_op *w) {
-    kv_position position;
-    uint32_t used;
-    kv_status status = store_find_table(c, w->key, w->key_size, &w->state);
-    w->result = kv_ending(KV_ABSENT);
-    if (status != KV_OK || w->state.id == 0) return status;
-    kv_record record = {.kind = KV_KIND_TABLE_DROP, .options = KV_HAS_TABLE, .table_id = w->state.id, .key = w->key,
-                        .key_size = (uint32_t)w->key_size, .row_count = w->state.row_count, .next_row = w->state.next_row};
-    status = store_append(c->store, &record, &position, &used);
-    if (status != KV_OK) return status;
-    w->result = (kv_result)record.version;
-    return store_index_put(c->store, w->state.key.hash, &w->state.at, &record, position, used);
-}
-
-kv_result kv_table_drop(kv_caller *c, const uint8_t *table, size_t table_size, int durable) {
-    write_op w = {.key = table, .key_size = table_size};
-    if (key_check(table_size) != KV_OK) return refuse_name(c);
-    return store_write(c, step_drop, &w, durable);
-}
 
 /* --- trim --- */
 

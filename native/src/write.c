@@ -146,6 +146,7 @@ static kv_status step_cas(kv_caller *c, write_op *w) {
 /* The key of a table: what to write over it, by the table as it stands. */
 static kv_status table_begin(kv_caller *c, write_op *w, uint8_t kind, kv_record *record) {
     kv_status status = store_find_table(c, w->key, w->key_size, &w->state);
+    w->at = w->state.key;
     w->old = w->state.at;
     *record = (kv_record){.kind = kind, .options = KV_HAS_TABLE, .table_id = w->state.id,
                           .row_count = w->state.row_count, .next_row = w->state.next_row};
@@ -164,6 +165,13 @@ static kv_status step_delete(kv_caller *c, write_op *w) {
     if (w->number >= 0 && current != (uint64_t)w->number) return KV_ECONFLICT;
     w->result = kv_ending(KV_ABSENT);
     return alive ? write_end(c, w, &record) : KV_OK;
+}
+
+static kv_status step_drop(kv_caller *c, write_op *w) {
+    kv_record record;
+    kv_status status = table_begin(c, w, KV_KIND_TABLE_DROP, &record);
+    w->result = kv_ending(KV_ABSENT);
+    return status == KV_OK && w->state.id != 0 ? write_end(c, w, &record) : status;
 }
 
 /* --- what time has ended --- */
@@ -273,6 +281,12 @@ kv_result kv_row_delete(kv_caller *c, const uint8_t *table, size_t table_size, c
     write_op w = {.table = table, .table_size = table_size, .key = row, .key_size = row_size, .number = version};
     if (name_check(table, table_size, row_size) != KV_OK) return refuse_name(c);
     return store_write(c, step_delete, &w, durable);
+}
+
+kv_result kv_table_drop(kv_caller *c, const uint8_t *table, size_t table_size, int durable) {
+    write_op w = {.key = table, .key_size = table_size};
+    if (key_check(table_size) != KV_OK) return refuse_name(c);
+    return store_write(c, step_drop, &w, durable);
 }
 
 /* --- incr --- */

@@ -23,8 +23,9 @@ import pytest
 import kvsvr
 from kvsvr.store import TableReads
 from kvsvr.store.aio import LOOK_COUNT_MAX, AsyncEngine, AsyncTransaction, Bell
-from kvsvr.store.aio_tables import AsyncSnapshot, AsyncTable, AsyncTableReads
+from kvsvr.store.aio_tables import AsyncListing, AsyncSnapshot, AsyncTable, AsyncTableReads
 from kvsvr.store.aio_threads import LARGE_SIZE, MANY_COUNT, Stream
+from kvsvr.store.reads import Reads
 
 T = TypeVar("T")
 
@@ -74,6 +75,7 @@ def eventfd_count() -> int:
 NOT_AWAITED = {"aio"}
 TWINS = (
     (AsyncEngine, kvsvr.Engine),
+    (AsyncListing, Reads),
     (AsyncTableReads, TableReads),
     (AsyncTable, kvsvr.Table),
     (AsyncSnapshot, kvsvr.Snapshot),
@@ -335,6 +337,7 @@ def test_others_that_sync_leave_nobody_waiting(any_db: kvsvr.Engine) -> None:
     async def body() -> None:
         for i in range(200):
             await any_db.aio.put(b"k%d" % (i % 10), b"v", durable=True)
+        assert no_one_waits(any_db)
 
     thread = threading.Thread(target=sync_on)
     thread.start()
@@ -343,6 +346,7 @@ def test_others_that_sync_leave_nobody_waiting(any_db: kvsvr.Engine) -> None:
     finally:
         going = False
         thread.join()
+    assert all(any_db[b"k%d" % i] == b"v" for i in range(10))
 
 
 def fail_syncs_of(path: Path) -> None:
@@ -712,8 +716,10 @@ def test_no_write_is_missed_by_who_waits_for_the_next(db: kvsvr.Engine) -> None:
     async def body() -> None:
         writing = asyncio.get_running_loop().run_in_executor(None, write)
         await asyncio.gather(follow(), follow(), follow(), writing)
+        assert no_one_waits(db)
 
     run(body())
+    assert db[b"n"] == b"%d" % count
 
 
 def test_a_write_between_the_look_and_the_sleep_is_heard(db: kvsvr.Engine) -> None:
@@ -802,6 +808,7 @@ def test_loops_in_two_threads_answer_each_other(any_db: kvsvr.Engine) -> None:
     with ThreadPoolExecutor(2) as executor:
         for game in [executor.submit(run, play(a, b, 100)) for a, b in ((b"a", b"b"), (b"b", b"a"))]:
             game.result()
+    assert (any_db[b"a"], any_db[b"b"]) == (b"100", b"100")
 
 
 def test_a_loop_that_is_closed_under_its_tasks_goes(db: kvsvr.Engine) -> None:
