@@ -94,6 +94,7 @@ void segment_release(kv_flow *flow, segment *one) {
     if (one == NULL) return;
     if (one->bytes != NULL) flow->io->unmap(flow->io, one->file, one->bytes, one->size);
     if (one->file != NULL) flow->io->close(flow->io, one->file);
+    free((void *)atomic_load(&one->intact));
     free(one);
 }
 
@@ -174,6 +175,14 @@ static kv_status fill_with_zeros(kv_flow *flow, segment *one) {
     return KV_OK;
 }
 
+/* Filled, a segment is written twice: that is worth it where many records share a page, and each would pay for the first
+ * touch of one that was only allocated (docs/decisions/0020). */
+static bool records_are_large(const kv_flow *flow) {
+    enum { LARGE_SIZE = 8192 };
+    uint64_t content = atomic_load(&flow->content);
+    return content != UINT64_MAX && content / LARGE_SIZE > atomic_load(&flow->content_count);
+}
+
 static kv_status segment_make(kv_flow *flow, segment *one) {
     kv_io *io = flow->io;
     uint8_t header[KV_SEGMENT_HEADER_SIZE];
@@ -183,7 +192,7 @@ static kv_status segment_make(kv_flow *flow, segment *one) {
 
     kv_status status = io->open(io, SEGMENT_TEMPORARY, KV_IO_CREATE, &one->file);
     if (status == KV_OK) status = io->allocate(io, one->file, one->size);
-    if (status == KV_OK) status = fill_with_zeros(flow, one);
+    if (status == KV_OK && !records_are_large(flow)) status = fill_with_zeros(flow, one);
     if (status == KV_OK) status = io->write_at(io, one->file, header, sizeof header, 0);
     if (status == KV_OK) status = io->sync(io, one->file);
     if (status == KV_OK) status = io->rename(io, SEGMENT_TEMPORARY, path);
@@ -237,7 +246,10 @@ static uint32_t scheduled_size(const kv_flow *flow) {
     return size;
 }
 
-void kv_flow_set_content(kv_flow *flow, uint64_t live_size) { atomic_store(&flow->content, live_size); }
+void kv_flow_set_content(kv_flow *flow, uint64_t live_size, uint64_t live_count) {
+    atomic_store(&flow->content, live_size);
+    atomic_store(&flow->content_count, live_count);
+}
 
 kv_status kv_flow_prepare(kv_flow *flow, uint32_t size) {
     pthread_mutex_lock(&flow->prepare_lock);
@@ -305,6 +317,12 @@ static kv_status flow_roll(kv_flow *flow, uint64_t size) {
     flow->active = next;
     tail_publish(flow, next);
     return KV_OK;
+}
+
+bool kv_flow_has_room(const kv_flow *flow, uint64_t size) {
+    const segment *active = flow->active;
+    return active != NULL && active->writable &&
+           atomic_load_explicit(&active->end, memory_order_relaxed) + size + KV_SEAL_SIZE <= active->size;
 }
 
 kv_status kv_flow_reserve(kv_flow *flow, uint64_t size, uint64_t sequence_count, uint8_t **bytes, kv_position *position) {
@@ -678,6 +696,31 @@ const uint8_t *kv_flow_at(const kv_flow *flow, uint32_t id, uint32_t offset, uin
     if (one == NULL || offset >= one->size) return NULL;
     *size = one->size - offset;
     return one->bytes + offset;
+}
+
+/* At most one record of KV_NOTED_SIZE_MIN bytes begins in a page. */
+static uint64_t page_bit(uint32_t offset) { return (uint64_t)1 << (offset / KV_PAGE_SIZE % 64); }
+
+bool kv_flow_was_intact(const kv_flow *flow, uint32_t id, uint32_t offset) {
+    const segment *one = segment_find(flow, id);
+    _Atomic uint64_t *words = one == NULL ? NULL : atomic_load_explicit(&one->intact, memory_order_acquire);
+    if (words == NULL) return false;
+    return (atomic_load_explicit(&words[offset / KV_PAGE_SIZE / 64], memory_order_relaxed) & page_bit(offset)) != 0;
+}
+
+/* No memory, no note. */
+void kv_flow_note_intact(const kv_flow *flow, uint32_t id, uint32_t offset) {
+    segment *one = segment_find(flow, id);
+    if (one == NULL) return;
+    _Atomic uint64_t *words = atomic_load_explicit(&one->intact, memory_order_acquire);
+    if (words == NULL) {
+        _Atomic uint64_t *made = calloc(one->size / KV_PAGE_SIZE / 64 + 1, sizeof *made);
+        if (made == NULL) return;
+        /* Somebody else may have been faster: then `words` becomes theirs. */
+        if (atomic_compare_exchange_strong(&one->intact, &words, made)) words = made;
+        else free((void *)made);
+    }
+    atomic_fetch_or_explicit(&words[offset / KV_PAGE_SIZE / 64], page_bit(offset), memory_order_relaxed);
 }
 
 kv_status kv_flow_segments(const kv_flow *flow, kv_segment_info **out, size_t *count) {

@@ -78,6 +78,7 @@ typedef struct segment {
     _Atomic bool ended; /* a SEAL record closes it: next and last_sequence are set */
     _Atomic bool sealed; /* the header says so, durably */
     chain_link link;    /* as in the header */
+    _Atomic(_Atomic uint64_t *) intact; /* a bit per page: the large record that begins in it was verified. NULL: none was */
     struct segment *kept; /* the next of those that could not be handed to the epoch */
 } segment;
 
@@ -130,6 +131,7 @@ struct kv_flow {
 
     /* remove(): one at a time. */
     _Atomic uint64_t content; /* as set_content() was told; UINT64_MAX: it was not */
+    _Atomic uint64_t content_count;
     uint64_t required;        /* the highest of the chain; as read, not kept up to date */
     segment *kept;            /* out of the map, mapped until the end: there was no memory to note them in the epoch */
     size_t retired_count;     /* segments the epoch has and has not freed; writer lock */

@@ -36,8 +36,43 @@ kv_status answer_room(kv_caller *c, uint64_t size, uint8_t **out) {
     return answer->large == NULL ? KV_ENOMEM : KV_OK;
 }
 
+/* The same for a hasty caller. */
+static kv_status hasty_room(kv_caller *c, uint64_t size, bool is_big, uint8_t **out) {
+    uint64_t room = c->lent == NULL ? KV_HASTY_SIZE : c->lent_size;
+    *out = c->lent == NULL ? c->answer.small : c->lent;
+    if (KV_LIKELY(!is_big && size <= room)) return KV_OK;
+    c->answer.number = (int64_t)size;
+    return KV_EWAIT;
+}
+
 /* What a read wants of a record it found. */
 typedef kv_status (*read_step)(kv_caller *c, const found *f, kv_result *result);
+
+/* A large value is verified as it is copied: one way through memory instead of two. Not where an answer may come of the
+ * record without its value. */
+static bool verified_late(const found *f) {
+    enum { LATE_SIZE_MIN = 1024 };
+    const kv_record *record = &f->record;
+    return record->value_size >= LATE_SIZE_MIN && record->kind == KV_KIND_PUT && record->expires_ms == 0 &&
+           !(record->flags & KV_FLAG_BIG) && !found_tombstone(f);
+}
+
+static kv_status checksum_wrong(kv_caller *c, const found *f) {
+    return fault_corrupt(&c->answer.fault, f->location, "the record's checksum is wrong");
+}
+
+/* To hash a large value takes as long as to copy it: it is verified by the first who reads it. */
+static kv_status copy_verified(kv_caller *c, const found *f, uint8_t *to) {
+    uint32_t segment = kv_loc_segment(f->location), offset = kv_loc_offset(f->location);
+    bool noted = f->record.value_size >= KV_NOTED_SIZE_MIN;
+    if (noted && kv_flow_was_intact(c->store->flow, segment, offset)) {
+        memcpy(to, f->record.value, f->record.value_size);
+        return KV_OK;
+    }
+    if (!kv_record_copy(f->bytes, f->place, &f->record, to)) return checksum_wrong(c, f);
+    if (noted) kv_flow_note_intact(c->store->flow, segment, offset);
+    return KV_OK;
+}
 
 static kv_status read_value(kv_caller *c, const found *f, kv_result *result) {
     if (KV_UNLIKELY(found_table(f))) return KV_EWRONGTYPE;
@@ -47,13 +82,14 @@ static kv_status read_value(kv_caller *c, const found *f, kv_result *result) {
     kv_status status = is_big ? kv_big_decode(&f->record, &big) : KV_OK;
     if (status != KV_OK) return fault_corrupt(&c->answer.fault, f->location, "no description of a value file");
     uint64_t size = is_big ? big.size : f->record.value_size;
-    status = answer_room(c, size, &to);
-    if (status != KV_OK) return status;
+    status = c->hasty ? hasty_room(c, size, is_big, &to) : answer_room(c, size, &to);
+    if (KV_UNLIKELY(status != KV_OK)) return status;
     *result = (kv_result)size;
     if (is_big) {
         status = big_read(c, &big, to);
         return status == KV_ECORRUPT ? big_fault(c, f) : status;
     }
+    if (KV_UNLIKELY(verified_late(f)) && !f->intact) return copy_verified(c, f, to);
     memcpy(to, f->record.value, f->record.value_size);
     return KV_OK;
 }
@@ -119,8 +155,8 @@ static kv_status read_once(kv_caller *c, const name *n, read_step step, kv_resul
     kv_status status = find_named(c, n, &f);
     *location = f.location;
     if (KV_UNLIKELY(status != KV_OK)) return status;
-    if (KV_UNLIKELY(!found_intact(&f)))
-        return fault_corrupt(&c->answer.fault, f.location, "the record's checksum is wrong");
+    bool late = step == read_value && verified_late(&f);
+    if (KV_LIKELY(!late) && KV_UNLIKELY(!found_intact(&f))) return checksum_wrong(c, &f);
     c->answer.version = f.record.version;
     if (KV_UNLIKELY(step == read_version)) return step(c, &f, result);
     if (found_tombstone(&f)) return KV_ABSENT;
@@ -177,8 +213,10 @@ static kv_result store_read(kv_caller *c, const name *n, read_step step) {
     kv_result result = 0;
     if (KV_UNLIKELY(name_check(n->table, n->table_size, n->key_size) != KV_OK)) return refuse_name(c);
     c->answer.fault.status = KV_OK;
+    if (c->hasty) c->answer.number = 0;
     kv_status status = read_inside(c, n, step, &result);
     if (KV_LIKELY(status == KV_OK)) return result;
+    if (status == KV_EWAIT) return kv_ending(status);
     for (int look = 0; status == KV_MORE && store_look_again(c, look); look++)
         status = read_inside(c, n, step, &result);
     if (status == KV_OK) return result;

@@ -82,7 +82,10 @@ int64_t store_deadline(const kv_store *store, int64_t ttl_ms) {
     return ttl_ms < INT64_MAX - now ? now + ttl_ms : INT64_MAX;
 }
 
-void store_note_content(kv_store *store) { kv_flow_set_content(store->flow, store->counters.live_size); }
+void store_note_content(kv_store *store) {
+    const counters *c = &store->counters;
+    kv_flow_set_content(store->flow, c->live_size, atomic_load(&c->key_count) + atomic_load(&c->row_count));
+}
 
 kv_status store_write_clock(kv_store *store) {
     int64_t now = store_now(store);
@@ -112,7 +115,7 @@ kv_result answer_expired(kv_caller *c, int64_t expires_ms) {
     kv_store *store = c->store;
     if (!store->options.readonly && atomic_load(&store->clock_ms) < expires_ms) {
         write_op w = {.number = expires_ms};
-        store_hold(c, step_note_clock, &w, 0);
+        if (store_hold(c, step_note_clock, &w, 0) == kv_ending(KV_EWAIT)) return kv_ending(KV_EWAIT);
     }
     return kv_ending(KV_ABSENT);
 }
@@ -175,14 +178,33 @@ static kv_status under_guard(kv_caller *c, write_step step, write_op *w) {
     return status;
 }
 
+/* Room for what one step may append at most: a clock note, an envelope, a table that is new, and the record itself. */
+static bool write_fits(const kv_store *store, const write_op *w) {
+    enum { HEADS_SIZE_MAX = 4 * (KV_RECORD_HEAD_SIZE + KV_RECORD_OPTIONS_SIZE_MAX) };
+    uint64_t names = w->key_size + (w->table == NULL ? 0 : w->table_size);
+    return kv_flow_has_room(store->flow, kv_align(names + w->value_size, KV_RECORD_ALIGN) + HEADS_SIZE_MAX);
+}
+
+/* The writer lock; false: somebody has it, or the next segment is needed, and the caller is not to wait. */
+static bool take_lock(kv_caller *c, const write_op *w) {
+    kv_store *store = c->store;
+    if (KV_LIKELY(!c->hasty)) return pthread_mutex_lock(&store->write_lock) == 0;
+    if (pthread_mutex_trylock(&store->write_lock) != 0) return false;
+    /* What is not writable has no flow to ask, maybe, and will be refused without waiting. */
+    if (store_writable(store) != KV_OK || KV_LIKELY(write_fits(store, w))) return true;
+    pthread_mutex_unlock(&store->write_lock);
+    return false;
+}
+
 kv_result store_hold(kv_caller *c, write_step step, write_op *w, int durable) {
     kv_store *store = c->store;
     if (KV_UNLIKELY(*store->alive == 0)) return caller_fail(c, KV_EFORKED, "opened before fork");
+    if (KV_UNLIKELY(c->hasty && durable)) return kv_ending(KV_EWAIT);
     /* Inside the epoch while waiting for the disk: close() waits for us before it takes the flow away. */
     if (durable) kv_epoch_enter(store->epoch, c->slot);
     c->answer.fault.status = KV_OK;
 
-    pthread_mutex_lock(&store->write_lock);
+    if (KV_UNLIKELY(!take_lock(c, w))) return kv_ending(KV_EWAIT);
     kv_status status = store_writable(store);
     bool moved = false;
     if (KV_LIKELY(status == KV_OK)) {

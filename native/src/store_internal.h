@@ -138,6 +138,9 @@ struct kv_caller {
     kv_epoch_slot *slot;
     kv_answer answer;
     kv_snapshot *snapshot; /* what its reads are as of; NULL: now */
+    bool hasty;            /* answers KV_EWAIT where others wait */
+    uint8_t *lent;         /* hasty: where answers go; NULL: answer.small */
+    uint64_t lent_size;
     scan_scratch *scan; /* NULL until the first scan */
     kv_caller *next, *previous;
 };

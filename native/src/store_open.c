@@ -413,6 +413,13 @@ void kv_caller_free(kv_caller *c) {
 
 kv_answer *kv_caller_answer(kv_caller *c) { return &c->answer; }
 
+void kv_caller_hasten(kv_caller *c, int hasty) { c->hasty = hasty != 0; }
+
+void kv_caller_lend(kv_caller *c, uint8_t *buffer, uint64_t size) {
+    c->lent = buffer;
+    c->lent_size = size;
+}
+
 /* --- the whole store --- */
 
 /* What a look at the store without a lock answers. */

@@ -223,6 +223,7 @@ static kv_result write_value(kv_caller *c, write_step step, write_op *w, int dur
     if (KV_UNLIKELY(w->value_size > KV_VALUE_SIZE_MAX)) return caller_fail(c, KV_EVALUESIZE, "values have up to 1 GiB");
     if (KV_LIKELY(w->value_size <= c->store->options.inline_size_max)) return store_write(c, step, w, durable);
 
+    if (c->hasty) return kv_ending(KV_EWAIT);
     kv_status status = big_write(c, w->value, w->value_size, &big);
     if (status != KV_OK) return caller_fail(c, status, "the value could not be written");
     kv_big_encode(&big, bytes);

@@ -949,7 +949,7 @@ static void remove_before_open(const char *path) {
 static void check_open_beside(uint32_t first, uint32_t last, kv_status status) {
     rig w = rig_new();
     CHECK_EQ(rig_open(&w, false), KV_OK);
-    kv_flow_set_content(w.flow, 0); /* small ones */
+    kv_flow_set_content(w.flow, 0, 1 << 20); /* small ones */
     grow_to(&w, 20);
     removing = &w;
     remove_next = first;
@@ -1070,7 +1070,7 @@ TEST(segments_go_while_others_append_sync_and_read) {
     CHECK(mkdtemp(directory) != NULL);
     CHECK_EQ(kv_io_posix_new(directory, false, &c.r.io), KV_OK);
     CHECK_EQ(rig_open(&c.r, false), KV_OK);
-    kv_flow_set_content(c.r.flow, 0);
+    kv_flow_set_content(c.r.flow, 0, 1 << 20);
     for (int i = 0; i < 4; i++) CHECK_EQ(pthread_create(&threads[i], NULL, work[i], &c), 0);
     while (removed < REMOVED_MIN && !check_failed_here) {
         uint32_t ids[SEGMENTS];
@@ -1114,25 +1114,63 @@ static uint32_t size_of(rig *r, uint32_t id) {
 TEST(segments_follow_the_size_of_what_is_live) {
     rig r = rig_new();
     CHECK_EQ(rig_open(&r, false), KV_OK);
-    kv_flow_set_content(r.flow, 0);
+    kv_flow_set_content(r.flow, 0, 1 << 20);
     grow_to(&r, 3);
     CHECK_EQ(size_of(&r, 3), SEGMENT_MIN);
-    kv_flow_set_content(r.flow, 16 * SEGMENT_MIN - 1);
+    kv_flow_set_content(r.flow, 16 * SEGMENT_MIN - 1, 1 << 20);
     grow_to(&r, 4);
     CHECK_EQ(size_of(&r, 4), SEGMENT_MIN);
-    kv_flow_set_content(r.flow, UINT64_MAX - 1);
+    kv_flow_set_content(r.flow, UINT64_MAX - 1, 1 << 20);
     grow_to(&r, 7);
     CHECK_EQ(size_of(&r, 5), 2 * SEGMENT_MIN); /* never more than twice the one before */
     CHECK_EQ(size_of(&r, 6), SEGMENT_MAX);
     CHECK_EQ(size_of(&r, 7), SEGMENT_MAX);
-    kv_flow_set_content(r.flow, 16 * SEGMENT_MIN);
+    kv_flow_set_content(r.flow, 16 * SEGMENT_MIN, 1 << 20);
     grow_to(&r, 8);
     CHECK_EQ(size_of(&r, 8), 2 * SEGMENT_MIN);
-    kv_flow_set_content(r.flow, 0);
+    kv_flow_set_content(r.flow, 0, 1 << 20);
     CHECK(put(&r, 50000) != 0);
     CHECK_EQ(size_of(&r, 9), SEGMENT_MAX);
     grow_to(&r, 10);
     CHECK_EQ(size_of(&r, 10), SEGMENT_MIN);
+    rig_close(&r);
+    kv_sim_free(r.sim);
+}
+
+TEST(segments_for_large_records_are_not_filled) {
+    rig r = rig_new();
+    CHECK_EQ(rig_open(&r, false), KV_OK);
+    grow_to(&r, 2);
+    for (int large = 0; large < 2; large++) {
+        kv_flow_set_content(r.flow, 100 << 20, large ? 12000 : 13000);
+        CHECK_EQ(kv_flow_prepare(r.flow, 0), KV_OK); /* one that may have been begun before */
+        grow_to(&r, 4 + 2 * (uint32_t)large);
+        uint64_t writes = kv_sim_call_count(r.sim, KV_SIM_WRITE);
+        CHECK_EQ(kv_flow_prepare(r.flow, 0), KV_OK);
+        writes = kv_sim_call_count(r.sim, KV_SIM_WRITE) - writes;
+        if (large) CHECK_EQ(writes, 1); /* its header */
+        else CHECK(writes > 10);
+    }
+    rig_close(&r);
+    kv_sim_free(r.sim);
+}
+
+TEST(a_note_is_of_one_record_and_goes_with_its_mapping) {
+    rig r = rig_new();
+    CHECK_EQ(rig_open(&r, false), KV_OK);
+    grow_to(&r, 2);
+    enum { AT = KV_SEGMENT_HEADER_SIZE };
+    CHECK(!kv_flow_was_intact(r.flow, 2, AT));
+    kv_flow_note_intact(r.flow, 2, AT);
+    CHECK(kv_flow_was_intact(r.flow, 2, AT));
+    for (uint32_t page = 0; page < SEGMENT_MIN / KV_PAGE_SIZE; page++)
+        CHECK_EQ(kv_flow_was_intact(r.flow, 2, page * KV_PAGE_SIZE), page == 1);
+    CHECK(!kv_flow_was_intact(r.flow, 1, AT));
+    CHECK(!kv_flow_was_intact(r.flow, 99, AT)); /* no such segment */
+    kv_flow_note_intact(r.flow, 99, AT);
+    rig_close(&r);
+    CHECK_EQ(rig_open(&r, false), KV_OK);
+    CHECK(!kv_flow_was_intact(r.flow, 2, AT));
     rig_close(&r);
     kv_sim_free(r.sim);
 }
@@ -1174,5 +1212,7 @@ int main(void) {
     RUN(a_reader_that_opens_while_segments_go_has_the_log_of_one_moment);
     RUN(segments_go_while_others_append_sync_and_read);
     RUN(segments_follow_the_size_of_what_is_live);
+    RUN(segments_for_large_records_are_not_filled);
+    RUN(a_note_is_of_one_record_and_goes_with_its_mapping);
     return check_report();
 }

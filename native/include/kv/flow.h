@@ -109,6 +109,8 @@ void kv_flow_set_sequence(kv_flow *flow, uint64_t sequence); /* writer lock */
 /* Room for `size` bytes that no segment boundary splits: *bytes is where to put them, *position their place. May
  * seal the segment and move on to the next; waits for it to be prepared. KV_ENOSPC: refused, may work later. */
 kv_status kv_flow_reserve(kv_flow *flow, uint64_t size, uint64_t sequence_count, uint8_t **bytes, kv_position *position);
+/* Whether a reserve of so much would neither wait nor call the file system. Writer lock. */
+bool kv_flow_has_room(const kv_flow *flow, uint64_t size);
 /* The reserved bytes are written: they belong to the log. KV_EDISK (write calls): poisoned. */
 kv_status kv_flow_commit(kv_flow *flow, kv_position position, uint64_t size);
 
@@ -122,9 +124,10 @@ kv_status kv_flow_settle(kv_flow *flow);
 /* Prepares the next segment if there is none. `size` 0: as the schedule has it. */
 kv_status kv_flow_prepare(kv_flow *flow, uint32_t size);
 bool kv_flow_wants_prepare(const kv_flow *flow);
-/* How many bytes are live: no segment prepared from now on is larger than an eighth of it, or segment_size_min, unless a
- * record needs it. Until the first call every segment is twice the one before. Any thread. */
-void kv_flow_set_content(kv_flow *flow, uint64_t live_size);
+/* How many bytes are live, and how many records: no segment prepared from now on is larger than an eighth of the bytes, or
+ * segment_size_min, unless a record needs it; and where records are large it is not filled with zeros. Until the first call
+ * every segment is twice the one before. Any thread. */
+void kv_flow_set_content(kv_flow *flow, uint64_t live_size, uint64_t live_count);
 
 /* Takes sealed segments out of the log, in any order given, neighbours with one write. All of them, the newest one
  * excepted, must be in the log and sealed: else KV_EUSAGE, and nothing was done. What of them counts must stand
@@ -138,6 +141,12 @@ kv_status kv_flow_remove(kv_flow *flow, pthread_mutex_t *writer_lock, const uint
 /* The bytes at a position and how many may be read from there; NULL if no such place. Inside the epoch, or under
  * the writer lock. */
 const uint8_t *kv_flow_at(const kv_flow *flow, uint32_t segment, uint32_t offset, uint64_t *size);
+
+/* A note about the record there, of KV_NOTED_SIZE_MIN bytes or more, which lasts as long as its segment is mapped: its
+ * checksum was right. Any thread inside the epoch. */
+enum { KV_NOTED_SIZE_MIN = KV_PAGE_SIZE };
+bool kv_flow_was_intact(const kv_flow *flow, uint32_t segment, uint32_t offset);
+void kv_flow_note_intact(const kv_flow *flow, uint32_t segment, uint32_t offset);
 
 /* All segments, oldest first; for free(). Writer lock. */
 kv_status kv_flow_segments(const kv_flow *flow, kv_segment_info **out, size_t *count);

@@ -71,6 +71,14 @@ typedef struct kv_answer {
     kv_fault fault;      /* after an error */
 } kv_answer;
 kv_answer *kv_caller_answer(kv_caller *caller);
+/* Whether kv_get, kv_put, kv_delete and their like for rows are to answer KV_EWAIT, and do nothing, where they would wait
+ * for another thread or for a call that reads or writes a file. For who holds a lock of its own meanwhile. A page of a
+ * mapping may still have to come from the disk. An answer that has no room is KV_EWAIT, too: one above KV_HASTY_SIZE bytes,
+ * unless a buffer for it was lent; answer.number is its size then, and 0 after any other KV_EWAIT. */
+enum { KV_HASTY_SIZE = 4096 };
+void kv_caller_hasten(kv_caller *caller, int hasty);
+/* Where a hasty caller's answers of up to `size` bytes go, until another buffer is lent; NULL: to answer.small. */
+void kv_caller_lend(kv_caller *caller, uint8_t *buffer, uint64_t size);
 
 /* --- one key. `ttl_ms` 0: no expiry, else > 0. `durable`: wait until it is on disk. Versions are > 0. --- */
 /* A key may name a table instead (below): put replaces it, delete drops it, look, version and expire work on it; what
