@@ -5,7 +5,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-NATIVE := $(wildcard native/*.* native/include/kv/*.h native/src/*.[ch])
+NATIVE := $(wildcard native/*.* native/include/kv/*.h native/src/*.[ch] native/python/*.[ch])
 PY_DIRS := $(wildcard kvsvr tests demo bench native/*.py native/fuzz/*.py)
 FLAVOURS := plain asan tsan
 SANITIZE_asan := address,undefined

@@ -19,16 +19,18 @@ No cdata object leaves this module and kvsvr.store.
 from __future__ import annotations
 
 import errno
+import functools
 import os
 from abc import ABC, abstractmethod
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from struct import Struct
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, TypeVar, cast
 from weakref import WeakSet
 
 from kvsvr._native import ffi, lib
+from kvsvr._quick import Collecting, Door, Listing, Pairs, Quick, Quickened, pack
 from kvsvr.config import Config
 from kvsvr.errors import (
     ClosedError,
@@ -53,16 +55,22 @@ __all__ = [
     "SMALL_SIZE",
     "Caller",
     "Checkpoint",
+    "Collecting",
     "Expectations",
     "Handle",
+    "Listing",
     "Many",
     "Operations",
+    "Pairs",
     "Pool",
+    "Quickened",
     "SnapshotHandle",
+    "as_bytes",
     "borrow",
     "ffi",
     "lib",
     "own",
+    "quick",
     "row_of",
     "table_key",
     "ttl_ms",
@@ -78,6 +86,8 @@ LATER: Final = lib.KV_LATER  # Where a call takes `durable`: it never waits, wha
 
 # A caller that had to make more room than this for an answer is not kept: reading 1 GiB once must not cost it for ever.
 KEPT_SIZE_MAX: Final = 4 << 20
+
+MEMORY_SIZE: Final = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 _SYNC_MODES: Final = {"none": lib.KV_SYNC_NONE, "batch": lib.KV_SYNC_BATCH, "always": lib.KV_SYNC_ALWAYS}
 
@@ -101,6 +111,10 @@ def borrow(data: object, what: str) -> Any:
         raise TypeError(f"a {what} is bytes, bytearray or memoryview, not {type(data).__name__}") from None
     except (BufferError, ValueError):
         raise UsageError(f"the {what} is a memoryview with gaps: copy it with bytes()") from None
+
+
+def as_bytes(part: object, what: str) -> bytes:
+    return bytes(borrow(part, what))
 
 
 def own(key: object) -> bytes:
@@ -133,35 +147,21 @@ def ttl_ms(ttl: float) -> int:
 
 
 class Many:
-    """Keys, and values if there are some, laid out as kv_many wants them; keeps what its pointers point to."""
+    """Keys laid out as kv_many wants them; keeps what its pointers point to."""
 
     __slots__ = ("_held", "count", "pointer")
 
-    def __init__(self, keys: Sequence[BytesLike], values: Sequence[BytesLike] | None = None) -> None:
+    def __init__(self, keys: Sequence[BytesLike]) -> None:
+        plain = keys if set(map(type, keys)) == {bytes} else [own(key) for key in keys]
+        try:
+            sizes = ffi.from_buffer("uint32_t[]", array("I", map(len, plain)))
+        except OverflowError:
+            raise UsageError(f"a key has 1 to {KEY_SIZE_MAX} bytes; one of these has more than 4 GiB") from None
+        joined = ffi.from_buffer("uint8_t[]", b"".join(plain))
         self.count = len(keys)
-        self.pointer = ffi.new("kv_many *")
-        self.pointer.count = self.count
-        key_bytes, key_sizes = _joined(keys, "key")
-        self.pointer.keys = key_bytes
-        self.pointer.keys_size = len(key_bytes)
-        self.pointer.key_sizes = key_sizes
-        self._held = [key_bytes, key_sizes]
-        if values is not None:
-            value_bytes, value_sizes = _joined(values, "value")
-            self.pointer.values = value_bytes
-            self.pointer.values_size = len(value_bytes)
-            self.pointer.value_sizes = value_sizes
-            self._held += [value_bytes, value_sizes]
-
-
-def _joined(parts: Sequence[BytesLike], what: str) -> tuple[Any, Any]:
-    """The parts one behind the other as a `uint8_t[]`, and their sizes as a `uint32_t[]`."""
-    plain = parts if set(map(type, parts)) == {bytes} else [bytes(borrow(part, what)) for part in parts]
-    try:
-        sizes = array("I", map(len, plain))
-    except OverflowError:
-        raise UsageError(f"a {what} is larger than 4 GiB; values have at most 1 GiB") from None
-    return ffi.from_buffer("uint8_t[]", b"".join(plain)), ffi.from_buffer("uint32_t[]", sizes)
+        self.pointer = ffi.new("kv_many *", {"count": self.count, "keys": joined, "keys_size": len(joined)})
+        self.pointer.key_sizes = sizes
+        self._held = joined, sizes
 
 
 _OPERATION: Final = Struct("=QQQqQIIQ")
@@ -211,7 +211,7 @@ class Expectations:
 class Operations:
     """What a batch does, as `kv_operation[]` that grows; keeps what its pointers point to.
 
-    Packed as bytes: setting the fields of a cffi struct costs 1 us an operation, more than C needs to write it.
+    Packed by native/python/pack.c: setting the fields of a cffi struct costs 1 us an operation, more than to write it.
     """
 
     __slots__ = ("_held", "_packed")
@@ -220,20 +220,14 @@ class Operations:
         self._held: list[Any] = []
         self._packed = bytearray()
 
-    def add(self, batch: Mapping[bytes, Content], table: bytes | None = None) -> None:
-        """Keys, or rows of one table."""
-        key_at = self._keep(b"".join(batch))
-        value_at = self._keep(b"".join([value for value, _ in batch.values() if value is not None]))
-        table_at, table_size = (0, 0) if table is None else (self._keep(table), len(table))
-        offset = len(self._packed)
-        self._packed += bytes(_OPERATION.size * len(batch))
-        for key, (value, expiry) in batch.items():
-            size = 0 if value is None else len(value)
-            at = 0 if value is None else value_at
-            _OPERATION.pack_into(self._packed, offset, key_at, at, size, expiry, table_at, len(key), table_size, 0)
-            offset += _OPERATION.size
-            key_at += len(key)
-            value_at += size
+    def add(self, batch: dict[Any, Content], table: bytes | None = None) -> bool:
+        """Keys, or rows of one table; False, and nothing was added, if a name is no bytes."""
+        packed = pack(batch, table)
+        if packed is None:
+            return False
+        self._packed += packed
+        self._held += batch, table
+        return True
 
     def append(self, value: bytes, expiry: int, table: bytes) -> int:
         """A row under an id of its own; the index of the operation, for row_id()."""
@@ -262,6 +256,14 @@ class Operations:
 
 # --- handles ---
 
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def quick(method: F) -> F:
+    """A method that C does, by its name, where nothing about a call is special; where something is, C calls the method:
+    native/python/quick.c."""
+    return cast(F, functools.update_wrapper(cast(Any, Quick(method)), method))
+
 
 class Caller:
     """One way into the store, for one call at a time.
@@ -270,10 +272,11 @@ class Caller:
     but that; `content` knows where the others are.
     """
 
-    __slots__ = ("answer", "moment", "pointer", "small")
+    __slots__ = ("address", "answer", "moment", "pointer", "small")
 
     def __init__(self, pointer: Any) -> None:
         self.pointer = pointer
+        self.address = int(ffi.cast("uintptr_t", pointer))
         self.moment: _Moment | None = None
         """The snapshot it reads, which lives as long as it may do so; None: the present."""
         self.answer = lib.kv_caller_answer(pointer)
@@ -323,7 +326,7 @@ class Pool(ABC):
 class Handle(Pool):
     """One open kv_store."""
 
-    __slots__ = ("__weakref__", "_free", "_io", "_out", "_pid")
+    __slots__ = ("__weakref__", "_free", "_io", "_out", "_pid", "door")
 
     def __init__(
         self,
@@ -340,6 +343,7 @@ class Handle(Pool):
         self._free = lib.kv_store_free  # At interpreter exit this module may be gone before the last Handle.
         self.path = path
         self.callers: list[Caller] = []
+        self.door = Door(0, 0)
         self._pid = os.getpid()
         self._io = self._open_directory(create=not config.readonly)
         options = ffi.new(
@@ -365,6 +369,7 @@ class Handle(Pool):
         except BaseException:
             self.free()  # Not left to the finalizer: the traceback may keep this object for long.
             raise
+        self.door = Door(int(ffi.cast("uintptr_t", self._out[0])), MEMORY_SIZE)
         _handles.add(self)
 
     def free(self) -> None:
@@ -372,6 +377,7 @@ class Handle(Pool):
         out, self._out = self._out, None
         if out is not None and out[0]:
             self.callers.clear()
+            self.door.shut()
             self._free(out[0])
 
     __del__ = free

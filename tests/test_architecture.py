@@ -15,7 +15,8 @@ FLOORS: dict[str, set[str]] = {
     "kvsvr.types": set(),
     "kvsvr.errors": set(),
     "kvsvr.config": {"kvsvr.errors"},
-    "kvsvr.native": {"kvsvr._native", *BASE},
+    "kvsvr._quick": {"kvsvr._native"},
+    "kvsvr.native": {"kvsvr._native", "kvsvr._quick", *BASE},
     "kvsvr.store": {"kvsvr.native", *BASE},
     "kvsvr.node": {"kvsvr.store", "kvsvr.native", *BASE},
     "kvsvr.services": {"kvsvr.types", "kvsvr.errors"},
@@ -25,7 +26,8 @@ FLOORS: dict[str, set[str]] = {
 }
 
 SOLE_IMPORTERS: dict[str, set[str]] = {
-    "kvsvr._native": {"kvsvr.native"},
+    "kvsvr._native": {"kvsvr.native", "kvsvr._quick"},
+    "kvsvr._quick": {"kvsvr.native"},
     "cffi": set(),
     "lmdb": {"kvsvr.store.catalog"},
     "pickle": set(),

@@ -336,6 +336,11 @@ class Block(Generic[W]):
         return len(operations) <= MANY_COUNT and size <= LARGE_SIZE
 
 
+def _value_size(pair: object) -> int:
+    """0 for what is no pair, which put_many refuses."""
+    return size_of(pair[1]) if isinstance(pair, tuple | list) and len(pair) == 2 else 0
+
+
 # --- the engine ---
 
 
@@ -443,7 +448,7 @@ class AsyncEngine(AsyncListing):
         if isinstance(pairs, Mapping):
             return self._engine.put_many(pairs, ttl=ttl)  # Refused, and there is one who says so.
         wanted = list(pairs)
-        is_small = len(wanted) <= MANY_COUNT and sum(size_of(value) for _, value in wanted) <= LARGE_SIZE
+        is_small = len(wanted) <= MANY_COUNT and sum(map(_value_size, wanted)) <= LARGE_SIZE
         return await self._many(self._engine.put_many, wanted, is_small, durable, ttl=ttl)
 
     async def delete_many(self, keys: Iterable[BytesLike], *, durable: bool = False) -> int:

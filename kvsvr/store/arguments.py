@@ -7,7 +7,7 @@ from itertools import islice
 from typing import Final
 
 from kvsvr.errors import UsageError, shown
-from kvsvr.native import borrow, ttl_ms
+from kvsvr.native import Pairs, as_bytes, borrow, ttl_ms
 from kvsvr.types import BytesLike
 
 # What goes to C at a time, by count and by bytes: it bounds the copy made of it, and is what C puts into one envelope.
@@ -55,12 +55,10 @@ def pair_chunks(
 ) -> Iterator[tuple[list[BytesLike], list[BytesLike]]]:
     """The pairs in groups that are closed by count or by size. Taken one at a time: a generator of large values has
     one group in memory, whatever it yields next."""
-    if isinstance(pairs, Mapping):
-        raise TypeError("pairs of key and value are wanted, not a dict: pass d.items()")
     keys: list[BytesLike] = []
     values: list[BytesLike] = []
     size = 0
-    for key, value in pairs:
+    for key, value in pair_source(pairs):
         keys.append(key)
         values.append(value)
         size += len(value if value.__class__ is bytes else borrow(value, "value"))
@@ -69,3 +67,17 @@ def pair_chunks(
             keys, values, size = [], [], 0
     if keys:
         yield keys, values
+
+
+def pair_source(pairs: Iterable[tuple[BytesLike, BytesLike]]) -> Iterator[tuple[BytesLike, BytesLike]]:
+    if isinstance(pairs, Mapping):
+        raise TypeError("pairs of key and value are wanted, not a dict: pass d.items()")
+    return iter(pairs)
+
+
+def pairs_of(source: Iterator[tuple[BytesLike, BytesLike]]) -> Pairs:
+    """The next group, as above, copied for C; an empty one is false."""
+    try:
+        return Pairs(source, as_bytes)
+    except OverflowError:
+        raise UsageError("a key or a value is larger than 4 GiB; values have at most 1 GiB") from None

@@ -10,6 +10,7 @@ from kvsvr.errors import UsageError, WrongType, shown_key
 from kvsvr.native import (
     CONFLICT,
     KEY_SIZE_MAX,
+    Collecting,
     Content,
     Expectations,
     Handle,
@@ -18,6 +19,7 @@ from kvsvr.native import (
     ffi,
     lib,
     own,
+    quick,
     row_of,
     table_key,
     ttl_ms,
@@ -47,10 +49,12 @@ Name: TypeAlias = bytes | Row | Appended
 Names: TypeAlias = dict[Name, Content]
 
 
-class Writes:
+class Writes(Collecting):
     """What batches and transactions have in common: a `with` block that collects operations and writes them."""
 
-    __slots__ = ("_done", "_durable", "_handle", "_operations", "_slot", "_tables", "_version")
+    __slots__ = ("_done", "_durable", "_handle", "_slot", "_tables", "_version")
+
+    _operations: Names
 
     _again: ClassVar[str]
     """What to tell who uses it after its end."""
@@ -59,7 +63,8 @@ class Writes:
         self._handle = handle
         self._durable = durable
         self._slot = OneSlot() if slots == "strict" else None
-        self._operations: Names = {}
+        self._operations = {}
+        self._plain = self._slot is None  # Until there is more to look at: a table, or the end.
         self._tables: set[bytes] = set()
         """Those that rows are written of."""
         self._done = False
@@ -70,6 +75,7 @@ class Writes:
         """The version all of it was written under; 0 if there was nothing to do; None before the block has ended."""
         return self._version
 
+    @quick
     def put(self, key: BytesLike, value: BytesLike, ttl: float | None = None) -> None:
         content = value if value.__class__ is bytes else bytes(borrow(value, "value"))
         self._operations[self._written(key)] = content, 0 if ttl is None else ttl_ms(ttl)
@@ -107,6 +113,7 @@ class Writes:
         if table in self._operations:
             raise _both(table)
         self._tables.add(table)
+        self._plain = False
 
     def _refuse_done(self) -> None:
         if self._done:
@@ -122,7 +129,7 @@ class Writes:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._done = True
+        self._done, self._plain = True, False
         collected, self._operations = self._operations, {}
         if kind is None:
             self._version = self._write(collected)
@@ -218,6 +225,8 @@ def write_rows(handle: Handle, table: bytes, rows: dict[bytes, Content]) -> int:
 def _packed(names: Names) -> tuple[Operations, list[tuple[Appended, int]]]:
     """The operations of keys, then table by table, as C likes it; and the index of each append."""
     operations = Operations()
+    if operations.add(names):
+        return operations, []
     keys: dict[bytes, Content] = {}
     tables: dict[bytes, dict[bytes, Content]] = {}
     appends: list[tuple[Appended, bytes, int]] = []

@@ -13,8 +13,8 @@ everything and touches nothing on disk.
 Processes: one writer per directory. C's lock says so; `_Writers` knows it of this process before C has touched the
 directory, by device and inode, however the path was spelt. A forked child lets go of its copy of the lock.
 
-Speed: put and get are the two methods that are compared by the nanosecond. `bytes` go to C as they are; the C
-functions are globals, which cost less than attributes; and the pool of callers (see kvsvr.native) is used in place.
+Speed: get, put and delete are compared by the nanosecond, and are quick: C does them where nothing about them is
+special (kvsvr.native.quick). What stands here is what they mean, and is called where something is.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
 from kvsvr.config import Config, SlotMode, SyncMode
 from kvsvr.errors import ClosedError, DiskError, LockedError, UsageError, shown
-from kvsvr.native import ABSENT, SMALL_SIZE, Handle, Many, borrow, lib, own, ttl_ms
-from kvsvr.store.arguments import WRITE_COUNT_MAX, addend, chunks, expiry_of, pair_chunks, version_of
+from kvsvr.native import ABSENT, Handle, Many, Quickened, borrow, ffi, lib, own, quick, ttl_ms
+from kvsvr.store.arguments import WRITE_COUNT_MAX, addend, chunks, expiry_of, pair_source, pairs_of, version_of
 from kvsvr.store.backup import BackupReport, backup
 from kvsvr.store.batch import Batch
 from kvsvr.store.catalog import Catalog, sync_directory
@@ -51,11 +51,6 @@ if TYPE_CHECKING:
     from kvsvr.store.aio import AsyncEngine, Bells
 
 T = TypeVar("T")
-
-kv_put: Final = lib.kv_put
-kv_get: Final = lib.kv_get
-kv_look: Final = lib.kv_look
-kv_delete: Final = lib.kv_delete
 
 # How long C waits before Python may look at signals: what Ctrl-C feels like.
 WAIT_MS_MAX: Final = 100
@@ -96,7 +91,7 @@ def open(
     )
 
 
-class Engine(Reads):
+class Engine(Quickened, Reads):
     """One open store. `kvsvr.open` makes it."""
 
     __slots__ = ("__weakref__", "_bells", "_callers", "_catalog", "_config", "_handle", "_keeper", "_shut")
@@ -112,6 +107,7 @@ class Engine(Reads):
             self._catalog = Catalog(directory)
             self._handle = Handle(directory, config, self._catalog.checkpoint())
             self._callers = self._handle.callers
+            self._door = self._handle.door
             self._keeper = Housekeeper(self._handle, self._catalog, config)
             self._shut = weakref.finalize(self, _shut, self._handle, self._keeper, place)
             if not config.readonly:
@@ -128,66 +124,31 @@ class Engine(Reads):
 
     # --- one key ---
 
-    @overload
-    def get(self, key: BytesLike) -> bytes | None: ...
-    @overload
-    def get(self, key: BytesLike, default: T) -> bytes | T: ...
-    def get(self, key: BytesLike, default: T | None = None) -> bytes | T | None:
-        """The value, or `default` if the key is absent or has expired. WrongType if it is a table."""
-        name: Any = key if key.__class__ is bytes else own(key)
-        try:
-            caller = self._callers.pop()
-        except IndexError:
-            caller = self._handle.new_caller()
-        size = kv_get(caller.pointer, name, len(name))
-        if 0 <= size <= SMALL_SIZE:
-            value: bytes = caller.small[:size]
-            self._callers.append(caller)
-            return value
-        if size == ABSENT:
-            self._callers.append(caller)
-            return default
-        if size < 0:
-            raise self._handle.failed(size, caller, name)
-        value = caller.content(size)
-        self._handle.release(caller)
-        return value
-
+    @quick
     def put(self, key: BytesLike, value: BytesLike, *, ttl: float | None = None, durable: bool = False) -> int:
         """Sets the value, in place of what was there, a table included; the new version. The key's expiry is `ttl`
         seconds from now, or none.
 
         `durable=True` returns when the write is on disk, whatever the store's `sync` says.
         """
-        name: Any = key if key.__class__ is bytes else own(key)
-        content: Any = value if value.__class__ is bytes else borrow(value, "value")
-        expiry = 0 if ttl is None else ttl_ms(ttl)
-        try:
-            caller = self._callers.pop()
-        except IndexError:
-            caller = self._handle.new_caller()
-        version: int = kv_put(caller.pointer, name, len(name), content, len(content), expiry, durable)
-        if version > 0:
-            self._callers.append(caller)
-            return version
-        raise self._handle.failed(version, caller, name)
+        name, content, expiry = own(key), borrow(value, "value"), expiry_of(ttl)
+        caller = self._handle.take()
+        version: int = lib.kv_put(caller.pointer, name, len(name), content, len(content), expiry, durable)
+        if version <= 0:
+            raise self._handle.failed(version, caller, name)
+        self._callers.append(caller)
+        return version
 
+    @quick
     def delete(self, key: BytesLike, *, version: int | None = None, durable: bool = False) -> bool:
         """Whether the key, or the table, was there. With `version`, only at that version: else VersionConflict."""
-        name: Any = key if key.__class__ is bytes else own(key)
-        expected = -1 if version is None else version_of(version, least=1)
-        try:
-            caller = self._callers.pop()
-        except IndexError:
-            caller = self._handle.new_caller()
-        result = kv_delete(caller.pointer, name, len(name), expected, durable)
-        if result > 0:
-            self._callers.append(caller)
-            return True
-        if result == ABSENT:
-            self._callers.append(caller)
-            return False
-        raise self._handle.failed(result, caller, name)
+        name, expected = own(key), -1 if version is None else version_of(version, least=1)
+        caller = self._handle.take()
+        result = lib.kv_delete(caller.pointer, name, len(name), expected, durable)
+        if result < 0 and result != ABSENT:
+            raise self._handle.failed(result, caller, name)
+        self._callers.append(caller)
+        return bool(result > 0)
 
     def cas(
         self, key: BytesLike, value: BytesLike, version: int, *, ttl: float | None = None, durable: bool = False
@@ -242,7 +203,7 @@ class Engine(Reads):
         """Seconds until the key expires, by the store's clock; None if it has no expiry or is absent."""
         name = own(key)
         caller = self._handle.take()
-        size = kv_look(caller.pointer, name, len(name))
+        size = lib.kv_look(caller.pointer, name, len(name))
         if size < 0 and size != ABSENT:
             raise self._handle.failed(size, caller, name)
         expires_ms: int = caller.answer.expires_ms if size >= 0 else 0
@@ -270,25 +231,27 @@ class Engine(Reads):
         Written in groups of at most 1 MiB; an exception in the middle leaves those before it. The answer is a
         count and no version, because on a replica set the pairs lie in several slots, which share no version.
         """
-        expiry = expiry_of(ttl)
-        count = 0
-        for keys, values in pair_chunks(pairs):
-            count += self._many(lib.kv_put_many, Many(keys, values), expiry)
+        source, expiry, count = pair_source(pairs), expiry_of(ttl), 0
+        while group := pairs_of(source):
+            count += self._many(lib.kv_put_many, ffi.cast("kv_many *", group.address), expiry)
         if durable:
             self.sync()
         return count
 
     def delete_many(self, keys: Iterable[BytesLike], *, durable: bool = False) -> int:
         """Deletes many keys; how many were there. Not atomic, as put_many."""
-        count = sum(self._many(lib.kv_delete_many, Many(chunk)) for chunk in chunks(keys, WRITE_COUNT_MAX))
+        count = 0
+        for chunk in chunks(keys, WRITE_COUNT_MAX):
+            many = Many(chunk)  # It lives as long as its pointer is used.
+            count += self._many(lib.kv_delete_many, many.pointer)
         if durable:
             self.sync()
         return count
 
-    def _many(self, function: Any, many: Many, *arguments: int) -> int:
+    def _many(self, function: Any, many: Any, *arguments: int) -> int:
         # Never durable by itself: one sync behind the last group is enough.
         caller = self._handle.take()
-        result: int = function(caller.pointer, many.pointer, *arguments, 0)
+        result: int = function(caller.pointer, many, *arguments, 0)
         if result < 0:
             raise self._handle.failed(result, caller)
         self._callers.append(caller)

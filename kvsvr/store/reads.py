@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from itertools import chain
 from struct import iter_unpack
-from typing import TypeVar, overload
+from typing import Final, TypeVar, overload
 
-from kvsvr.native import ABSENT, Caller, Many, Pool, ffi, lib, own
-from kvsvr.store.arguments import READ_COUNT_MAX, chunks, limit_of
-from kvsvr.store.scan import Listing, pages, span_of
+from kvsvr.native import ABSENT, Caller, Many, Pool, ffi, lib, own, quick
+from kvsvr.store.arguments import READ_COUNT_MAX, chunks
+from kvsvr.store.scan import listing
 from kvsvr.types import BytesLike, Versioned
 
 T = TypeVar("T")
+
+KV_SCAN_KEYS: Final = lib.KV_SCAN_KEYS
 
 
 class Reads:
@@ -26,6 +27,7 @@ class Reads:
     def get(self, key: BytesLike) -> bytes | None: ...
     @overload
     def get(self, key: BytesLike, default: T) -> bytes | T: ...
+    @quick
     def get(self, key: BytesLike, default: T | None = None) -> bytes | T | None:
         """The value, or `default` if the key is absent or has expired. WrongType if it is a table."""
         name = own(key)
@@ -48,6 +50,7 @@ class Reads:
         self._handle.release(caller)
         return found
 
+    @quick
     def get_many(self, keys: Iterable[BytesLike]) -> list[bytes | None]:
         """The values in the order of the keys, None for those that are absent. As single gets: not of one moment, but
         in a snapshot."""
@@ -82,8 +85,7 @@ class Reads:
         what is there throughout appears exactly once, what comes or goes meanwhile may or may not. A value is as of
         the moment its page was read. Tables are not in it: tables() lists them.
         """
-        listing = Listing(lib.KV_SCAN_KEYS, reverse=bool(reverse))
-        return chain.from_iterable(pages(self._handle, listing, span_of(start, stop, prefix), limit_of(limit)))
+        return listing(self._handle, KV_SCAN_KEYS, start=start, stop=stop, prefix=prefix, reverse=reverse, limit=limit)
 
     def keys(
         self,
@@ -95,17 +97,23 @@ class Reads:
         limit: int | None = None,
     ) -> Iterator[bytes]:
         """The keys alone, as scan() gives them; no value is read."""
-        listing = Listing(lib.KV_SCAN_KEYS, values=False, reverse=bool(reverse))
-        found = pages(self._handle, listing, span_of(start, stop, prefix), limit_of(limit))
-        return (key for key, _ in chain.from_iterable(found))
+        return listing(
+            self._handle,
+            KV_SCAN_KEYS,
+            start=start,
+            stop=stop,
+            prefix=prefix,
+            reverse=reverse,
+            limit=limit,
+            values=False,
+        )
 
     def tables(self, prefix: BytesLike | None = None) -> Iterator[bytes]:
         """The keys of tables in order, all or those that begin with `prefix`; paged as scan() is.
 
         A table is there from its first row until it is dropped, also if none of its rows is left.
         """
-        listing = Listing(lib.KV_SCAN_TABLES, values=False)
-        return (key for key, _ in chain.from_iterable(pages(self._handle, listing, span_of(None, None, prefix), None)))
+        return listing(self._handle, lib.KV_SCAN_TABLES, prefix=prefix, values=False)
 
     def __getitem__(self, key: BytesLike) -> bytes:
         value = self.get(key)

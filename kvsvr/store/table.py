@@ -9,15 +9,15 @@ key afterwards is another table.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from itertools import chain, islice
+from itertools import islice
 from typing import Any, Final, NoReturn, TypeVar, overload
 
 from kvsvr.errors import UsageError
-from kvsvr.native import ABSENT, Handle, Pool, borrow, ffi, lib, row_of, table_key
+from kvsvr.native import ABSENT, Handle, Pool, Quickened, borrow, ffi, lib, quick, row_of, table_key
 from kvsvr.store.arguments import WRITE_COUNT_MAX, addend, expiry_of, limit_of, pair_chunks, version_of
 from kvsvr.store.batch import write_rows
 from kvsvr.store.reads import versioned
-from kvsvr.store.scan import Listing, pages, span_of
+from kvsvr.store.scan import listing
 from kvsvr.types import BytesLike, Changes, Versioned
 
 T = TypeVar("T")
@@ -31,16 +31,18 @@ assert lib.KV_DELETED == -1
 ROW_ID_SIZE: Final = 8
 
 
-class TableReads:
+class TableReads(Quickened):
     """What is read of a table; of a snapshot's, that is all."""
 
-    __slots__ = ("_handle", "_key")
+    __slots__ = ("_handle",)
 
     _handle: Pool
 
     def __init__(self, handle: Pool, key: BytesLike) -> None:
         self._handle = handle
         self._key = table_key(key)
+        if isinstance(handle, Handle):
+            self._door = handle.door
 
     @property
     def key(self) -> bytes:
@@ -52,6 +54,7 @@ class TableReads:
     def get(self, row: BytesLike) -> bytes | None: ...
     @overload
     def get(self, row: BytesLike, default: T) -> bytes | T: ...
+    @quick
     def get(self, row: BytesLike, default: T | None = None) -> bytes | T | None:
         """The value, or `default` if the row is absent or has expired, or the table is."""
         name, key, handle = row_of(row), self._key, self._handle
@@ -100,7 +103,7 @@ class TableReads:
         pages, and what is there throughout appears exactly once. A table that is absent has no rows; one that is
         dropped meanwhile has no more.
         """
-        return chain.from_iterable(self._pages(start, stop, prefix, reverse, limit, values=True))
+        return self._listing(start, stop, prefix, reverse, limit, values=True)
 
     def keys(
         self,
@@ -112,16 +115,16 @@ class TableReads:
         limit: int | None = None,
     ) -> Iterator[bytes]:
         """What the rows are called, as rows() gives them; no value is read."""
-        found = self._pages(start, stop, prefix, reverse, limit, values=False)
-        return (row for row, _ in chain.from_iterable(found))
+        return self._listing(start, stop, prefix, reverse, limit, values=False)
 
+    @quick
     def last(self, count: int) -> list[tuple[bytes, bytes]]:
         """The last `count` rows, or as many as there are; in ascending order, the very last one at the end."""
         if count is None:
             raise UsageError("last() gives so many rows from the end: say how many; rows() gives all")
         return list(self.rows(reverse=True, limit=count))[::-1]
 
-    def _pages(
+    def _listing(
         self,
         start: BytesLike | None,
         stop: BytesLike | None,
@@ -130,9 +133,18 @@ class TableReads:
         limit: int | None,
         *,
         values: bool,
-    ) -> Iterator[list[tuple[bytes, bytes]]]:
-        listing = Listing(lib.KV_SCAN_ROWS, values=values, table=self._key, reverse=bool(reverse))
-        return pages(self._handle, listing, span_of(start, stop, prefix), limit_of(limit))
+    ) -> Iterator[Any]:
+        return listing(
+            self._handle,
+            lib.KV_SCAN_ROWS,
+            start=start,
+            stop=stop,
+            prefix=prefix,
+            reverse=reverse,
+            limit=limit,
+            table=self._key,
+            values=values,
+        )
 
     # --- the table ---
 
@@ -256,6 +268,7 @@ class Table(TableReads):
 
     # --- one row ---
 
+    @quick
     def put(self, row: BytesLike, value: BytesLike, *, ttl: float | None = None, durable: bool = False) -> int:
         """Sets the value; the new version, of the row and of the table. The row's expiry is `ttl` seconds from now, or
         none. WrongType if the key holds a value."""
@@ -296,6 +309,7 @@ class Table(TableReads):
         self._handle.callers.append(caller)
         return number
 
+    @quick
     def append(self, value: BytesLike, *, ttl: float | None = None, durable: bool = False) -> bytes:
         """Puts the value under a new row behind all that this table ever gave; the row, 8 bytes, a big-endian number.
 

@@ -1,0 +1,209 @@
+/* listing.c -- names in order as a Python iterator, a page at a time.
+ *
+ * A Listing holds nothing between its pages but the place where it goes on, and the bytes of the page it has. For every
+ * page it takes a caller from the Pool and gives it back: a store may be closed under it, and the next page says so. */
+#include "quick.h"
+
+/* Whoever wants one entry should not pay for a thousand, and whoever wants all of them should not come a thousand times. */
+static const uint64_t PAGE_COUNTS[] = {32, 128, 512, 1024};
+enum { PAGE_COUNT_LAST = 3 };
+
+static PyObject *name_take, *name_release, *name_address; /* of what a Pool and a Caller have */
+
+typedef struct listing {
+    PyObject_HEAD
+    PyObject *pool;
+    PyObject *table; /* or None */
+    PyObject *start, *stop; /* what is left of the range; None: no bound */
+    int what;
+    char values, reverse;
+    char ended;      /* no page behind this one */
+    char fetching;
+    uint64_t left;   /* entries that are still wanted */
+    unsigned page_number;
+    PyObject *page;  /* a list; NULL: none was fetched yet */
+    Py_ssize_t at;
+} listing;
+
+static PyObject *entry_cut(const uint8_t *content, uint32_t key_size, uint32_t value_size) {
+    PyObject *key = PyBytes_FromStringAndSize((const char *)content, key_size);
+    PyObject *value = key == NULL ? NULL : PyBytes_FromStringAndSize((const char *)content + key_size, value_size);
+    PyObject *entry = value == NULL ? NULL : PyTuple_New(2);
+    if (entry == NULL) {
+        Py_XDECREF(key);
+        Py_XDECREF(value);
+        return NULL;
+    }
+    PyObject_GC_UnTrack(entry); /* Bytes make no cycles, and a long list of entries is walked by every full collection. */
+    PyTuple_SET_ITEM(entry, 0, key);
+    PyTuple_SET_ITEM(entry, 1, value);
+    return entry;
+}
+
+/* With values a list of pairs, without one of names. */
+PyObject *entries_cut(const kv_page *page, const uint8_t *content, int with_values) {
+    PyObject *list = PyList_New((Py_ssize_t)page->count);
+    uint32_t key_size = page->key_size, value_size = page->value_size;
+    for (uint64_t i = 0; list != NULL && i < page->count; i++) {
+        if (!page->equal) {
+            key_size = page->sizes[2 * i];
+            value_size = page->sizes[2 * i + 1];
+        }
+        PyObject *entry = with_values ? entry_cut(content, key_size, value_size)
+                                      : PyBytes_FromStringAndSize((const char *)content, key_size);
+        content += key_size + value_size;
+        if (entry == NULL) Py_CLEAR(list);
+        else PyList_SET_ITEM(list, (Py_ssize_t)i, entry);
+    }
+    return list;
+}
+
+/* Moves the range behind `name`. */
+static bool go_on_behind(listing *l, const uint8_t *name, uint32_t size) {
+    PyObject *bound = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)size + (l->reverse ? 0 : 1));
+    if (bound == NULL) return false;
+    memcpy(PyBytes_AS_STRING(bound), name, size);
+    if (!l->reverse) PyBytes_AS_STRING(bound)[size] = 0;
+    Py_XSETREF(*(l->reverse ? &l->stop : &l->start), bound);
+    return true;
+}
+
+static void bound_set(PyObject *bound, const uint8_t **bytes, size_t *size) {
+    if (bound == Py_None) return;
+    *bytes = content_of(bound);
+    *size = size_of(bound);
+}
+
+static uint64_t count_wanted(const listing *l) {
+    if (l->left <= PAGE_COUNTS[PAGE_COUNT_LAST]) return l->left;
+    return PAGE_COUNTS[l->page_number < PAGE_COUNT_LAST ? l->page_number : PAGE_COUNT_LAST];
+}
+
+/* What kv_scan left with the caller. */
+static bool page_take(listing *l, const kv_page *page, const kv_answer *answer, kv_result total) {
+    const uint8_t *content = total <= KV_SMALL_SIZE ? answer->small : answer->large;
+    PyObject *entries = entries_cut(page, content, l->values);
+    if (entries == NULL) return false;
+    Py_XSETREF(l->page, entries);
+    l->at = 0;
+    l->page_number++;
+    if (l->left != UINT64_MAX) l->left -= page->count;
+    l->ended = !page->more || l->left == 0;
+    return l->ended || go_on_behind(l, content + page->size, page->resume_size);
+}
+
+static bool page_scan(listing *l, kv_caller *caller, kv_result *total) {
+    kv_range range = {.what = l->what, .count_max = count_wanted(l), .reverse = l->reverse, .with_values = l->values};
+    kv_page page;
+    bound_set(l->start, &range.start, &range.start_size);
+    bound_set(l->stop, &range.stop, &range.stop_size);
+    bound_set(l->table, &range.table, &range.table_size);
+    Py_BEGIN_ALLOW_THREADS
+    *total = kv_scan(caller, &range, &page);
+    Py_END_ALLOW_THREADS
+    return *total < 0 || page_take(l, &page, kv_caller_answer(caller), *total);
+}
+
+/* Raises what the Pool makes of an error, and gives the caller back by that. */
+static void raise_failed(listing *l, kv_result total, PyObject *caller) {
+    PyObject *error = PyObject_CallMethod(l->pool, "failed", "LOOO", (long long)total, caller, l->table, l->table);
+    if (error == NULL) return;
+    PyErr_SetObject((PyObject *)Py_TYPE(error), error);
+    Py_DECREF(error);
+}
+
+static bool page_fetch(listing *l) {
+    kv_result total = 0;
+    PyObject *caller = PyObject_CallMethodNoArgs(l->pool, name_take);
+    PyObject *address = caller == NULL ? NULL : PyObject_GetAttr(caller, name_address);
+    bool done = false;
+    if (address != NULL) done = page_scan(l, (kv_caller *)PyLong_AsVoidPtr(address), &total);
+    if (done && total < 0 && total != kv_ending(KV_ABSENT)) {
+        raise_failed(l, total, caller);
+        done = false;
+    } else if (done) {
+        if (total < 0) l->ended = true; /* The table is not there, or not any more. */
+        PyObject *released = PyObject_CallMethodOneArg(l->pool, name_release, caller);
+        done = released != NULL;
+        Py_XDECREF(released);
+    }
+    Py_XDECREF(address);
+    Py_XDECREF(caller);
+    return done;
+}
+
+static PyObject *listing_next(listing *l) {
+    while (l->page == NULL || l->at == PyList_GET_SIZE(l->page)) {
+        if (l->ended) return NULL;
+        if (l->fetching) {
+            PyErr_SetString(PyExc_ValueError, "another thread is fetching from this iterator: give each its own");
+            return NULL;
+        }
+        l->fetching = 1;
+        bool done = page_fetch(l);
+        l->fetching = 0;
+        if (!done) return NULL;
+    }
+    return Py_NewRef(PyList_GET_ITEM(l->page, l->at++));
+}
+
+static PyObject *listing_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"pool", "what", "values", "reverse", "start", "stop", "limit", "table", NULL};
+    PyObject *pool, *start, *stop, *limit, *table;
+    int what, values, reverse;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OippOOOO:Listing", names, &pool, &what, &values, &reverse, &start,
+                                     &stop, &limit, &table))
+        return NULL;
+    PyObject *names_given[] = {start, stop, table};
+    for (int i = 0; i < 3; i++) {
+        if (names_given[i] == Py_None || PyBytes_CheckExact(names_given[i])) continue;
+        PyErr_SetString(PyExc_TypeError, "start, stop and table are bytes or None");
+        return NULL;
+    }
+    /* Of more than there can be, all. */
+    uint64_t left = limit == Py_None ? UINT64_MAX : PyLong_AsUnsignedLongLong(limit);
+    if (left == UINT64_MAX && PyErr_Occurred() != NULL) {
+        if (!PyErr_ExceptionMatches(PyExc_OverflowError)) return NULL;
+        PyErr_Clear();
+    }
+    listing *l = (listing *)type->tp_alloc(type, 0);
+    if (l == NULL) return NULL;
+    l->pool = Py_NewRef(pool);
+    l->start = Py_NewRef(start);
+    l->stop = Py_NewRef(stop);
+    l->table = Py_NewRef(table);
+    l->what = what;
+    l->values = (char)values;
+    l->reverse = (char)reverse;
+    l->left = left;
+    l->ended = left == 0;
+    return (PyObject *)l;
+}
+
+static void listing_dealloc(listing *l) {
+    Py_XDECREF(l->pool);
+    Py_XDECREF(l->start);
+    Py_XDECREF(l->stop);
+    Py_XDECREF(l->table);
+    Py_XDECREF(l->page);
+    Py_TYPE(l)->tp_free((PyObject *)l);
+}
+
+PyTypeObject listing_type = {
+    PyVarObject_HEAD_INIT(NULL, 0)
+    .tp_name = "kvsvr._quick.Listing",
+    .tp_doc = PyDoc_STR("Names in order from a Pool, with values or without."),
+    .tp_basicsize = sizeof(listing),
+    .tp_flags = Py_TPFLAGS_DEFAULT,
+    .tp_new = listing_new,
+    .tp_dealloc = (destructor)listing_dealloc,
+    .tp_iter = PyObject_SelfIter,
+    .tp_iternext = (iternextfunc)listing_next,
+};
+
+int listing_prepare(void) {
+    name_take = PyUnicode_InternFromString("take");
+    name_release = PyUnicode_InternFromString("release");
+    name_address = PyUnicode_InternFromString("address");
+    return name_take == NULL || name_release == NULL || name_address == NULL ? -1 : 0;
+}
