@@ -21,11 +21,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from bench.adapters import ADAPTERS, Adapter, NotInstalled
 from bench.cells import CELLS
-from bench.data import Data, WrongAnswer
+from bench.data import Data, Setting, WrongAnswer
 from bench.limits import Limits, limit_names
 from bench.machine import file_system_of, machine_facts
 from bench.report import SUBJECT, print_report, write_json
-from bench.runner import Outcome, Plan, run
+from bench.runner import Outcome, Plan, run, suits
 
 KEYS, KEYS_QUICK = 1_000_000, 100_000
 SYNCS, SYNCS_QUICK = 3_000, 1_000
@@ -137,7 +137,7 @@ def bench(options: argparse.Namespace, argv: list[str]) -> int:
 
     outcome, interrupted = Outcome(), False
     with tempfile.TemporaryDirectory(prefix="bench-data-", dir=options.dir) as directory:
-        data = Data(key_count)
+        data = Data(Setting(key_count))
         limits = Limits(Path(directory), data, sync_count)
         gc.freeze()  # Millions of keys need not be walked by the collection before every cell.
         peers = {name: ADAPTERS[name] for name in adapters}
@@ -195,7 +195,7 @@ def boundary(options: argparse.Namespace, argv: list[str]) -> int:
     directory = Path(tempfile.mkdtemp(prefix="boundary-data-", dir=options.dir))
     try:
         harness = sides.build_harness()
-        sides.write_workload(directory, Data(key_count), sync_count)
+        sides.write_workload(directory, Data(Setting(key_count)), sync_count)
         outcome = sides.run(harness, directory, options.repeat, console.print)
     except (sides.HarnessFailed, WrongAnswer) as error:
         raise Failed(str(error)) from error
@@ -330,7 +330,7 @@ def check_places(directory: Path, json_path: Path, key_count: int, *, durable: b
 
 
 def step_count(plan: Plan, adapters: Mapping[str, Adapter]) -> int:
-    per_repetition = sum(a.is_durable or not cell.durable for a in adapters.values() for cell in plan.cells)
+    per_repetition = sum(suits(a, cell) for a in adapters.values() for cell in plan.cells)
     return plan.repeat * (per_repetition + 1) + 1
 
 

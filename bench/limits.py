@@ -11,7 +11,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from bench.cells import time_answers, time_each, time_pairs
+from bench.cells.base import time_answers, time_each, time_pairs
 from bench.data import Data
 
 FILE_SIZE = 8 << 20

@@ -81,15 +81,16 @@ def ratio_of(cell: str, best: str | None, figures: Mapping[tuple[str, str], Figu
     subject = figures.get((cell, SUBJECT))
     if subject is None or best is None:
         return None
-    return subject.median / figures[cell, best].median
+    return subject.ahead_of(figures[cell, best])
 
 
 def _ratio(cell: Cell, best: str | None, figures: Mapping[tuple[str, str], Figure]) -> str:
     ratio = ratio_of(cell.name, best, figures)
+    bar = "no bar" if cell.bar is None else f"bar {cell.bar:g} x"
     if ratio is None:
-        return f"-\nbar {cell.bar:g} x"
-    colour = "green" if ratio >= cell.bar else "red"
-    return f"[{colour}]{ratio:.2f} x[/{colour}] of {best}\nbar {cell.bar:g} x"
+        return f"-\n{bar}"
+    colour = "green" if cell.bar is None or ratio >= cell.bar else "red"
+    return f"[{colour}]{ratio:.2f} x[/{colour}] of {best}\n{bar}"
 
 
 def limit_table(limits: Sequence[Limit]) -> Table:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from bench.adapters.base import Adapter
-from bench.cells import Cell, Holds, Work, load
+from bench.cells.base import Cell, Holds, Work, load
 from bench.data import Data
 from bench.load import Load, Snapshot, settle
 from bench.results import Limit, Repetition, rotated
@@ -66,13 +66,17 @@ def run(
             try:
                 with Stand(plan, plan.peers[name]()) as stand:
                     for cell in plan.cells:
-                        if cell.durable and not stand.adapter.is_durable:
+                        if not suits(stand.adapter, cell):
                             continue
                         progress(f"{repetition + 1}/{plan.repeat} {name}: {cell.title}")
                         outcome.repetitions += repeat_cell(stand, cell, repetition, measure)
             except Exception as error:  # Cells catch their own; what is left is closing the last store.
                 outcome.repetitions.append(_failure(name, "close", repetition, 0, error))
     progress("done")
+
+
+def suits(adapter: Adapter, cell: Cell) -> bool:
+    return (adapter.is_durable or not cell.durable) and adapter.can(cell.needs_feature)
 
 
 def repeat_cell(stand: "Stand", cell: Cell, repetition: int, measure: Measure) -> list[Repetition]:
@@ -104,6 +108,7 @@ class Stand:
     def __init__(self, plan: Plan, adapter: Adapter) -> None:
         self.plan, self.adapter = plan, adapter
         self._directory = plan.directory / adapter.name
+        self._scratch = plan.directory / f"{adapter.name}-scratch"
         self._holds = Holds.UNKNOWN
         self._durable = False
         self._generation = 0
@@ -119,7 +124,8 @@ class Stand:
         try:
             self._prepare(cell)
             self._generation += 1
-            work = Work(self.plan.data, self._generation, self.plan.sync_count)
+            self._scratch.mkdir()
+            work = Work(self.plan.data, self._generation, self.plan.sync_count, self._scratch)
             held, self._holds = self._holds, Holds.UNKNOWN  # Until the cell has ended well.
             gc.collect()
             gc.disable()
@@ -132,8 +138,21 @@ class Stand:
             return _failure(self.adapter.name, cell.name, repetition, attempt, error)
         finally:
             gc.enable()
-        name, operations, seconds = self.adapter.name, timing.operations, timing.seconds
-        return Repetition(name, cell.name, repetition, attempt, operations, seconds, settle_seconds, load)
+            shutil.rmtree(self._scratch, ignore_errors=True)
+        return Repetition(
+            peer=self.adapter.name,
+            cell=cell.name,
+            repetition=repetition,
+            attempt=attempt,
+            operations=timing.operations,
+            seconds=timing.seconds,
+            settle_seconds=settle_seconds,
+            load=load,
+            unit=cell.unit,
+            better=cell.better,
+            measured=timing.value,
+            curve=timing.curve,
+        )
 
     def _prepare(self, cell: Cell) -> None:
         if self._holds in cell.needs and self._durable == cell.durable:

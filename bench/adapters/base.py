@@ -47,8 +47,13 @@ class Adapter(ABC):
     distribution: ClassVar[str | None] = None  # whose version the JSON names; None: part of Python
     is_peer: ClassVar[bool] = True  # takes part in "the best of the peers"
     is_durable: ClassVar[bool] = True  # has cells with fsync at all
+    features: ClassVar[frozenset[str]] = frozenset()  # what not every peer has; cells name what they need
     settings: ClassVar[str]  # what is configured, for the JSON
     durability: ClassVar[tuple[str, str]]  # what a returned write survives: durable=False, durable=True
+
+    def can(self, feature: str | None) -> bool:
+        """A cell that needs a feature is not run for a peer without it."""
+        return feature is None or feature in self.features
 
     @abstractmethod
     def open(self, directory: Path, *, durable: bool, key_count: int) -> None:

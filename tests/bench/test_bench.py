@@ -15,7 +15,7 @@ from bench.adapters import ADAPTERS, Adapter, NotInstalled, Reads, Writes
 from bench.adapters.dict import DictAdapter
 from bench.cells import CELLS, Cell, Work, load
 from bench.cli import main
-from bench.data import Data, WrongAnswer, check_absent, check_values, value_of
+from bench.data import Data, Setting, WrongAnswer, check_absent, value_of
 from bench.load import Load, Snapshot
 from bench.machine import FileSystem
 from bench.results import Repetition, best_peer, figure_of, figures_of, rotated
@@ -27,7 +27,7 @@ NOISY = replace(QUIET, other_seconds=0.9)
 
 @pytest.fixture(scope="module")
 def data() -> Data:
-    return Data(500)
+    return Data(Setting(500))
 
 
 def installed(name: str) -> Adapter:
@@ -94,7 +94,7 @@ def test_every_peer_passes_every_cell(name: str, cell: Cell, data: Data, tmp_pat
     adapter.open(tmp_path, durable=cell.durable, key_count=data.key_count)
     if cell.name != "put":
         load(adapter, data)
-    timing = cell.run(adapter, Work(data, generation=1, sync_count=16))
+    timing = cell.run(adapter, Work(data, generation=1, sync_count=16, directory=tmp_path))
     adapter.close()
     assert timing.operations == (16 if cell.name.startswith("put-fsync") else data.key_count)
     assert timing.seconds > 0
@@ -149,23 +149,23 @@ def no_space() -> Iterator[Writes]:
     raise OSError("no space")
 
 
-def test_a_failing_thread_fails_the_cell(data: Data) -> None:
+def test_a_failing_thread_fails_the_cell(data: Data, tmp_path: Path) -> None:
     class Failing(DictAdapter):
         @contextmanager
         def writes(self) -> Iterator[Writes]:
             yield from no_space()
 
     with pytest.raises(OSError, match="no space"):
-        CELLS["put-fsync-8"].run(Failing(), Work(data, 1, 16))
+        CELLS["put-fsync-8"].run(Failing(), Work(data, 1, 16, tmp_path))
 
 
 def test_answers_are_checked_by_key_and_generation(data: Data) -> None:
     keys = data.inserts[:3]
-    check_values(keys, [value_of(key, 2) for key in keys], 2)
+    data.check(keys, [value_of(key, 2) for key in keys], 2)
     check_absent(keys, [None, None, None])
     for wrong in ([value_of(key, 1) for key in keys], [None] * 3, []):
         with pytest.raises(WrongAnswer):
-            check_values(keys, wrong, 2)
+            data.check(keys, wrong, 2)
     with pytest.raises(WrongAnswer):
         check_absent(keys, [None, b"", None])
 
