@@ -21,10 +21,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from bench.adapters import ADAPTERS, Adapter, NotInstalled
 from bench.cells import CELLS
-from bench.data import Data, Setting, WrongAnswer
+from bench.data import VALUE_SIZE, Data, Setting, WrongAnswer
+from bench.document import SUBJECT, document_of
 from bench.limits import Limits, limit_names
 from bench.machine import file_system_of, machine_facts
-from bench.report import SUBJECT, print_report, write_json
+from bench.report import print_report
 from bench.runner import Outcome, Plan, run, suits
 
 KEYS, KEYS_QUICK = 1_000_000, 100_000
@@ -154,14 +155,14 @@ def bench(options: argparse.Namespace, argv: list[str]) -> int:
                 run(plan, outcome, measure_limits=limits.measure, progress=show)
         except KeyboardInterrupt:
             interrupted = True
-    found_limits = outcome.limits(limit_names())
-    print_report(console, cells, adapters, outcome.repetitions, found_limits)
-    write_json(
-        json_path,
+    document = document_of(
         run={
             "started_at": started_at.isoformat(),
             "arguments": argv,
+            "workload": None,
             "key_count": key_count,
+            "value_size": VALUE_SIZE,
+            "varying": False,
             "sync_count": sync_count,
             "repeat": options.repeat,
             "retry_max": options.retries,
@@ -172,8 +173,10 @@ def bench(options: argparse.Namespace, argv: list[str]) -> int:
         adapters=adapters,
         skipped={**skipped, **limits.skipped},
         repetitions=outcome.repetitions,
-        limits=found_limits,
+        limits=outcome.limits(limit_names()),
     )
+    print_report(console, document)
+    document.write(json_path)
     console.print(f"written to {json_path}", markup=False)
     if interrupted:
         return 130
