@@ -161,6 +161,11 @@ class Document:
         return groups
 
     @property
+    def counting(self) -> list[str]:
+        """kvsvr and its peers, without what only stands beside."""
+        return [name for name, peer in self.peers.items() if peer.is_peer or name == SUBJECT]
+
+    @property
     def failures(self) -> list[Failure]:
         return [Failure(r["peer"], r["cell"], r["error"]) for r in self.repetitions if r.get("error")]
 
