@@ -35,20 +35,21 @@ class NoPlots(Exception):
 
 def plot(document: Document, directory: Path) -> list[Path]:
     """Writes the files and returns them."""
-    figure_module = _matplotlib()
+    matplotlib, module = _matplotlib()
     directory.mkdir(parents=True, exist_ok=True)
     written = []
-    for name, figure in _figures(document, figure_module):
-        path = directory / f"{name}.png"
-        figure.savefig(path, dpi=DOTS_PER_INCH, facecolor="white")
-        written.append(path)
+    with matplotlib.rc_context({"text.parse_math": False}):  # A $ in a title is a $.
+        for name, figure in _figures(document, module):
+            path = directory / f"{name}.png"
+            figure.savefig(path, dpi=DOTS_PER_INCH, facecolor="white")
+            written.append(path)
     return written
 
 
-def _matplotlib() -> Any:
+def _matplotlib() -> tuple[Any, Any]:
     """Figures without pyplot: no display, no state that outlives a picture."""
     try:
-        return load_module("matplotlib.figure")
+        return load_module("matplotlib"), load_module("matplotlib.figure")
     except NotInstalled as reason:
         raise NoPlots(f"plots need matplotlib: pip install 'kvsvr[bench]' ({reason})") from reason
 
@@ -128,7 +129,7 @@ def _bars(document: Document, cell: Cell, axes: Any) -> None:
     axes.set_xlim(0, scale * 1.2)
     axes.set_xticks([])
     axes.set_yticks(range(len(names)), names, fontsize=8)
-    axes.invert_yaxis()
+    axes.set_ylim(len(names) - 0.4, -0.6)  # The first on top, and room also for those without a bar.
     ratio = "" if cell.ratio is None else f"   {cell.ratio:.2f} x of {cell.best_peer}"
     said = {True: " (met)", False: " (missed)", None: ""}[cell.bar_met]
     lines = [f"{cell.heading}{ratio}", f"{cell.unit}, {cell.better} is better; survives {survives_text(cell)}"]

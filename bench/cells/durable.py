@@ -1,7 +1,6 @@
 """Writes that are durable when they return: overwrites of random keys in a full store."""
 
-from collections.abc import Callable, Sequence
-from time import perf_counter
+from collections.abc import Callable
 
 from bench.adapters.base import Adapter
 from bench.cells.base import (
@@ -15,8 +14,8 @@ from bench.cells.base import (
     chunks,
     time_each,
     time_pairs,
-    time_threads,
 )
+from bench.cells.threads import run_puts
 
 
 def run_put_fsync(adapter: Adapter, work: Work) -> Timing:
@@ -29,20 +28,7 @@ def run_put_fsync(adapter: Adapter, work: Work) -> Timing:
 
 
 def run_put_fsync_8(adapter: Adapter, work: Work) -> Timing:
-    thread_count = 8
-    keys = work.data.some(work.sync_count, work.generation)
-
-    def write_share(share: Sequence[bytes], ready: Callable[[], object]) -> float:
-        values = [work.data.value(key, work.generation) for key in share]
-        with adapter.writes() as writes:
-            put = writes.put
-            ready()
-            time_pairs(put, share, values)
-            return perf_counter()  # Before the peer tidies up behind its writes.
-
-    seconds = time_threads([keys[i::thread_count] for i in range(thread_count)], write_share)
-    check_written(adapter, work.data, keys, work.generation)
-    return Timing(len(keys), seconds)
+    return run_puts(adapter, work, thread_count=8, count_max=work.sync_count)
 
 
 def run_batch_fsync(adapter: Adapter, work: Work) -> Timing:
