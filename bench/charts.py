@@ -134,7 +134,7 @@ def curves(cell: Cell, names: Sequence[str]) -> Markup:
     drawn = [_curve(frame, name, curve, names.index(name), labels[name]) for name, curve in found.items()]
     return tag(
         "svg",
-        tag("title", f"{cell.heading}: microseconds by quantile"),
+        tag("title", f"{cell.title}: microseconds by quantile"),
         *frame.grid(),
         *drawn,
         viewBox=f"0 0 {CURVE_WIDTH:.0f} {CURVE_HEIGHT:.0f}",

@@ -156,7 +156,7 @@ def change_table(found: Sequence[Change]) -> Table:
             table.add_section()
         colour = _COLOURS.get(change.verdict, "dim")
         table.add_row(
-            escape(change.cell.heading) if last is not change.cell else "",
+            escape(change.cell.title) if last is not change.cell else "",
             f"[bold]{SUBJECT}[/bold]" if change.peer == SUBJECT else escape(change.peer),
             _figure(change.before),
             _figure(change.after),

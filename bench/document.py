@@ -16,10 +16,10 @@ from pathlib import Path
 from sys import float_info
 from typing import Any, Literal, NoReturn, TypeVar, cast
 
+from bench import data
 from bench.adapters.base import Adapter
 from bench.cells.base import Better
 from bench.cells.base import Cell as CellToRun
-from bench.data import KEY_SIZE, VALUE_SIZE
 from bench.results import Figure, Limit, Repetition, best_peer, figures_of
 
 FORMAT = 2
@@ -41,6 +41,10 @@ class Setting:
     value_size: int
     varying: bool
     threads: int
+
+    @property
+    def values_text(self) -> str:
+        return data.Setting(self.key_count, self.value_size, self.varying).values_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,12 +90,6 @@ class Cell:
     @property
     def subject(self) -> Figure | None:
         return self.figures.get(SUBJECT)
-
-    @property
-    def heading(self) -> str:
-        """The title; with the setting, if the run has several."""
-        suffix = self.name.partition("@")[2]
-        return f"{self.title} @ {suffix}" if suffix and suffix not in self.title else self.title
 
     @property
     def is_durable(self) -> bool:
@@ -247,8 +245,8 @@ def _cell_of(
     if cell.setting is not None:
         key_count, value_size, varying = cell.setting.key_count, cell.setting.value_size, cell.setting.varying
     else:
-        key_count, value_size, varying = run["key_count"], VALUE_SIZE, False
-    setting = Setting(key_count, KEY_SIZE, value_size, varying, cell.threads)
+        key_count, value_size, varying = run["key_count"], data.VALUE_SIZE, False
+    setting = Setting(key_count, data.KEY_SIZE, value_size, varying, cell.threads)
     return Cell(
         name=cell.name,
         title=cell.title,

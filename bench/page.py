@@ -14,8 +14,8 @@ from pathlib import Path
 from bench.charts import bars, curve_numbers, curves, ratio_bar, ratio_scale, scale_of, wanted
 from bench.document import SUBJECT, SYNCED, UNSYNCED, Cell, Document, Setting, Unreadable, read
 from bench.markup import Markup, join, tag
-from bench.report import bar_lines, each_text, setting_text, share_text, survives_text
-from bench.units import short, size_text, span, text_of
+from bench.report import bar_lines, each_text, share_text, survives_text
+from bench.units import short, span, text_of
 
 STYLE = Path(__file__).with_name("page.css")
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
@@ -75,7 +75,7 @@ def _day(document: Document) -> str:
 def _opening(document: Document) -> list[Markup]:
     machine, run = document.machine, document.run
     common = _common(document)
-    sizes = setting_text(common.key_count, common.key_size, common.value_size, common.varying)
+    sizes = f"{common.key_count:,} keys of {common.key_size} B, {common.values_text}"
     system = machine["file_system"]["type"]
     found = [
         tag("p", f"{_day(document)}. {sizes}, unless a cell says otherwise; {run['repeat']} repetitions."),
@@ -163,7 +163,7 @@ def _summary_row(cell: Cell, scale: tuple[float, float]) -> Markup:
     best = cell.figures[cell.best_peer] if cell.best_peer is not None else None
     return tag(
         "tr",
-        tag("th", tag("a", cell.heading, href=f"#{_anchor('cell', cell.name)}"), scope="row"),
+        tag("th", tag("a", cell.title, href=f"#{_anchor('cell', cell.name)}"), scope="row"),
         tag("td", ratio_text(cell), class_="number"),
         tag("td", ratio_bar(cell, scale), class_="drawn"),
         tag("td", ", ".join(text.removeprefix("bar ") for text in bar_lines(cell)) or "-", class_="word"),
@@ -222,7 +222,7 @@ def _cell(document: Document, cell: Cell) -> Markup:
         if failure.cell == cell.name
     ]
     picture = curves(cell, list(document.peers))
-    head = tag("div", tag("h3", cell.heading), tag("span", ratio_text(cell), class_="figure"), class_="head")
+    head = tag("div", tag("h3", cell.title), tag("span", ratio_text(cell), class_="figure"), class_="head")
     return tag(
         "article",
         head,
@@ -254,10 +254,8 @@ def _circumstances(document: Document, cell: Cell) -> str:
     found = [f"{cell.unit}, {cell.better} is better", f"survives {survives_text(cell)}"]
     if setting.key_count != common.key_count:
         found.append(f"{setting.key_count:,} keys")
-    if setting.varying:
-        found.append(f"values of 1 to {2 * setting.value_size - 1:,} B")
-    elif (setting.value_size, setting.varying) != (common.value_size, common.varying):
-        found.append(f"values of {size_text(setting.value_size)}")
+    if setting.values_text != common.values_text and setting.values_text not in cell.title:
+        found.append(setting.values_text)
     if setting.threads != 1:
         found.append(f"{setting.threads} threads")
     return "; ".join(found)

@@ -87,7 +87,7 @@ def _ratios(document: Document, module: Any) -> Any:
     ticks = [tick for tick in (0.1, 0.25, 0.5, 1, 2, 4, 8, 16, 32, 64) if low * 0.9 <= tick <= high * 1.1]
     axes.set_xticks(ticks, [f"{tick:g} x" for tick in ticks])
     axes.minorticks_off()
-    labels = [f"{cell.heading}  {cell.ratio:.2f} x" for cell in cells]
+    labels = [f"{cell.title}  {cell.ratio:.2f} x" for cell in cells]
     axes.set_yticks(places, labels)
     axes.invert_yaxis()
     axes.set_title(f"{SUBJECT} against the best peer; the tick is the bar", loc="left", fontsize=11)
@@ -132,7 +132,7 @@ def _bars(document: Document, cell: Cell, axes: Any) -> None:
     axes.set_ylim(len(names) - 0.4, -0.6)  # The first on top, and room also for those without a bar.
     ratio = "" if cell.ratio is None else f"   {cell.ratio:.2f} x of {cell.best_peer}"
     said = {True: " (met)", False: " (missed)", None: ""}[cell.bar_met]
-    lines = [f"{cell.heading}{ratio}", f"{cell.unit}, {cell.better} is better; survives {survives_text(cell)}"]
+    lines = [f"{cell.title}{ratio}", f"{cell.unit}, {cell.better} is better; survives {survives_text(cell)}"]
     lines[1] += "".join(f"; {line}" for line in bar_lines(cell)) + said
     if cell.limit is not None:
         lines[1] += f"; {cell.limit.name} {text_of(cell.limit.value, cell.unit)}"
@@ -160,7 +160,7 @@ def _curves(document: Document, cell: Cell, module: Any) -> Any:
     axes.minorticks_off()
     axes.grid(axis="y", color="#dfdcd5")
     axes.legend(frameon=False, fontsize=8)
-    axes.set_title(f"{cell.heading}: latency by quantile, less is better", loc="left", fontsize=11)
+    axes.set_title(f"{cell.title}: latency by quantile, less is better", loc="left", fontsize=11)
     _plain(axes)
     return figure
 

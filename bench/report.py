@@ -8,7 +8,7 @@ from rich.table import Table
 
 from bench.document import SUBJECT, Cell, Document
 from bench.results import Figure, Limit
-from bench.units import short, size_text, span, text_of
+from bench.units import short, span, text_of
 
 UNSYNCED_SHORT, SYNCED_SHORT = "kill -9", "power loss"
 
@@ -34,7 +34,7 @@ def cell_table(document: Document) -> Table:
         table.add_row(f"[bold]{escape(group)}[/bold]")
         for cell in cells:
             table.add_row(
-                f"{escape(cell.heading)}\n[dim]{cell.unit}\n{cell.better} is better[/dim]",
+                f"{escape(cell.title)}\n[dim]{cell.unit}\n{cell.better} is better[/dim]",
                 "\n".join((survives_text(cell), *_effort(list(cell.figures.values())))),
                 *(
                     "[red]failed[/red]"
@@ -62,11 +62,6 @@ def bar_lines(cell: Cell) -> list[str]:
             f"bar {'at least' if cell.better == 'more' else 'at most'} {text_of(cell.bar_absolute, cell.unit)}"
         )
     return lines
-
-
-def setting_text(key_count: int, key_size: int, value_size: int, varying: bool) -> str:
-    sizes = f"1 to {2 * value_size - 1:,} B" if varying else size_text(value_size)
-    return f"{key_count:,} keys of {key_size} B, values of {sizes}"
 
 
 def summary(document: Document) -> str:

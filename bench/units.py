@@ -34,11 +34,6 @@ def span(low: float, high: float, unit: str = "rate") -> str:
     return f"{number if high_text.partition(' ')[2] == name else low_text} to {high_text}"
 
 
-def size_text(size: int) -> str:
-    """`100 B`, `64 KiB`."""
-    return f"{size >> 10} KiB" if size >= 1024 and size % 1024 == 0 else f"{size:,} B"
-
-
 def _kind(unit: str) -> str:
     """Bytes a second are a rate, bytes a key are bytes."""
     return "rate" if unit.endswith("/s") else "bytes" if unit.partition("/")[0] == "bytes" else unit
