@@ -1,8 +1,9 @@
 """The pictures of the page: bars, the ratio beside its bar, latency curves. HTML and SVG without a script, coloured by
 page.css, so that light, dark and paper each have their own.
 
-Bars are scaled to kvsvr and the peers that count. What would make those unreadable, a dict or a limit far beyond, ends
-at the edge and is drawn as cut off; its number stands beside it all the same.
+Bars are scaled to kvsvr and the peers that count. What would make those unreadable, a dict or a limit far beyond, or a
+peer that takes a thousand times longer, ends at the edge and is drawn as cut off; its number stands beside it all the
+same. kvsvr is never cut off.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ from bench.results import Figure
 from bench.units import span, text_of
 
 BEYOND_MAX = 2.5  # A limit or a bar this many times beyond the largest figure still widens the scale.
+SLOW_MAX = 5.0  # Where less is better, nobody is drawn longer than this many times kvsvr and the best peer.
 RATIO_LEAST, RATIO_MOST = 0.25, 8.0  # The scale of ratios, at least; logarithmic, so that 0.5 x and 2 x are as long.
 CURVE_WIDTH, CURVE_HEIGHT = 640.0, 300.0
 CURVE_LEFT, CURVE_RIGHT, CURVE_TOP, CURVE_BOTTOM = 58.0, 118.0, 12.0, 30.0
@@ -40,6 +42,9 @@ def scale_of(cell: Cell, counting: Sequence[str]) -> float:
     """The value at the right edge."""
     highs = [figure.high for name, figure in cell.figures.items() if name in counting]
     largest = max(highs or [figure.high for figure in cell.figures.values()], default=0.0) or 1.0
+    if cell.better == "less":
+        shown = [figure.high for name, figure in cell.figures.items() if name in (SUBJECT, cell.best_peer)]
+        largest = min(largest, SLOW_MAX * max(shown, default=largest)) or 1.0
     marks = [mark for mark in (wanted(cell), cell.limit.value if cell.limit else None) if mark is not None]
     return max([largest, *(mark * 1.03 for mark in marks if mark <= largest * BEYOND_MAX)])
 

@@ -56,7 +56,7 @@ def bar_lines(cell: Cell) -> list[str]:
     """What is asked of the cell, and of those that are no ratio also whether it is met, as colours need not be seen."""
     lines = []
     if cell.bar is not None:
-        lines.append(f"bar {cell.bar:g} x")
+        lines.append(f"bar {cell.bar:.3g} x")
     if cell.bar_absolute is not None:
         lines.append(
             f"bar {'at least' if cell.better == 'more' else 'at most'} {text_of(cell.bar_absolute, cell.unit)}"
@@ -108,7 +108,9 @@ def _limit(cell: Cell) -> str:
 
 def share_text(share: float) -> str:
     """Of a limit that may be beaten: the limit is of one call or one sync, and the cell may take many keys in one."""
-    return f"{share:.0%} of it" if share < 2 else f"{share:.3g} x of it"
+    if share >= 2:
+        return f"{share:.3g} x of it"
+    return f"{share:.0%} of it" if share >= 0.1 else f"{share * 100:.2g}% of it"
 
 
 def limit_table(limits: Sequence[Limit]) -> Table:

@@ -38,7 +38,7 @@ from bench.document import (
     read,
 )
 from bench.markup import Markup, tag
-from bench.report import print_report
+from bench.report import print_report, share_text
 from bench.results import Figure, Limit, Repetition
 from bench.units import short, span, text_of
 
@@ -368,6 +368,14 @@ def test_groups_keep_the_order_of_the_run() -> None:
 
 
 @pytest.mark.parametrize(
+    ("share", "text"),
+    [(0.0004, "0.04% of it"), (0.062, "6.2% of it"), (0.94, "94% of it"), (1.9, "190% of it"), (27.14, "27.1 x of it")],
+)
+def test_a_share_is_never_rounded_to_nothing(share: float, text: str) -> None:
+    assert share_text(share) == text
+
+
+@pytest.mark.parametrize(
     ("value", "unit", "text"),
     [
         (846_123, "keys/s", "846 k"),
@@ -408,7 +416,7 @@ def test_the_table_names_groups_units_bars_and_limits() -> None:
         assert group in said
     for text in ("values of 1 KiB", "less is better", "bytes/key", "bar 2.5 x missed", "bar 1.3 x met", "no bar"):
         assert text in said
-    for text in ("bar at most 32 B missed", "bar at most 5 ms met", "cffi no-op", "6% of it", "40% of it", "17.6 k*"):
+    for text in ("bar at most 32 B missed", "bar at most 5 ms met", "cffi no-op", "5.7% of it", "40% of it", "17.6 k*"):
         assert text in said
     assert "kvsvr is ahead of the best peer in 9 of 12 cells; of 12 bars 6 are met, 6 missed" in said
     assert "rocksdict, get-hit: WrongAnswer: key 00: nothing" in said
@@ -566,6 +574,16 @@ def test_a_bar_far_beyond_does_not_flatten_the_others() -> None:
     assert scale_of(replace(cell, limit=LimitBeside("dict get", 2.5e6)), counting) > 2.5e6
 
 
+def test_a_peer_that_takes_far_longer_does_not_flatten_the_others() -> None:
+    """And kvsvr, if it is the one, is drawn in full."""
+    document = example()
+    cell = cell_named(document, "get-p999")
+    slow = {**cell.figures, "sqlite3": figure_of(26_400.0, "us", "less")}
+    assert scale_of(replace(cell, figures=slow), document.counting) < 300
+    lost = {**cell.figures, "kvsvr": figure_of(26_400.0, "us", "less")}
+    assert scale_of(replace(cell, figures=lost), document.counting) >= 26_400
+
+
 def test_what_is_wanted_is_the_stricter_bar() -> None:
     cell = cell_named(example(), "open-clean")
     assert wanted(cell) == 5.0
@@ -599,7 +617,7 @@ def test_a_run_writes_its_page(tmp_path: Path) -> None:
 
 def test_plots_are_files_of_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("matplotlib")
-    changed(example(), "put", title="$put", group="a/b").write(tmp_path / "run.json")
+    changed(example(), "put", title=r"$\put$", group="a/b").write(tmp_path / "run.json")
     assert main(["plot", str(tmp_path / "run.json")]) == 0
     found = {path.name for path in (tmp_path / "run-plots").iterdir()}
     assert found >= {"ratios.png", "group-a-b.png", "group-durable.png", "curve-get-p999.png"}
