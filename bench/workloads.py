@@ -16,11 +16,11 @@ BYTES_PER_KEY_MAX = 512  # Of values, on average over the keys of the usual sett
 KEYS_MIN = 100
 DEFAULT = "all"
 
-# Value size, varying, groups of cells: what a size changes. The groups of the second line are for full runs.
-QUICK_SIZES = ((16, False), (1024, False), (65536, False), (VALUE_SIZE, True))
-SIZES = (*QUICK_SIZES, (1024, True), (65536, True))
-SIZE_CELLS_QUICK = frozenset({"put", "get-hit", "full-scan", "put-many", "put-fsync"})
+# Value size and whether it varies; what is measured there.
+SIZES = ((16, False), (1024, False), (65536, False), (VALUE_SIZE, True), (1024, True), (65536, True))
 SIZE_GROUPS = frozenset({"single keys", "many keys", "durable", "scans", "tables", "YCSB", "latency"})
+SIZES_QUICK = ((1024, False), (65536, False))
+SIZE_CELLS_QUICK = frozenset({"put", "get-hit", "full-scan"})
 GROUPS: Mapping[str, Sequence[str]] = {
     "single": ("single keys", "many keys"),
     "durable": ("durable",),
@@ -65,11 +65,11 @@ def _chosen(workload: str, key_count: int, *, quick: bool) -> Iterator[tuple[Set
         yield from ((usual, cell) for cell in cells if workload == "all" or has_bar(cell))
     if workload in GROUPS:
         yield from ((usual, cell) for cell in cells if cell.group in GROUPS[workload])
-    for size, varying in QUICK_SIZES if quick else SIZES:
+    for size, varying in SIZES:
         setting = sized(key_count, size, varying=varying)
         for cell in cells:
             if (workload in ("table", "all") and setting.suffix in cell.bars) or (
-                workload in ("sizes", "all") and _shows_size(cell, quick=quick)
+                workload in ("sizes", "all") and _shows_size(cell, size, varying=varying, quick=quick)
             ):
                 yield setting, cell
 
@@ -83,5 +83,7 @@ def sized(key_count: int, size: int, *, varying: bool) -> Setting:
     return Setting(count, size, varying)
 
 
-def _shows_size(cell: Cell, *, quick: bool) -> bool:
-    return cell.name in SIZE_CELLS_QUICK if quick else cell.group in SIZE_GROUPS
+def _shows_size(cell: Cell, size: int, *, varying: bool, quick: bool) -> bool:
+    if quick:
+        return (size, varying) in SIZES_QUICK and cell.name in SIZE_CELLS_QUICK
+    return cell.group in SIZE_GROUPS
