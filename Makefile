@@ -83,7 +83,7 @@ bench: $(VENV)/tested
 
 # Single calls of kvsvr, by pytest-benchmark; BENCH_MICRO="--benchmark-compare" and the like are handed on.
 bench-micro: $(VENV)/tested
-	$(BIN)/python -m pytest bench/micro $(BENCH_MICRO)
+	$(BIN)/python -m pytest bench/micro --benchmark-storage=file://build/benchmarks $(BENCH_MICRO)
 
 # The core's own cost in C, for `python -m bench boundary`.
 bench-harness: | $(VENV)/tools
@@ -110,5 +110,5 @@ $(VENV)/tested: $(VENV)/built
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
 	find kvsvr tests -name __pycache__ -type d -exec rm -rf {} +

@@ -118,9 +118,9 @@ def _summary(document: Document) -> list[Markup]:
     links += [tag("li", tag("a", text, href=f"#{_anchor('about', text)}")) for text in ("machine", "stores", "method")]
     left = []
     if len(document.cells) > compared:
-        left.append(tag("p", f"{len(document.cells) - compared} cells have nothing to compare.", class_="note"))
+        left.append(tag("p", f"Cells with nothing to compare: {len(document.cells) - compared}.", class_="note"))
     if tally.bars > held:
-        left.append(tag("p", f"{tally.bars - held} bars could not be held against anything.", class_="note"))
+        left.append(tag("p", f"Bars without a figure to hold against: {tally.bars - held}.", class_="note"))
     return [
         tag("ul", *boxes, class_="tallies"),
         *left,
