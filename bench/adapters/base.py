@@ -19,6 +19,10 @@ from typing import Any, ClassVar
 
 Pair = tuple[bytes, bytes]
 
+FILES = "files"  # A feature: what was closed is there for the next process.
+INDEX_SIZE = "index size"  # A feature: index_size() answers.
+TENFOLD = "ten times the keys"  # A feature: loads them fast enough to be measured with so many.
+
 
 class NotInstalled(Exception):
     """The peer's package is missing or cannot be imported; the text says why."""
@@ -53,7 +57,7 @@ class Adapter(ABC):
 
     def can(self, feature: str | None) -> bool:
         """A cell that needs a feature is not run for a peer without it."""
-        return feature is None or feature in self.features
+        return feature is None or feature in self.features or (feature == FILES and self.is_durable)
 
     @abstractmethod
     def open(self, directory: Path, *, durable: bool, key_count: int) -> None:
@@ -68,6 +72,10 @@ class Adapter(ABC):
     @abstractmethod
     def close(self) -> None:
         """Also after a failed open, and twice."""
+
+    def index_size(self) -> int:
+        """Bytes of memory that the index takes, by the peer's own account."""
+        raise NotImplementedError(f"{self.name} does not have the feature {INDEX_SIZE!r}")
 
     def library_version(self) -> str:
         """Of the native library inside the package, where it tells."""

@@ -8,13 +8,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from bench.adapters.base import Adapter, NotInstalled, Pair, Reads, Writes, in_order, load_module
+from bench.adapters.base import INDEX_SIZE, TENFOLD, Adapter, NotInstalled, Pair, Reads, Writes, in_order, load_module
 
 
 class KvsvrAdapter(Adapter):
     name = "kvsvr"
     distribution = "kvsvr"
     is_peer = False
+    features = frozenset({INDEX_SIZE, TENFOLD})
     settings = 'unsynced cells sync="none", fsync cells sync="always"'
     durability = (
         "kill -9; after power loss a prefix of the writes",
@@ -46,6 +47,9 @@ class KvsvrAdapter(Adapter):
     @contextmanager
     def reads(self) -> Iterator[Reads]:
         yield Reads(get=self._db.get, get_many=self._db.get_many, values=in_order)
+
+    def index_size(self) -> int:
+        return int(self._db.stats()["index_memory_size"])
 
     def close(self) -> None:
         if self._db is not None:

@@ -3,7 +3,7 @@ empties it. Titles and bars are those of the issue. base.py has the loops."""
 
 from collections.abc import Mapping
 
-from bench.cells import durable, single
+from bench.cells import durable, memory, opening, single, space, stalls
 from bench.cells.base import (
     CHUNK_COUNT,
     MANY,
@@ -21,7 +21,18 @@ from bench.cells.base import (
     time_threads,
 )
 
-CELLS: Mapping[str, Cell] = {cell.name: cell for cell in (*single.CELLS, *durable.CELLS, single.DELETE)}
+CELLS: Mapping[str, Cell] = {
+    cell.name: cell
+    for cell in (
+        *single.CELLS,
+        *durable.CELLS,
+        single.DELETE,
+        *stalls.CELLS,
+        *space.CELLS,
+        *memory.CELLS,
+        *opening.CELLS,
+    )
+}
 
 __all__ = [
     "CELLS",

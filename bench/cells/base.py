@@ -10,8 +10,8 @@ themselves are in the files beside this one, a family each.
 """
 
 import threading
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from time import perf_counter
@@ -84,6 +84,8 @@ class Cell:
     better: Better = "more"
     bar: float | None = None  # kvsvr against the best peer, at least: above 1 kvsvr is ahead, whatever the unit
     bar_absolute: float | None = None  # kvsvr's own figure: at least that much if more is better, at most if less
+    bars_absolute: Mapping[int, float] = field(default_factory=dict)  # the same where it differs by size of values
+    once: bool = False  # it repeats within itself or counts bytes: one repetition, one attempt
     durable: bool = False
     threads: int = 1
     needs_feature: str | None = None  # that a peer must have: see Adapter.can
