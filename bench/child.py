@@ -279,7 +279,7 @@ def _anonymous(request: Request, adapter: Adapter, work: Callable[[], object]) -
     before = anonymous_size()
     _open(request, adapter)
     work()
-    settle(quiet_count_min=QUIET_COUNT)
+    rest()
     answer = {"anonymous": anonymous_size() - before}
     if adapter.can(INDEX_SIZE):
         answer["index"] = adapter.index_size()
@@ -325,7 +325,7 @@ def task_space(request: Request, adapter: Adapter, keys: Keys) -> dict[str, Any]
 
 def _closed_size(adapter: Adapter, directory: Path) -> int:
     """When background work has ended, the store is closed and all of it is on the disk."""
-    settle(quiet_count_min=QUIET_COUNT)
+    rest()
     adapter.close()
     os.sync()
     return size_of(directory)
@@ -361,7 +361,7 @@ def task_stalls(request: Request, adapter: Adapter, keys: Keys) -> dict[str, Any
     """How long single puts and gets take, side by side in two threads, the one overwriting at full speed."""
     _open(request, adapter)
     load(adapter, keys)
-    settle(quiet_count_min=QUIET_COUNT)
+    rest()
     ended = threading.Event()
     with ThreadPoolExecutor(1) as pool:
         reading = pool.submit(_timed_gets, adapter, keys, ended)
@@ -416,6 +416,12 @@ def curve_of(seconds: Sequence[float]) -> dict[str, float]:
     ordered = sorted(seconds)
     last = len(ordered) - 1
     return {name: 1e6 * ordered[min(last, int(len(ordered) * quantile))] for name, quantile in QUANTILES.items()}
+
+
+def rest() -> None:
+    """Twice, because what waits for a busy disk looks as if it had ended: behind the sync it goes on."""
+    settle(quiet_count_min=QUIET_COUNT)
+    settle(quiet_count_min=QUIET_COUNT)
 
 
 def _open(request: Request, adapter: Adapter) -> None:
