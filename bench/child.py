@@ -30,11 +30,12 @@ from dataclasses import asdict, dataclass
 from importlib import import_module
 from itertools import islice
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, perf_counter_ns
 from types import TracebackType
 from typing import Any
 
 from bench.adapters.base import INDEX_SIZE, Adapter
+from bench.curve import curve_of
 from bench.data import KEY_SIZE, NOISE, Setting, WrongAnswer, value_of
 from bench.load import settle
 
@@ -48,7 +49,6 @@ OVERWRITES = 3
 READ_SECONDS = 0.05  # A reader that never let go would keep every page that LMDB replaces.
 CHECK_COUNT = 200
 WRITING = b"writing\n"
-QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p99.9": 0.999, "p99.99": 0.9999, "max": 1.0}
 PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
 
 
@@ -275,12 +275,17 @@ def task_overwrite(request: Request, adapter: Adapter, keys: Keys) -> dict[str, 
 
 def _anonymous(request: Request, adapter: Adapter, work: Callable[[], object]) -> dict[str, Any]:
     """What of RssAnon came by opening and the work. Anonymous pages are those that no file stands behind: the page
-    cache, which holds what stores map, belongs to the kernel, and it takes it back when it likes."""
+    cache, which holds what stores map, belongs to the kernel, and it takes it back when it likes. Held is what is left
+    when malloc has been told to give back what was freed: the rest a program pays for, too, but it is no state."""
     before = anonymous_size()
     _open(request, adapter)
     work()
     rest()
     answer = {"anonymous": anonymous_size() - before}
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:  # Not every C library has it.
+        trim(0)
+    answer["held"] = anonymous_size() - before
     if adapter.can(INDEX_SIZE):
         answer["index"] = adapter.index_size()
     adapter.close()
@@ -375,47 +380,40 @@ def task_stalls(request: Request, adapter: Adapter, keys: Keys) -> dict[str, Any
     return {"put": curve_of(puts), "get": curve_of(gets), "put_count": len(puts), "get_count": len(gets)}
 
 
-def _timed_puts(adapter: Adapter, keys: Keys, seconds: float, give_up: Callable[[], bool]) -> "array[float]":
+def _timed_puts(adapter: Adapter, keys: Keys, seconds: float, give_up: Callable[[], bool]) -> "array[int]":
     """Nothing is prepared ahead: whoever holds the GIL for that would be seen in the other thread's times."""
-    times = array("d")
-    after = 0.0
-    end = perf_counter() + seconds
+    times = array("q")
+    after = 0
+    end = perf_counter_ns() + int(seconds * 1e9)
     with adapter.writes() as writes:
         put = writes.put
         for key, value in keys.random_pairs(1):
-            before = perf_counter()
+            before = perf_counter_ns()
             put(key, value)
-            after = perf_counter()
+            after = perf_counter_ns()
             times.append(after - before)
             if after > end or give_up():
                 return times
     raise AssertionError("random_pairs has no end")
 
 
-def _timed_gets(adapter: Adapter, keys: Keys, ended: threading.Event) -> "array[float]":
+def _timed_gets(adapter: Adapter, keys: Keys, ended: threading.Event) -> "array[int]":
     """The bytes are checked at the end, for the same reason."""
-    times = array("d")
+    times = array("q")
     asked = keys.random_keys(2)
     while not ended.is_set():
-        after, until = 0.0, perf_counter() + READ_SECONDS
+        after, until = 0, perf_counter_ns() + int(READ_SECONDS * 1e9)
         with adapter.reads() as reads:
             get = reads.get
             while after < until:
                 key = next(asked)
-                before = perf_counter()
+                before = perf_counter_ns()
                 answer = get(key)
-                after = perf_counter()
+                after = perf_counter_ns()
                 times.append(after - before)
                 if answer is None:
                     raise WrongAnswer(f"key {key.hex()} is gone")
     return times
-
-
-def curve_of(seconds: Sequence[float]) -> dict[str, float]:
-    """Microseconds at each quantile: that many of all were no slower."""
-    ordered = sorted(seconds)
-    last = len(ordered) - 1
-    return {name: 1e6 * ordered[min(last, int(len(ordered) * quantile))] for name, quantile in QUANTILES.items()}
 
 
 def rest() -> None:
@@ -425,7 +423,7 @@ def rest() -> None:
 
 
 def _open(request: Request, adapter: Adapter) -> None:
-    adapter.open(Path(request.directory), durable=False, key_count=request.key_count)
+    adapter.open(Path(request.directory), durable=False, key_count=request.key_count, value_size=request.value_size)
 
 
 # --- in the child: what the kernel counts ---

@@ -41,6 +41,15 @@ class Setting:
     def size_text(self) -> str:
         return f"{self.value_size >> 10}KiB" if self.value_size % 1024 == 0 else f"{self.value_size}B"
 
+    @property
+    def values_text(self) -> str:
+        return f"values of {'1 to ' if self.varying else ''}{self._largest}"
+
+    @property
+    def _largest(self) -> str:
+        size = 2 * self.value_size if self.varying else self.value_size
+        return f"{size >> 10} KiB" if size % 1024 == 0 else f"{size} B"
+
     def size_of(self, key: bytes, generation: int) -> int:
         if not self.varying:
             return self.value_size
@@ -92,6 +101,11 @@ class Data:
             if answer != self.value(key, generation):
                 got = "nothing" if answer is None else f"{len(answer)} bytes that were never its value"
                 raise WrongAnswer(f"key {key.hex()}, generation {generation}: {got}")
+
+    def check_known(self, key: bytes, answer: bytes | None, generation: int) -> None:
+        """For keys of which no more is known than that they have a value, of this generation or an earlier one."""
+        if not any(answer == self.value(key, g) for g in (0, *range(generation, 0, -1))):
+            raise WrongAnswer(f"key {key.hex()}: neither of the generations up to {generation}")
 
 
 def _cut(blob: bytes, order: Sequence[int]) -> list[bytes]:

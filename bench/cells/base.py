@@ -11,7 +11,7 @@ themselves are in the files beside this one, a family each.
 
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 from time import perf_counter
@@ -19,6 +19,7 @@ from typing import Any, Literal, TypeVar
 
 from bench.adapters.base import Adapter
 from bench.data import Data, Setting
+from bench.results import RATE
 
 Share = TypeVar("Share")
 Better = Literal["more", "less"]
@@ -27,7 +28,9 @@ CHUNK_COUNT = 10_000
 CHECK_COUNT_MAX = 50_000
 WARM_COUNT = 50_000  # Untimed gets before the timed ones: caches of all peers start warm.
 MANY = 100  # Keys per get_many and per batch.
-RATE = "keys/s"
+SOME_MAX = 200_000  # Operations in cells that need not walk over every key.
+GENERATIONS = 4  # That an attempt may use: from Work.generation on.
+LARGE_BAR = 0.8  # Of every cell at 1 KiB and 64 KiB.
 
 
 class Holds(Enum):
@@ -36,12 +39,15 @@ class Holds(Enum):
     NOTHING = "nothing"
     LOADED = "every key at generation 0"
     CHANGED = "every key, some at a later generation"
+    GROWN = "every key at some generation, and others"
+    TABLES = "the rows of tables.py"
     UNKNOWN = "unknown"
 
 
 EMPTY = frozenset({Holds.NOTHING})
 LOADED = frozenset({Holds.LOADED})
-FULL = frozenset({Holds.LOADED, Holds.CHANGED})
+EXACT = frozenset({Holds.LOADED, Holds.CHANGED})
+FULL = EXACT | {Holds.GROWN}
 ANY = frozenset(Holds)  # For cells that make a store of their own and leave the open one alone.
 
 
@@ -84,13 +90,29 @@ class Cell:
     better: Better = "more"
     bar: float | None = None  # kvsvr against the best peer, at least: above 1 kvsvr is ahead, whatever the unit
     bar_absolute: float | None = None  # kvsvr's own figure: at least that much if more is better, at most if less
-    bars_absolute: Mapping[int, float] = field(default_factory=dict)  # the same where it differs by size of values
     once: bool = False  # it repeats within itself or counts bytes: one repetition, one attempt
     durable: bool = False
     threads: int = 1
     needs_feature: str | None = None  # that a peer must have: see Adapter.can
     limit: str | None = None  # of limits.py, to stand beside
+    bars: Mapping[str, float] = field(default_factory=dict)  # at other sizes, by Setting.suffix
+    bars_absolute: Mapping[str, float] = field(default_factory=dict)
     setting: Setting | None = None  # of this run; set when cells are chosen
+
+    def at(self, setting: Setting) -> "Cell":
+        """The same cell under its name and with its bar at these sizes."""
+        suffix = setting.suffix
+        if not suffix:
+            return replace(self, setting=setting)
+        large = LARGE_BAR if self.bar is not None and setting.value_size >= 1024 and not setting.varying else None
+        return replace(
+            self,
+            name=self.name + suffix,
+            title=f"{self.title}, {setting.values_text}",
+            bar=self.bars.get(suffix, large),
+            bar_absolute=self.bars_absolute.get(suffix),
+            setting=setting,
+        )
 
 
 # --- the loops ---
@@ -170,5 +192,4 @@ def check_written(adapter: Adapter, data: Data, keys: Sequence[bytes], generatio
 def load(adapter: Adapter, data: Data) -> None:
     """Every key at generation 0, untimed, for cells that need a full store."""
     with adapter.writes() as writes:
-        for pairs in chunks(list(zip(data.inserts, data.values, strict=True)), 1000):
-            writes.write_batch(pairs)
+        writes.put_many(list(zip(data.inserts, data.values, strict=True)))

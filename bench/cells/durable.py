@@ -1,7 +1,6 @@
 """Writes that are durable when they return: overwrites of random keys in a full store."""
 
-from collections.abc import Callable, Sequence
-from time import perf_counter
+from collections.abc import Callable
 
 from bench.adapters.base import Adapter
 from bench.cells.base import (
@@ -15,8 +14,10 @@ from bench.cells.base import (
     chunks,
     time_each,
     time_pairs,
-    time_threads,
 )
+from bench.cells.threads import run_puts
+
+SYNCS_PER_BATCH = 5  # Fewer batches than puts: one that touches a hundred pages takes LMDB some 10 ms.
 
 
 def run_put_fsync(adapter: Adapter, work: Work) -> Timing:
@@ -29,24 +30,11 @@ def run_put_fsync(adapter: Adapter, work: Work) -> Timing:
 
 
 def run_put_fsync_8(adapter: Adapter, work: Work) -> Timing:
-    thread_count = 8
-    keys = work.data.some(work.sync_count, work.generation)
-
-    def write_share(share: Sequence[bytes], ready: Callable[[], object]) -> float:
-        values = [work.data.value(key, work.generation) for key in share]
-        with adapter.writes() as writes:
-            put = writes.put
-            ready()
-            time_pairs(put, share, values)
-            return perf_counter()  # Before the peer tidies up behind its writes.
-
-    seconds = time_threads([keys[i::thread_count] for i in range(thread_count)], write_share)
-    check_written(adapter, work.data, keys, work.generation)
-    return Timing(len(keys), seconds)
+    return run_puts(adapter, work, thread_count=8, count_max=work.sync_count)
 
 
 def run_batch_fsync(adapter: Adapter, work: Work) -> Timing:
-    keys = work.data.some(work.sync_count * MANY, work.generation)
+    keys = work.data.some(max(1, work.sync_count // SYNCS_PER_BATCH) * MANY, work.generation)
     groups = chunks([(key, work.data.value(key, work.generation)) for key in keys], MANY)
     with adapter.writes() as writes:
         seconds = time_each(writes.write_batch, groups)

@@ -1,4 +1,4 @@
-"""Single operations, safe from kill -9, and get_many."""
+"""Single operations, safe from kill -9."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +9,6 @@ from bench.cells.base import (
     EMPTY,
     FULL,
     LOADED,
-    MANY,
     WARM_COUNT,
     Cell,
     Holds,
@@ -64,19 +63,6 @@ def _time_gets(adapter: Adapter, keys: list[bytes], check: Callable[[list[bytes]
     return Timing(len(keys), seconds)
 
 
-def run_get_many(adapter: Adapter, work: Work) -> Timing:
-    seconds = 0.0
-    with adapter.reads() as reads:
-        groups = chunks(work.data.reads, MANY)
-        time_each(reads.get_many, groups[-WARM_COUNT // MANY :])
-        for chunk in chunks(groups, CHUNK_COUNT // MANY):
-            chunk_seconds, answers = time_answers(reads.get_many, chunk)
-            seconds += chunk_seconds
-            for keys, answer in zip(chunk, answers, strict=True):
-                work.data.check(keys, reads.values(keys, answer), 0)
-    return Timing(work.data.key_count, seconds)
-
-
 CELLS = (
     Cell(
         name="put",
@@ -110,17 +96,6 @@ CELLS = (
         leaves=None,
         limit="cffi no-op",
         run=run_get_miss,
-    ),
-    Cell(
-        name="get-many",
-        title="get_many of 100",
-        group="many keys",
-        bar=3.0,
-        writes=False,
-        needs=LOADED,
-        leaves=None,
-        limit="dict get",
-        run=run_get_many,
     ),
 )
 

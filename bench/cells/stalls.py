@@ -32,7 +32,7 @@ def _cell(name: str, title: str, part: str) -> Cell:
     return Cell(
         name=name,
         title=title,
-        group="latency",
+        group="stalls",
         unit="us",
         better="less",
         writes=False,
