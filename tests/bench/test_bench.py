@@ -357,6 +357,20 @@ def test_the_json_has_facts_and_raw_repetitions(tmp_path: Path, capsys: pytest.C
     assert [entry.name for entry in tmp_path.iterdir()] == ["out.json"]
 
 
+@pytest.mark.parametrize(
+    ("chosen", "cells"),
+    [
+        ("--workload tables", ["table-append", "table-last"]),
+        ("--cells put@1KiB,put,put-fsync@64KiB", ["put", "put@1KiB", "put-fsync@64KiB"]),
+    ],
+)
+def test_a_workload_or_cells_of_it_are_run(chosen: str, cells: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "out.json"
+    options = f"{chosen} --peers sqlite3 --keys 200 --syncs 8 --repeat 1 --retries 0 --dir {tmp_path} --json {path}"
+    assert main(options.split()) == 0
+    assert [cell["name"] for cell in json.loads(path.read_text())["cells"]] == cells
+
+
 @pytest.mark.parametrize("command", ["--peers kvsvr,dict", "boundary"])
 def test_a_kvsvr_that_cannot_be_imported_is_an_error(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
