@@ -60,7 +60,7 @@ def regrouped(cells: Iterable[Cell]) -> list[Stage]:
 
 def _chosen(workload: str, key_count: int, *, quick: bool) -> Iterator[tuple[Setting, Cell]]:
     usual = Setting(key_count)
-    cells = list(CELLS.values())
+    cells = [cell for cell in CELLS.values() if cell.quick or not (quick and workload == "all")]
     if workload in ("table", "all"):
         yield from ((usual, cell) for cell in cells if workload == "all" or has_bar(cell))
     if workload in GROUPS:

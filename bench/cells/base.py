@@ -91,6 +91,7 @@ class Cell:
     bar: float | None = None  # kvsvr against the best peer, at least: above 1 kvsvr is ahead, whatever the unit
     bar_absolute: float | None = None  # kvsvr's own figure: at least that much if more is better, at most if less
     once: bool = False  # it repeats within itself or counts bytes: one repetition, one attempt
+    quick: bool = True  # part of a quick run of everything
     durable: bool = False
     threads: int = 1
     needs_feature: str | None = None  # that a peer must have: see Adapter.can

@@ -62,6 +62,7 @@ def _cell(
         better="less",
         bar_absolute=bar,
         once=True,
+        quick=False,  # With so few keys a slope is noise.
         writes=False,
         needs=ANY,
         leaves=None,

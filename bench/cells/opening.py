@@ -83,6 +83,7 @@ def _cell(
         better="less",
         bar_absolute=bar,
         once=True,
+        quick=not tenfold,
         writes=False,
         needs=ANY,
         leaves=None,

@@ -35,6 +35,7 @@ def _cell(name: str, title: str, part: str) -> Cell:
         group="stalls",
         unit="us",
         better="less",
+        quick=False,  # A second per repetition and peer shows no stalls worth the time.
         writes=False,
         needs=ANY,
         leaves=None,

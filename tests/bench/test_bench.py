@@ -430,6 +430,12 @@ def test_the_table_is_every_cell_with_a_bar_and_the_sizes_that_have_one() -> Non
     assert [(cell.name, cell.bar_absolute) for cell in large.cells] == bars
 
 
+def test_a_quick_run_of_everything_leaves_out_what_says_so() -> None:
+    quick, full = ({cell.name for stage in stages("all", 1000, quick=q) for cell in stage.cells} for q in (True, False))
+    assert {name for name in CELLS if name not in quick} == {name for name, cell in CELLS.items() if not cell.quick}
+    assert full >= set(CELLS)
+
+
 def test_every_cell_is_in_a_named_workload() -> None:
     named = {cell.name for name in GROUPS for stage in stages(name, 1000, quick=False) for cell in stage.cells}
     assert named >= set(CELLS)
