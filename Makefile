@@ -1,6 +1,6 @@
-# make demo | test | torture | fuzz | fuzz-long | bench | build | clean. Needs make, a C compiler and Python 3.11 with
-# venv and headers, and clang to fuzz; all else comes from the package index into .venv. `make PYTHON=/usr/bin/python3`
-# picks another Python.
+# make demo | test | torture | fuzz | fuzz-long | bench | bench-micro | build | clean. Needs make, a C compiler and
+# Python 3.11 with venv and headers, and clang to fuzz; all else comes from the package index into .venv.
+# `make PYTHON=/usr/bin/python3` picks another Python.
 
 PYTHON ?= python3
 VENV := .venv
@@ -19,7 +19,7 @@ CLANG ?= clang
 # cmake and ninja of .venv first: a machine may have old ones, or none.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: build test torture lint c-tests demo bench bench-harness clean fuzz fuzz-long $(FUZZ:%=fuzz-%) $(FLAVOURS:%=c-tests-%)
+.PHONY: build test torture lint c-tests demo bench bench-harness bench-micro clean fuzz fuzz-long $(FUZZ:%=fuzz-%) $(FLAVOURS:%=c-tests-%)
 
 build: $(VENV)/built
 
@@ -81,6 +81,10 @@ build/fuzz/build.ninja: native/CMakeLists.txt | $(VENV)/tools
 bench: $(VENV)/tested
 	$(BIN)/python -m bench
 
+# Single calls of kvsvr, by pytest-benchmark; BENCH_MICRO="--benchmark-compare" and the like are handed on.
+bench-micro: $(VENV)/tested
+	$(BIN)/python -m pytest bench/micro --benchmark-storage=file://build/benchmarks $(BENCH_MICRO)
+
 # The core's own cost in C, for `python -m bench boundary`.
 bench-harness: | $(VENV)/tools
 	cmake -S native -B build/bench -G Ninja -DKV_EXTENSION=OFF -DKV_BENCH=ON
@@ -106,5 +110,5 @@ $(VENV)/tested: $(VENV)/built
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
 	find kvsvr tests -name __pycache__ -type d -exec rm -rf {} +

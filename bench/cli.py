@@ -11,26 +11,35 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from bench import compare, page, plots, workloads
 from bench.adapters import ADAPTERS, Adapter, NotInstalled
 from bench.cells import CELLS
-from bench.data import Data, WrongAnswer
+from bench.data import VALUE_SIZE, Data, Setting, WrongAnswer
+from bench.document import SUBJECT, document_of
 from bench.limits import Limits, limit_names
 from bench.machine import file_system_of, machine_facts
-from bench.report import SUBJECT, print_report, write_json
-from bench.runner import Outcome, Plan, run
+from bench.report import print_report
+from bench.runner import Outcome, Plan, run, suits
+from bench.workloads import KEYS, KEYS_QUICK, Stage
 
-KEYS, KEYS_QUICK = 1_000_000, 100_000
-SYNCS, SYNCS_QUICK = 3_000, 1_000
+SYNCS, SYNCS_QUICK = 3_000, 300
+REPEAT, REPEAT_QUICK = 3, 1
+RETRIES, RETRIES_QUICK = 2, 0
 BYTES_PER_KEY = 4096  # Free space asked for: the largest store measured, with room for its log.
 LAG_SPACE = 2 << 30
+
+
+# What is done with runs that were written.
+ON_FILES = {"compare": compare.main, "page": page.main, "plot": plots.main}
 
 
 class Usage(Exception):
@@ -42,10 +51,14 @@ class Failed(Exception):
 
 
 def parser() -> argparse.ArgumentParser:
-    about = "kvsvr beside its peers. See also: python -m bench boundary | lag | overwrite --help"
+    others = "boundary | lag | overwrite | compare | page | plot"
+    about = f"kvsvr beside its peers. See also: python -m bench {others} --help"
     result = _parser("python -m bench", about, "bench")
-    result.add_argument("--retries", type=int, default=2, metavar="N", help="of a disturbed repetition (default 2)")
-    result.add_argument("--cells", metavar="A,B", help="of " + ", ".join(CELLS))
+    result.add_argument("--retries", type=int, metavar="N", help=f"of a disturbed repetition (default {RETRIES})")
+    result.add_argument("--workload", choices=workloads.NAMES, default=workloads.DEFAULT, help="default: %(default)s")
+    cells = "of the workload's, as put@1KiB where values are of another size: " + ", ".join(CELLS)
+    result.add_argument("--cells", metavar="A,B", help=cells)
+    result.add_argument("--page", action="store_true", help="also an HTML page, beside the JSON")
     result.add_argument("--peers", metavar="A,B", help="of " + ", ".join(ADAPTERS))
     return result
 
@@ -78,10 +91,11 @@ def overwrite_parser() -> argparse.ArgumentParser:
 
 def _parser(program: str, description: str, json_prefix: str) -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(prog=program, description=description)
-    result.add_argument("--quick", action="store_true", help=f"{KEYS_QUICK:,} keys and {SYNCS_QUICK:,} syncs")
+    quick = f"{KEYS_QUICK:,} keys, {SYNCS_QUICK:,} syncs, {REPEAT_QUICK} repetition, {RETRIES_QUICK} retries"
+    result.add_argument("--quick", action="store_true", help=quick)
     result.add_argument("--keys", type=int, metavar="N", help=f"keys in the store (default {KEYS:,})")
     result.add_argument("--syncs", type=int, metavar="N", help=f"fsyncs per repetition (default {SYNCS:,})")
-    result.add_argument("--repeat", type=int, default=3, metavar="N", help="repetitions of every cell (default 3)")
+    result.add_argument("--repeat", type=int, metavar="N", help=f"repetitions of every cell (default {REPEAT})")
     _add_places(result, json_prefix)
     return result
 
@@ -92,6 +106,8 @@ def _add_places(parser: argparse.ArgumentParser, json_prefix: str) -> None:
 
 
 def main(argv: Sequence[str]) -> int:
+    if argv[:1] and argv[0] in ON_FILES:
+        return ON_FILES[argv[0]](argv[1:])
     try:
         if argv[:1] == ["boundary"]:
             return boundary(boundary_parser().parse_args(argv[1:]), list(argv))
@@ -106,11 +122,13 @@ def main(argv: Sequence[str]) -> int:
 
 
 def sizes(options: argparse.Namespace) -> tuple[int, int]:
-    """How many keys and syncs; looks at --repeat on the way."""
+    """How many keys and syncs; sees to --repeat on the way."""
     key_count = options.keys if options.keys is not None else KEYS_QUICK if options.quick else KEYS
     sync_count = options.syncs if options.syncs is not None else SYNCS_QUICK if options.quick else SYNCS
     at_least("--keys", key_count, 100)
     at_least("--syncs", sync_count, 8)
+    if options.repeat is None:
+        options.repeat = REPEAT_QUICK if options.quick else REPEAT
     at_least("--repeat", options.repeat, 1)
     return key_count, sync_count
 
@@ -122,12 +140,16 @@ def at_least(option: str, number: int, least: int) -> None:
 
 def bench(options: argparse.Namespace, argv: list[str]) -> int:
     key_count, sync_count = sizes(options)
+    if options.retries is None:
+        options.retries = RETRIES_QUICK if options.quick else RETRIES
     at_least("--retries", options.retries, 0)
-    cells = [CELLS[name] for name in chosen("--cells", options.cells, CELLS)]
+    stages = chosen_stages(options, key_count)
+    cells = [cell for stage in stages for cell in stage.cells]
     adapters, skipped = installed(chosen("--peers", options.peers, ADAPTERS))
     started_at = datetime.now(UTC)
     json_path: Path = options.json or Path(started_at.strftime("bench-%Y%m%d-%H%M%S.json"))
-    check_places(options.dir, json_path, key_count, durable=any(cell.durable for cell in cells))
+    stored_max = max(stage.setting.key_count * max(1, stage.setting.value_size // 512) for stage in stages)
+    check_places(options.dir, json_path, stored_max, durable=any(cell.durable for cell in cells))
 
     console = Console(width=None if sys.stdout.isatty() else 200)
     machine = machine_facts(options.dir, [a.distribution for a in adapters.values() if a.distribution])
@@ -137,11 +159,11 @@ def bench(options: argparse.Namespace, argv: list[str]) -> int:
 
     outcome, interrupted = Outcome(), False
     with tempfile.TemporaryDirectory(prefix="bench-data-", dir=options.dir) as directory:
-        data = Data(key_count)
+        data = Data(Setting(key_count))
         limits = Limits(Path(directory), data, sync_count)
         gc.freeze()  # Millions of keys need not be walked by the collection before every cell.
         peers = {name: ADAPTERS[name] for name in adapters}
-        plan = Plan(peers, cells, data, Path(directory), options.repeat, sync_count, options.retries)
+        plan = Plan(peers, stages, data_source(data), Path(directory), options.repeat, sync_count, options.retries)
         try:
             with bar(console, step_count(plan, adapters)) as progress:
                 task = progress.task_ids[0]
@@ -154,14 +176,14 @@ def bench(options: argparse.Namespace, argv: list[str]) -> int:
                 run(plan, outcome, measure_limits=limits.measure, progress=show)
         except KeyboardInterrupt:
             interrupted = True
-    found_limits = outcome.limits(limit_names())
-    print_report(console, cells, adapters, outcome.repetitions, found_limits)
-    write_json(
-        json_path,
+    document = document_of(
         run={
             "started_at": started_at.isoformat(),
             "arguments": argv,
+            "workload": options.workload,
             "key_count": key_count,
+            "value_size": VALUE_SIZE,
+            "varying": False,
             "sync_count": sync_count,
             "repeat": options.repeat,
             "retry_max": options.retries,
@@ -172,12 +194,29 @@ def bench(options: argparse.Namespace, argv: list[str]) -> int:
         adapters=adapters,
         skipped={**skipped, **limits.skipped},
         repetitions=outcome.repetitions,
-        limits=found_limits,
+        limits=outcome.limits(limit_names()),
     )
+    print_report(console, document)
+    document.write(json_path)
     console.print(f"written to {json_path}", markup=False)
+    if options.page:
+        page.write(document, json_path.with_suffix(".html"))
+        console.print(f"written to {json_path.with_suffix('.html')}", markup=False)
     if interrupted:
         return 130
     return 1 if any(repetition.error for repetition in outcome.repetitions) else 0
+
+
+def chosen_stages(options: argparse.Namespace, key_count: int) -> list[Stage]:
+    stages = workloads.stages(options.workload, key_count, quick=options.quick)
+    cells = {cell.name: cell for stage in stages for cell in stage.cells}
+    return workloads.regrouped(cells[name] for name in chosen("--cells", options.cells, cells))
+
+
+def data_source(usual: Data) -> Callable[[Setting], Data]:
+    """The usual data are kept for the whole run; of other settings those that were asked for last."""
+    other = lru_cache(maxsize=1)(Data)
+    return lambda setting: usual if setting == usual.setting else other(setting)
 
 
 def boundary(options: argparse.Namespace, argv: list[str]) -> int:
@@ -195,7 +234,7 @@ def boundary(options: argparse.Namespace, argv: list[str]) -> int:
     directory = Path(tempfile.mkdtemp(prefix="boundary-data-", dir=options.dir))
     try:
         harness = sides.build_harness()
-        sides.write_workload(directory, Data(key_count), sync_count)
+        sides.write_workload(directory, Data(Setting(key_count)), sync_count)
         outcome = sides.run(harness, directory, options.repeat, console.print)
     except (sides.HarnessFailed, WrongAnswer) as error:
         raise Failed(str(error)) from error
@@ -330,8 +369,9 @@ def check_places(directory: Path, json_path: Path, key_count: int, *, durable: b
 
 
 def step_count(plan: Plan, adapters: Mapping[str, Adapter]) -> int:
-    per_repetition = sum(a.is_durable or not cell.durable for a in adapters.values() for cell in plan.cells)
-    return plan.repeat * (per_repetition + 1) + 1
+    cells = [cell for stage in plan.stages for cell in stage.cells]
+    suiting = [cell for a in adapters.values() for cell in cells if suits(a, cell)]
+    return sum(1 if cell.once else plan.repeat for cell in suiting) + plan.repeat + 1
 
 
 def bar(console: Console, total: int) -> Progress:

@@ -5,14 +5,16 @@ import importlib.util
 import mmap
 import operator
 import os
+import struct
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from bench.cells import time_answers, time_each, time_pairs
-from bench.data import Data
+from bench.cells.base import time_answers, time_each, time_pairs
+from bench.cells.latency import time_each_put
+from bench.data import KEY_SIZE, Data
 
 FILE_SIZE = 8 << 20
 PAGE_SIZE = 4096
@@ -21,13 +23,17 @@ CALL_COUNT = 200_000
 
 
 def limit_names() -> dict[str, str]:
-    """Name to unit."""
+    """Name to unit. Cells name the one that stands beside them."""
     return {
         "fdatasync": "syncs/s",
         "memcpy": "bytes/s",
         "empty put call": "calls/s",
         "empty get call": "calls/s",
+        "empty timed call": "calls/s",
         "cffi no-op": "calls/s",
+        "dict put": "keys/s",
+        "dict get": "keys/s",
+        "pairs of bytes": "keys/s",
     }
 
 
@@ -47,10 +53,26 @@ class Limits:
             # Built-in calls that do next to nothing: what is left is the loop around every put and get.
             "empty put call": len(keys) / time_pairs(operator.is_, keys, values),
             "empty get call": len(keys) / time_answers(operator.truth, keys)[0],
+            "empty timed call": len(keys) / (sum(time_each_put(operator.is_, keys, values)) / 1e9),
         }
+        rates |= self._in_memory()
         if self._no_op is not None:
             rates["cffi no-op"] = CALL_COUNT / time_each(self._no_op, range(CALL_COUNT))
         return rates
+
+    def _in_memory(self) -> dict[str, float]:
+        """All keys of the run in a dict, and pairs cut out of one buffer: what a scan can do at best."""
+        data, items = self._data, dict[bytes, bytes]()
+        buffer = b"".join(key + value for key, value in zip(data.inserts, data.values, strict=True))
+        started = perf_counter()
+        for _ in struct.iter_unpack(f"{KEY_SIZE}s{data.setting.value_size}s", buffer):
+            pass
+        pairs_seconds = perf_counter() - started
+        return {
+            "dict put": data.key_count / time_pairs(items.__setitem__, data.inserts, data.values),
+            "dict get": data.key_count / time_answers(items.get, data.reads)[0],
+            "pairs of bytes": data.key_count / pairs_seconds,
+        }
 
     def _fdatasync(self) -> float:
         """Overwrites of one 4 KiB page after another in a file that is there already, each followed by fdatasync."""

@@ -1,95 +1,116 @@
-"""What people and programs get to see: two tables in the terminal, one JSON file."""
+"""What people see in the terminal: the cells of a run, group by group, and what the machine allows."""
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from bench.adapters.base import Adapter
-from bench.cells import Cell
-from bench.results import Figure, Limit, Repetition, best_peer, figures_of
+from bench.document import SUBJECT, Cell, Document
+from bench.results import Figure, Limit
+from bench.units import short, span, text_of
 
-FORMAT = 1
-SUBJECT = "kvsvr"
-UNSYNCED, SYNCED = "kill -9 safe, not power safe", "power safe"
 UNSYNCED_SHORT, SYNCED_SHORT = "kill -9", "power loss"
 
 
-def short(rate: float) -> str:
-    """Three significant digits: more would claim a precision that repetitions do not have."""
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if rate >= size * 0.9995:
-            return f"{rate / size:.3g} {unit}"
-    return f"{rate:.3g}"
+def print_report(console: Console, document: Document) -> None:
+    console.print(cell_table(document))
+    console.print(limit_table(document.limits))
+    console.print(summary(document))
+    for failure in document.failures:
+        console.print(f"{failure.peer}, {failure.cell}: {failure.text}", style="red", markup=False)
 
 
-def span(low: float, high: float) -> str:
-    """`132 to 168 k`: the unit once, where both have the same."""
-    low_text, high_text = short(low), short(high)
-    number, _, unit = low_text.partition(" ")
-    return f"{number if high_text.endswith(' ' + unit) else low_text} to {high_text}"
-
-
-def cell_table(cells: Sequence[Cell], adapters: Mapping[str, Adapter], repetitions: Sequence[Repetition]) -> Table:
-    figures = figures_of(repetitions)
-    failed = {(r.cell, r.peer) for r in repetitions if r.error}
-    table = Table(title="keys per second: median (min to max); * disturbed by other load", show_lines=True)
+def cell_table(document: Document) -> Table:
+    table = Table(title="median (min to max), the best peer in bold; * disturbed by other load", show_lines=True)
     table.add_column("cell")
-    table.add_column("survives", no_wrap=True)
-    table.add_column("keys\nseconds", no_wrap=True)
-    for name in adapters:
-        table.add_column(name, justify="right")
+    table.add_column("survives\nkeys\nseconds", no_wrap=True)
+    for name in document.peers:
+        table.add_column(escape(name), justify="right")
     table.add_column(f"{SUBJECT} / best peer", justify="right")
-    peers = [name for name, adapter in adapters.items() if adapter.is_peer]
-    for cell in cells:
-        best = best_peer(cell.name, peers, figures)
-        table.add_row(
-            cell.title,
-            SYNCED_SHORT if cell.durable else UNSYNCED_SHORT,
-            _effort([figures[cell.name, name] for name in adapters if (cell.name, name) in figures]),
-            *(
-                "[red]failed[/red]"
-                if (cell.name, name) in failed
-                else _figure(figures.get((cell.name, name)), bold=name == best)
-                for name in adapters
-            ),
-            _ratio(cell, best, figures),
-        )
+    table.add_column("limit", justify="right")
+    failed = {(failure.cell, failure.peer) for failure in document.failures}
+    for group, cells in document.groups.items():
+        table.add_row(f"[bold]{escape(group)}[/bold]")
+        for cell in cells:
+            table.add_row(
+                f"{escape(cell.title)}\n[dim]{cell.unit}\n{cell.better} is better[/dim]",
+                "\n".join((survives_text(cell), *_effort(list(cell.figures.values())))),
+                *(
+                    "[red]failed[/red]"
+                    if (cell.name, name) in failed
+                    else _figure(cell.figures.get(name), bold=name == cell.best_peer)
+                    for name in document.peers
+                ),
+                _ratio(cell),
+                _limit(cell),
+            )
     return table
+
+
+def survives_text(cell: Cell) -> str:
+    return SYNCED_SHORT if cell.is_durable else UNSYNCED_SHORT
+
+
+def bar_lines(cell: Cell) -> list[str]:
+    """What is asked of the cell, and of those that are no ratio also whether it is met, as colours need not be seen."""
+    lines = []
+    if cell.bar is not None:
+        lines.append(f"bar {cell.bar:.3g} x")
+    if cell.bar_absolute is not None:
+        lines.append(
+            f"bar {'at least' if cell.better == 'more' else 'at most'} {text_of(cell.bar_absolute, cell.unit)}"
+        )
+    return lines
+
+
+def summary(document: Document) -> str:
+    tally = document.tally
+    compared = f"{SUBJECT} is ahead of the best peer in {tally.ahead} of {tally.ahead + tally.behind} cells"
+    unknown = tally.bars - tally.met - tally.missed
+    return f"{compared}; of {tally.bars} bars {tally.met} are met, {tally.missed} missed" + (
+        f", {unknown} not measured" if unknown else ""
+    )
 
 
 def _figure(figure: Figure | None, *, bold: bool) -> str:
     if figure is None:
         return "-"
     mark = "*" if figure.disturbed_count else ""
-    middle = f"[bold]{short(figure.median)}[/bold]" if bold else short(figure.median)
-    return f"{middle}{mark}\n({span(figure.low, figure.high)})"
+    middle = text_of(figure.median, figure.unit)
+    return f"{f'[bold]{middle}[/bold]' if bold else middle}{mark}\n({span(figure.low, figure.high, figure.unit)})"
 
 
-def _effort(figures: Sequence[Figure]) -> str:
+def _effort(figures: Sequence[Figure]) -> list[str]:
     if not figures:
-        return "-"
+        return []
     seconds = [figure.seconds for figure in figures]
-    return f"{max(figure.operations for figure in figures):,}\n{min(seconds):.2g} to {max(seconds):.2g} s"
+    return [f"{max(figure.operations for figure in figures):,}", f"{min(seconds):.2g} to {max(seconds):.2g} s"]
 
 
-def ratio_of(cell: str, best: str | None, figures: Mapping[tuple[str, str], Figure]) -> float | None:
-    subject = figures.get((cell, SUBJECT))
-    if subject is None or best is None:
-        return None
-    return subject.median / figures[cell, best].median
+def _ratio(cell: Cell) -> str:
+    ratio = "-" if cell.ratio is None else f"{cell.ratio:.2f} x"
+    best = [escape(cell.best_peer)] if cell.best_peer is not None else []
+    if not cell.has_bar:
+        return "\n".join((ratio, *best, "no bar"))
+    colour, word = {True: ("green", "met"), False: ("red", "missed"), None: ("dim", "not measured")}[cell.bar_met]
+    bars = [*bar_lines(cell)]
+    bars[-1] += f" [{colour}]{word}[/{colour}]"
+    return "\n".join((f"[{colour}]{ratio}[/{colour}]", *best, *bars))
 
 
-def _ratio(cell: Cell, best: str | None, figures: Mapping[tuple[str, str], Figure]) -> str:
-    ratio = ratio_of(cell.name, best, figures)
-    if ratio is None:
-        return f"-\nbar {cell.bar:g} x"
-    colour = "green" if ratio >= cell.bar else "red"
-    return f"[{colour}]{ratio:.2f} x[/{colour}] of {best}\nbar {cell.bar:g} x"
+def _limit(cell: Cell) -> str:
+    if cell.limit is None:
+        return ""
+    share = [share_text(cell.of_limit)] if cell.of_limit is not None else []
+    return "\n".join((escape(cell.limit.name), text_of(cell.limit.value, cell.unit), *share))
+
+
+def share_text(share: float) -> str:
+    """Of a limit that may be beaten: the limit is of one call or one sync, and the cell may take many keys in one."""
+    if share >= 2:
+        return f"{share:.3g} x of it"
+    return f"{share:.0%} of it" if share >= 0.1 else f"{share * 100:.2g}% of it"
 
 
 def limit_table(limits: Sequence[Limit]) -> Table:
@@ -98,69 +119,10 @@ def limit_table(limits: Sequence[Limit]) -> Table:
         table.add_column(name)
     for limit in limits:
         middle, low, high = limit.figure
-        each = "" if limit.unit == "bytes/s" else f"{1e9 / middle:,.0f} ns"
-        table.add_row(limit.name, f"{short(middle)} {limit.unit} ({span(low, high)})", each)
+        table.add_row(escape(limit.name), f"{short(middle)} {limit.unit} ({span(low, high)})", each_text(limit))
     return table
 
 
-def print_report(
-    console: Console,
-    cells: Sequence[Cell],
-    adapters: Mapping[str, Adapter],
-    repetitions: Sequence[Repetition],
-    limits: Sequence[Limit],
-) -> None:
-    console.print(cell_table(cells, adapters, repetitions))
-    console.print(limit_table(limits))
-    for repetition in repetitions:
-        if repetition.error:
-            console.print(f"{repetition.peer}, {repetition.cell}: {repetition.error}", style="red", markup=False)
-
-
-def write_json(
-    path: Path,
-    *,
-    run: Mapping[str, Any],
-    machine: Mapping[str, Any],
-    cells: Sequence[Cell],
-    adapters: Mapping[str, Adapter],
-    skipped: Mapping[str, str],
-    repetitions: Sequence[Repetition],
-    limits: Sequence[Limit],
-) -> None:
-    figures = figures_of(repetitions)
-    peers = [name for name, adapter in adapters.items() if adapter.is_peer]
-    document = {
-        "format": FORMAT,
-        "run": run,
-        "machine": machine,
-        "peers": {name: _peer_facts(adapter) for name, adapter in adapters.items()},
-        "skipped": dict(skipped),
-        "cells": [_cell_facts(cell, peers, figures) for cell in cells],
-        "limits": [asdict(limit) for limit in limits],
-        "repetitions": [{**asdict(r), "rate": r.rate, "disturbed": r.disturbed} for r in repetitions],
-    }
-    path.write_text(json.dumps(document, indent=1) + "\n")
-
-
-def _peer_facts(adapter: Adapter) -> dict[str, Any]:
-    return {
-        "library": adapter.library_version(),
-        "settings": adapter.settings,
-        "survives_unsynced": adapter.durability[0],
-        "survives_fsync": adapter.durability[1],
-        "is_peer": adapter.is_peer,
-    }
-
-
-def _cell_facts(cell: Cell, peers: Sequence[str], figures: Mapping[tuple[str, str], Figure]) -> dict[str, Any]:
-    best = best_peer(cell.name, peers, figures)
-    return {
-        "name": cell.name,
-        "title": cell.title,
-        "durability": SYNCED if cell.durable else UNSYNCED,
-        "bar": cell.bar,
-        "best_peer": best,
-        "ratio": ratio_of(cell.name, best, figures),
-        "figures": {name: asdict(figure) for (of, name), figure in figures.items() if of == cell.name},
-    }
+def each_text(limit: Limit) -> str:
+    middle = limit.figure[0]
+    return "" if limit.unit == "bytes/s" or not middle else f"{1e9 / middle:,.0f} ns"

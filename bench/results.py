@@ -3,8 +3,11 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import Literal
 
 from bench.load import Load
+
+RATE = "keys/s"
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,10 +24,19 @@ class Repetition:
     load: Load | None
     error: str | None = None
     kept: bool = False
+    unit: str = RATE
+    better: Literal["more", "less"] = "more"
+    measured: float | None = None  # of a cell whose figure is not operations by seconds
+    curve: dict[str, float] | None = None  # microseconds by quantile
 
     @property
     def rate(self) -> float:
         return self.operations / self.seconds if self.seconds else 0.0
+
+    @property
+    def value(self) -> float:
+        """What the figure is made of, in `unit`."""
+        return self.rate if self.measured is None else self.measured
 
     @property
     def disturbed(self) -> bool:
@@ -33,7 +45,7 @@ class Repetition:
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """Operations per second of one peer in one cell."""
+    """What one peer reached in one cell, in `unit`."""
 
     median: float
     low: float
@@ -42,6 +54,14 @@ class Figure:
     seconds: float  # median of a repetition
     repetition_count: int
     disturbed_count: int
+    unit: str = RATE
+    better: Literal["more", "less"] = "more"
+    curve: dict[str, float] | None = None  # the medians, quantile by quantile
+
+    def ahead_of(self, other: "Figure") -> float:
+        """How many times better; above 1 it is ahead, whichever direction is better."""
+        ours, theirs = (self.median, other.median) if self.better == "more" else (other.median, self.median)
+        return ours / theirs if theirs else float("inf")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,16 +82,23 @@ def figure_of(repetitions: Iterable[Repetition]) -> Figure | None:
     kept = [repetition for repetition in repetitions if repetition.kept]
     if not kept or any(repetition.error for repetition in kept):
         return None
-    rates = [repetition.rate for repetition in kept]
+    values = [repetition.value for repetition in kept]
     return Figure(
-        median=median(rates),
-        low=min(rates),
-        high=max(rates),
+        median=median(values),
+        low=min(values),
+        high=max(values),
         operations=kept[0].operations,
         seconds=median(repetition.seconds for repetition in kept),
         repetition_count=len(kept),
         disturbed_count=sum(repetition.disturbed for repetition in kept),
+        unit=kept[0].unit,
+        better=kept[0].better,
+        curve=_curve_of([repetition.curve for repetition in kept if repetition.curve is not None]),
     )
+
+
+def _curve_of(curves: Sequence[Mapping[str, float]]) -> dict[str, float] | None:
+    return {name: median(curve[name] for curve in curves) for name in curves[0]} if curves else None
 
 
 def figures_of(repetitions: Sequence[Repetition]) -> dict[tuple[str, str], Figure]:
@@ -84,9 +111,13 @@ def figures_of(repetitions: Sequence[Repetition]) -> dict[tuple[str, str], Figur
 
 
 def best_peer(cell: str, peers: Iterable[str], figures: Mapping[tuple[str, str], Figure]) -> str | None:
-    """The fastest by median, among `peers`."""
-    measured = [peer for peer in peers if (cell, peer) in figures]
-    return max(measured, key=lambda peer: figures[cell, peer].median, default=None)
+    """The one with the best median, among `peers`."""
+    best: str | None = None
+    for peer in peers:
+        figure = figures.get((cell, peer))
+        if figure is not None and (best is None or figure.ahead_of(figures[cell, best]) > 1):
+            best = peer
+    return best
 
 
 def rotated(names: Sequence[str], repetition: int, repeat: int) -> list[str]:

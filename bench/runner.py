@@ -1,8 +1,9 @@
 """In which order, on which store, and when again.
 
-A repetition takes the peers one after the other, and each takes all cells; the next repetition starts with another
-peer, so that a machine that slows down slows everyone. One store is open at a time, and nothing else runs in the
-process: the progress display is redrawn between cells only, and the garbage collector is off while a cell runs.
+A repetition takes the stages one after the other, in a stage the peers, and each peer takes all cells of it; the next
+repetition starts with another peer, so that a machine that slows down slows everyone. One store is open at a time, and
+nothing else runs in the process: the progress display is redrawn between cells only, and the garbage collector is off
+while a cell runs.
 
 A cell that was disturbed is done again, at most `retry_max` times, on a store in the state the cell needs; the least
 disturbed attempt is kept, and marked if it still was. A cell that fails or answers wrongly is not done again.
@@ -15,10 +16,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from bench.adapters.base import Adapter
-from bench.cells import Cell, Holds, Work, load
-from bench.data import Data
+from bench.cells.base import GENERATIONS, Cell, Holds, Work, load
+from bench.cells.tables import load_tables
+from bench.data import Data, Setting
 from bench.load import Load, Snapshot, settle
 from bench.results import Limit, Repetition, rotated
+from bench.workloads import Stage
 
 Measure = Callable[[Snapshot], Load]
 
@@ -26,8 +29,8 @@ Measure = Callable[[Snapshot], Load]
 @dataclass(frozen=True, slots=True)
 class Plan:
     peers: Mapping[str, Callable[[], Adapter]]
-    cells: Sequence[Cell]
-    data: Data
+    stages: Sequence[Stage]
+    data_of: Callable[[Setting], Data]
     directory: Path
     repeat: int
     sync_count: int
@@ -62,23 +65,29 @@ def run(
     for repetition in range(plan.repeat):
         progress(f"{repetition + 1}/{plan.repeat} limits")
         outcome.limit_rates.append(measure_limits())
-        for name in rotated(list(plan.peers), repetition, plan.repeat):
-            try:
-                with Stand(plan, plan.peers[name]()) as stand:
-                    for cell in plan.cells:
-                        if cell.durable and not stand.adapter.is_durable:
-                            continue
-                        progress(f"{repetition + 1}/{plan.repeat} {name}: {cell.title}")
-                        outcome.repetitions += repeat_cell(stand, cell, repetition, measure)
-            except Exception as error:  # Cells catch their own; what is left is closing the last store.
-                outcome.repetitions.append(_failure(name, "close", repetition, 0, error))
+        for stage in plan.stages:
+            data = plan.data_of(stage.setting)
+            for name in rotated(list(plan.peers), repetition, plan.repeat):
+                try:
+                    with Stand(plan, data, plan.peers[name]()) as stand:
+                        for cell in stage.cells:
+                            if not suits(stand.adapter, cell) or (cell.once and repetition > 0):
+                                continue
+                            progress(f"{repetition + 1}/{plan.repeat} {name}: {cell.title}")
+                            outcome.repetitions += repeat_cell(stand, cell, repetition, measure)
+                except Exception as error:  # Cells catch their own; what is left is closing the last store.
+                    outcome.repetitions.append(_failure(name, "close", repetition, 0, error))
     progress("done")
+
+
+def suits(adapter: Adapter, cell: Cell) -> bool:
+    return (adapter.is_durable or not cell.durable) and adapter.can(cell.needs_feature)
 
 
 def repeat_cell(stand: "Stand", cell: Cell, repetition: int, measure: Measure) -> list[Repetition]:
     """All attempts, exactly one of them kept."""
     attempts: list[Repetition] = []
-    for attempt in range(stand.plan.retry_max + 1):
+    for attempt in range(1 if cell.once else stand.plan.retry_max + 1):
         attempts.append(stand.attempt(cell, repetition, attempt, measure))
         if attempts[-1].error or not attempts[-1].disturbed:
             break
@@ -101,9 +110,10 @@ def _other_share(repetition: Repetition) -> float:
 class Stand:
     """One adapter and its store, brought into the state that a cell needs."""
 
-    def __init__(self, plan: Plan, adapter: Adapter) -> None:
-        self.plan, self.adapter = plan, adapter
+    def __init__(self, plan: Plan, data: Data, adapter: Adapter) -> None:
+        self.plan, self.data, self.adapter = plan, data, adapter
         self._directory = plan.directory / adapter.name
+        self._scratch = plan.directory / f"{adapter.name}-scratch"
         self._holds = Holds.UNKNOWN
         self._durable = False
         self._generation = 0
@@ -118,8 +128,9 @@ class Stand:
     def attempt(self, cell: Cell, repetition: int, attempt: int, measure: Measure) -> Repetition:
         try:
             self._prepare(cell)
-            self._generation += 1
-            work = Work(self.plan.data, self._generation, self.plan.sync_count)
+            self._generation += GENERATIONS
+            self._scratch.mkdir()
+            work = Work(self.data, self._generation, self.plan.sync_count, self._scratch)
             held, self._holds = self._holds, Holds.UNKNOWN  # Until the cell has ended well.
             gc.collect()
             gc.disable()
@@ -132,8 +143,21 @@ class Stand:
             return _failure(self.adapter.name, cell.name, repetition, attempt, error)
         finally:
             gc.enable()
-        name, operations, seconds = self.adapter.name, timing.operations, timing.seconds
-        return Repetition(name, cell.name, repetition, attempt, operations, seconds, settle_seconds, load)
+            shutil.rmtree(self._scratch, ignore_errors=True)
+        return Repetition(
+            peer=self.adapter.name,
+            cell=cell.name,
+            repetition=repetition,
+            attempt=attempt,
+            operations=timing.operations,
+            seconds=timing.seconds,
+            settle_seconds=settle_seconds,
+            load=load,
+            unit=cell.unit,
+            better=cell.better,
+            measured=timing.value,
+            curve=timing.curve,
+        )
 
     def _prepare(self, cell: Cell) -> None:
         if self._holds in cell.needs and self._durable == cell.durable:
@@ -141,8 +165,8 @@ class Stand:
         if self._holds not in cell.needs:
             self._start_anew()
             if Holds.NOTHING not in cell.needs:
-                load(self.adapter, self.plan.data)
-                self._holds = Holds.LOADED
+                self._holds, fill = (Holds.LOADED, load) if Holds.LOADED in cell.needs else (Holds.TABLES, load_tables)
+                fill(self.adapter, self.data)
         if self._durable != cell.durable:
             self.adapter.close()
             self._open(cell.durable)
@@ -157,5 +181,6 @@ class Stand:
         self._holds = Holds.NOTHING
 
     def _open(self, durable: bool) -> None:
-        self.adapter.open(self._directory, durable=durable, key_count=self.plan.data.key_count)
+        setting = self.data.setting
+        self.adapter.open(self._directory, durable=durable, key_count=setting.key_count, value_size=setting.value_size)
         self._durable = durable

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 
 from bench.adapters.base import Adapter, NotInstalled, Reads, Writes
 from bench.adapters.dict import DictAdapter
+from bench.adapters.diskcache import DiskcacheAdapter
 from bench.adapters.kvsvr import KvsvrAdapter
 from bench.adapters.lmdb import LmdbAdapter, LmdbWritemapAdapter
 from bench.adapters.plyvel import PlyvelAdapter
@@ -19,6 +20,7 @@ ADAPTERS: Mapping[str, Callable[[], Adapter]] = {
         PlyvelAdapter,
         RocksdictAdapter,
         SqliteAdapter,
+        DiskcacheAdapter,
         DictAdapter,
     )
 }

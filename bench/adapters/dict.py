@@ -17,13 +17,13 @@ class DictAdapter(Adapter):
     def __init__(self) -> None:
         self._items: dict[bytes, bytes] = {}
 
-    def open(self, directory: Path, *, durable: bool, key_count: int) -> None:
+    def open(self, directory: Path, *, durable: bool, key_count: int, value_size: int = 100) -> None:
         """Nothing to open: close() keeps the items, so that open() finds what was there, as with a file."""
 
     @contextmanager
     def writes(self) -> Iterator[Writes]:
         items = self._items
-        yield Writes(put=items.__setitem__, delete=items.__delitem__, write_batch=items.update)
+        yield Writes(items.__setitem__, items.__delitem__, write_batch=items.update, put_many=items.update)
 
     @contextmanager
     def reads(self) -> Iterator[Reads]:

@@ -5,16 +5,35 @@ A batch is `db.batch()`, not `put_many`: the peers' batches are atomic, and put_
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bench.adapters.base import Adapter, NotInstalled, Pair, Reads, Writes, in_order, load_module
+from bench.adapters.base import (
+    EXPIRY,
+    EXPIRY_SECONDS,
+    FULL_SCAN,
+    INDEX_SIZE,
+    SCAN,
+    SNAPSHOTS,
+    TABLES,
+    TENFOLD,
+    Adapter,
+    NotInstalled,
+    Pair,
+    Reads,
+    SnapshotRead,
+    Writes,
+    in_order,
+    load_module,
+)
 
 
 class KvsvrAdapter(Adapter):
     name = "kvsvr"
     distribution = "kvsvr"
     is_peer = False
+    features = frozenset({SCAN, FULL_SCAN, TABLES, SNAPSHOTS, EXPIRY, INDEX_SIZE, TENFOLD})
     settings = 'unsynced cells sync="none", fsync cells sync="always"'
     durability = (
         "kill -9; after power loss a prefix of the writes",
@@ -28,7 +47,7 @@ class KvsvrAdapter(Adapter):
             raise NotInstalled("a folder kvsvr without open()")
         self._db: Any = None
 
-    def open(self, directory: Path, *, durable: bool, key_count: int) -> None:
+    def open(self, directory: Path, *, durable: bool, key_count: int, value_size: int = 100) -> None:
         self._db = self._kvsvr.open(str(directory / "kvsvr"), sync="always" if durable else "none")
 
     @contextmanager
@@ -41,11 +60,42 @@ class KvsvrAdapter(Adapter):
                 for key, value in pairs:
                     put(key, value)
 
-        yield Writes(put=self._db.put, delete=self._db.delete, write_batch=write_batch)
+        table = self._db.table
+        yield Writes(
+            put=self._db.put,
+            delete=self._db.delete,
+            write_batch=write_batch,
+            put_many=self._db.put_many,
+            put_expiring=partial(self._db.put, ttl=EXPIRY_SECONDS),
+            append=lambda key, value: table(key).append(value),
+        )
 
     @contextmanager
     def reads(self) -> Iterator[Reads]:
-        yield Reads(get=self._db.get, get_many=self._db.get_many, values=in_order)
+        scan, table = self._db.scan, self._db.table
+        yield Reads(
+            get=self._db.get,
+            get_many=self._db.get_many,
+            values=in_order,
+            scan=lambda start, count: list(scan(start, limit=count)),
+            scan_all=scan,
+            last=lambda key, count: table(key).last(count),
+            rows=lambda key, answer: [value for _, value in answer],
+        )
+
+    @contextmanager
+    def snapshots(self) -> Iterator[SnapshotRead]:
+        take = self._db.snapshot
+
+        def read(keys: list[bytes]) -> Sequence[bytes | None]:
+            with take() as snapshot:
+                found: Sequence[bytes | None] = snapshot.get_many(keys)
+                return found
+
+        yield read
+
+    def index_size(self) -> int:
+        return int(self._db.stats()["index_memory_size"])
 
     def close(self) -> None:
         if self._db is not None:

@@ -10,15 +10,32 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from bench.adapters.base import Adapter, Pair, Reads, Writes, from_pairs
+from bench.adapters.base import (
+    FULL_SCAN,
+    SCAN,
+    SNAPSHOTS,
+    TABLES,
+    Adapter,
+    Mix,
+    Pair,
+    Reads,
+    SnapshotRead,
+    Writes,
+    from_pairs,
+)
+from bench.adapters.rows import BEHIND_ROWS, ascending, numbered
 
 UPSERT = "INSERT INTO kv VALUES (?, ?) ON CONFLICT (k) DO UPDATE SET v = excluded.v"
 DELETE = "DELETE FROM kv WHERE k = ?"
 SELECT = "SELECT v FROM kv WHERE k = ?"
+SCAN_FROM = "SELECT k, v FROM kv WHERE k >= ? ORDER BY k LIMIT ?"
+SCAN_ALL = "SELECT k, v FROM kv ORDER BY k"
+LAST_ROWS = "SELECT k, v FROM kv WHERE k >= ? AND k < ? ORDER BY k DESC LIMIT ?"
 
 
 class SqliteAdapter(Adapter):
     name = "sqlite3"
+    features = frozenset({SCAN, FULL_SCAN, TABLES, SNAPSHOTS})
     settings = (
         "journal_mode=WAL cache_size=512M mmap_size=2G WITHOUT ROWID; unsynced cells synchronous=OFF, "
         "fsync cells synchronous=FULL"
@@ -34,7 +51,7 @@ class SqliteAdapter(Adapter):
         self._turn = threading.Lock()
         self._keeper: sqlite3.Connection | None = None
 
-    def open(self, directory: Path, *, durable: bool, key_count: int) -> None:
+    def open(self, directory: Path, *, durable: bool, key_count: int, value_size: int = 100) -> None:
         self._path, self._durable = str(directory / "sqlite.db"), durable
         # Kept open: when the last connection closes, SQLite copies the whole log into the file, and that would
         # fall into the time of the threads that end.
@@ -70,7 +87,7 @@ class SqliteAdapter(Adapter):
                     execute("BEGIN IMMEDIATE")
                     executemany(UPSERT, pairs)
 
-            yield Writes(put=put, delete=delete, write_batch=write_batch)
+            yield Writes(put, delete, write_batch, put_many=write_batch, append=numbered(put))
 
     @contextmanager
     def reads(self) -> Iterator[Reads]:
@@ -90,9 +107,51 @@ class SqliteAdapter(Adapter):
                     select_many[count] = sql
                 return execute(sql, keys).fetchall()
 
+            def scan(start: bytes, count: int) -> list[Pair]:
+                return execute(SCAN_FROM, (start, count)).fetchall()
+
+            def scan_all() -> Iterator[Pair]:
+                return connection.execute(SCAN_ALL)
+
+            def last(table: bytes, count: int) -> list[Pair]:
+                return execute(LAST_ROWS, (table, table + BEHIND_ROWS, count)).fetchall()
+
             execute("BEGIN")
-            yield Reads(get=get, get_many=get_many, values=from_pairs)
+            yield Reads(get, get_many, from_pairs, scan, scan_all, last, ascending)
             execute("COMMIT")
+
+    @contextmanager
+    def mix(self) -> Iterator[Mix]:
+        """One connection, every statement a transaction of its own."""
+        with closing(self._connect()) as connection:
+            execute = connection.cursor().execute
+
+            def read(key: bytes) -> bytes | None:
+                row = execute(SELECT, (key,)).fetchone()
+                return None if row is None else row[0]
+
+            def put(key: bytes, value: bytes) -> None:
+                execute(UPSERT, (key, value))
+
+            def read_modify_write(key: bytes, value: bytes) -> bytes | None:
+                before = read(key)
+                execute(UPSERT, (key, value))
+                return before
+
+            yield Mix(read, put, read_modify_write, lambda start, n: execute(SCAN_FROM, (start, n)).fetchall())
+
+    @contextmanager
+    def snapshots(self) -> Iterator[SnapshotRead]:
+        with closing(self._connect()) as connection:
+            execute = connection.cursor().execute
+
+            def read(keys: list[bytes]) -> Sequence[bytes | None]:
+                execute("BEGIN")
+                rows = [execute(SELECT, (key,)).fetchone() for key in keys]
+                execute("COMMIT")
+                return [None if row is None else row[0] for row in rows]
+
+            yield read
 
     def close(self) -> None:
         if self._keeper is not None:

@@ -13,7 +13,7 @@ from bench.boundary import CELLS, Cell, Direct, Do, Empty, HarnessFailed, Loop, 
 from bench.cells import CELLS as COMPARED
 from bench.cells import MANY
 from bench.cli import main
-from bench.data import Data, WrongAnswer
+from bench.data import Data, Setting, WrongAnswer
 from bench.load import Load
 
 KEY_COUNT, SYNC_COUNT = 250, 2  # Not a multiple of MANY: the last group is short.
@@ -28,7 +28,7 @@ def no_settling(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def workload(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("workload")
-    boundary.write_workload(directory, Data(KEY_COUNT), SYNC_COUNT)
+    boundary.write_workload(directory, Data(Setting(KEY_COUNT)), SYNC_COUNT)
     return directory
 
 
@@ -58,7 +58,7 @@ def test_counts_are_those_of_the_comparison(workload: Path) -> None:
 
 
 def test_orders_are_those_of_the_comparison(workload: Path) -> None:
-    data = Data(KEY_COUNT)
+    data = Data(Setting(KEY_COUNT))
     read = {cell.name: boundary.read_work(workload, cell) for cell in CELLS}
     assert (read["put"].keys, read["put"].values) == (data.inserts, data.values)
     assert read["get-hit"].keys == read["get-many"].keys == data.reads
@@ -81,7 +81,7 @@ def test_every_repetition_of_the_harness_is_a_figure(harness: Path, workload: Pa
 @pytest.mark.parametrize("name", ["get-hit.values", "get-many.values", "get-miss.keys"])
 def test_the_harness_notices_a_wrong_answer(name: str, harness: Path, tmp_path: Path) -> None:
     """Other values than were written; keys that should be absent and are not."""
-    boundary.write_workload(tmp_path, Data(KEY_COUNT), SYNC_COUNT)
+    boundary.write_workload(tmp_path, Data(Setting(KEY_COUNT)), SYNC_COUNT)
     source = "overwrite.values" if name.endswith(".values") else "put.keys"
     (tmp_path / name).write_bytes((tmp_path / source).read_bytes())
     with pytest.raises(HarnessFailed, match=name.partition(".")[0]):
@@ -91,14 +91,14 @@ def test_the_harness_notices_a_wrong_answer(name: str, harness: Path, tmp_path: 
 
 @pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"short")])
 def test_the_harness_refuses_half_a_workload(damage: Callable[[Path], Any], harness: Path, tmp_path: Path) -> None:
-    boundary.write_workload(tmp_path, Data(KEY_COUNT), SYNC_COUNT)
+    boundary.write_workload(tmp_path, Data(Setting(KEY_COUNT)), SYNC_COUNT)
     damage(tmp_path / "overwrite.values")
     with pytest.raises(HarnessFailed, match="files of overwrite are missing or of a wrong size"):
         boundary.run_harness(harness, tmp_path)
 
 
 def test_the_harness_removes_no_store_that_it_did_not_make(harness: Path, tmp_path: Path) -> None:
-    boundary.write_workload(tmp_path, Data(KEY_COUNT), SYNC_COUNT)
+    boundary.write_workload(tmp_path, Data(Setting(KEY_COUNT)), SYNC_COUNT)
     (tmp_path / "store-c").mkdir()
     (tmp_path / "store-c" / "precious").touch()
     with pytest.raises(HarnessFailed, match="store-c: File exists"):
