@@ -33,13 +33,15 @@ bool kv_directory_is_sound(uint32_t depth, uint64_t table_count) {
 }
 
 static size_t directory_size(uint32_t depth) {
-    return sizeof(kv_directory) + ((size_t)1 << depth) * sizeof(kv_index_table *);
+    return sizeof(kv_directory) + ((size_t)1 << depth) * (sizeof(uint64_t) + sizeof(kv_index_table *));
 }
 
 kv_directory *kv_directory_new(uint32_t depth) {
     KV_ASSERT(depth <= KV_INDEX_DEPTH_MAX);
     kv_directory *directory = calloc(1, directory_size(depth));
-    if (directory != NULL) directory->depth = depth;
+    if (directory == NULL) return NULL;
+    directory->depth = depth;
+    directory->tables = (void *)&directory->views[(size_t)1 << depth];
     return directory;
 }
 
@@ -99,9 +101,18 @@ static void table_put(kv_index_table *table, uint64_t hash, uint64_t location) {
     table->used_count += held == KV_LOCATION_EMPTY;
 }
 
+static uint64_t table_view(const kv_index_table *table) {
+    const kv_slot *slots = table_slots(table);
+    return slots == NULL ? 0 : kv_view_make(slots, table->capacity, table->depth);
+}
+
+/* What replaces a table is in memory, so a view that is 0 is that of the only table the entry ever had: a reader that
+ * sets it by compare-and-swap (view_note) cannot bring one back that was replaced meanwhile. */
 static void directory_set(kv_directory *directory, size_t at, size_t count, kv_index_table *table) {
+    uint64_t view = table_view(table);
     for (size_t i = at; i < at + count; i++) {
         atomic_store_explicit(&directory->tables[i], table, memory_order_release);
+        atomic_store_explicit(&directory->views[i], view, memory_order_release);
     }
 }
 
@@ -235,51 +246,61 @@ static kv_index_table *index_table(const kv_index *index, uint64_t hash) {
     return kv_directory_table(directory, kv_directory_at(directory, hash));
 }
 
-/* Directory and heads are small and usually cached; waiting for them here costs less than not knowing the slot. */
 void kv_index_prefetch(const kv_index *index, uint64_t hash) {
-    const kv_index_table *table = index_table(index, hash);
-    const kv_slot *slots = table_slots(table);
-    if (slots != NULL) __builtin_prefetch(&slots[kv_slot_first(hash, table->depth, table->capacity)]);
+    const kv_directory *directory = kv_index_directory(index);
+    uint64_t view = atomic_load_explicit(&directory->views[kv_directory_at(directory, hash)], memory_order_acquire);
+    const kv_slot *slots = kv_view_slots(view);
+    if (slots != NULL) __builtin_prefetch(&slots[kv_slot_first(hash, kv_view_depth(view), kv_view_capacity(view))]);
 }
 
-/* Goes on at probe->slot and stops there if it finds something. */
-static uint64_t probe_search(kv_probe *probe, const kv_slot *slots) {
-    uint32_t capacity = probe->table->capacity;
-    uint32_t at = probe->slot;
-    for (uint32_t left = probe->left; left != 0;) {
-        left--;
-        uint64_t location = atomic_load_explicit(&slots[at].location, memory_order_acquire);
+/* Goes on at slots[at] and stops there if it finds something. There is an empty slot, so it ends. */
+static inline uint64_t probe_search(kv_probe *probe, const kv_slot *slots, uint32_t at, uint32_t capacity) {
+    const kv_slot *slot = slots + at, *end = slots + capacity;
+    for (;;) {
+        uint64_t location = atomic_load_explicit(&slot->location, memory_order_acquire);
         if (location == KV_LOCATION_EMPTY) break;
-        if (atomic_load_explicit(&slots[at].hash, memory_order_relaxed) == probe->hash &&
-            location != KV_LOCATION_REMOVED) {
-            probe->slot = at;
-            probe->left = left;
+        if (atomic_load_explicit(&slot->hash, memory_order_relaxed) == probe->hash && location != KV_LOCATION_REMOVED) {
+            probe->slot = (uint32_t)(slot - slots);
             return location;
         }
-        if (++at == capacity) at = 0;
+        if (++slot == end) slot = slots;
     }
-    probe->left = 0;
+    probe->slots = NULL;
     return 0;
 }
 
+static void view_note(kv_directory *directory, uint64_t hash, const kv_index_table *table) {
+    uint64_t none = 0;
+    atomic_compare_exchange_strong(&directory->views[kv_directory_at(directory, hash)], &none, table_view(table));
+}
+
+/* Where the entry does not say: the table was not loaded yet, or does not fit. */
+static uint64_t first_by_table(kv_index *index, kv_directory *directory, kv_probe *probe) {
+    kv_index_table *table = kv_directory_table(directory, kv_directory_at(directory, probe->hash));
+    if (table_slots(table) == NULL) probe->status = kv_table_load(index, table, probe->hash);
+    if (probe->status != KV_OK) return 0;
+    view_note(directory, probe->hash, table);
+    probe->slots = table_slots(table);
+    probe->capacity = table->capacity;
+    return probe_search(probe, probe->slots, kv_slot_first(probe->hash, table->depth, table->capacity), table->capacity);
+}
+
 uint64_t kv_index_first(kv_index *index, uint64_t hash, kv_probe *probe) {
-    kv_index_table *table = index_table(index, hash);
-    *probe = (kv_probe){.table = table, .hash = hash};
-    const kv_slot *slots = table_slots(table);
-    if (KV_UNLIKELY(slots == NULL)) {
-        probe->status = kv_table_load(index, table, hash);
-        if (probe->status != KV_OK) return 0;
-        slots = table_slots(table);
-    }
-    probe->slot = kv_slot_first(hash, table->depth, table->capacity);
-    probe->left = table->capacity;
-    return probe_search(probe, slots);
+    kv_directory *directory = kv_index_directory(index);
+    uint64_t view = atomic_load_explicit(&directory->views[kv_directory_at(directory, hash)], memory_order_acquire);
+    const kv_slot *slots = kv_view_slots(view);
+    probe->hash = hash;
+    probe->slots = slots;
+    probe->status = KV_OK;
+    if (KV_UNLIKELY(slots == NULL)) return first_by_table(index, directory, probe);
+    probe->capacity = kv_view_capacity(view);
+    return probe_search(probe, slots, kv_slot_first(hash, kv_view_depth(view), probe->capacity), probe->capacity);
 }
 
 uint64_t kv_index_next(kv_probe *probe) {
-    if (probe->left == 0) return 0;
-    if (++probe->slot == probe->table->capacity) probe->slot = 0;
-    return probe_search(probe, table_slots(probe->table));
+    if (probe->slots == NULL) return 0;
+    uint32_t at = probe->slot + 1 == probe->capacity ? 0 : probe->slot + 1;
+    return probe_search(probe, probe->slots, at, probe->capacity);
 }
 
 /* --- walking --- */
@@ -325,11 +346,11 @@ static kv_status table_open(kv_index *index, kv_index_table *table, uint64_t has
 }
 
 /* The slot a probe stands on, open for a change. */
-static kv_status probe_open(kv_index *index, const kv_probe *probe, kv_slot **out) {
-    KV_ASSERT(probe->table == index_table(index, probe->hash));
-    kv_status status = table_open(index, probe->table, probe->hash);
+static kv_status probe_open(kv_index *index, kv_index_table *table, const kv_probe *probe, kv_slot **out) {
+    KV_ASSERT(probe->slots == table_slots(table));
+    kv_status status = table_open(index, table, probe->hash);
     if (status != KV_OK) return status;
-    *out = &table_slots(probe->table)[probe->slot];
+    *out = &table_slots(table)[probe->slot];
     KV_ASSERT(atomic_load_explicit(&(*out)->location, memory_order_relaxed) > KV_LOCATION_REMOVED);
     KV_ASSERT(atomic_load_explicit(&(*out)->hash, memory_order_relaxed) == probe->hash);
     return KV_OK;
@@ -338,7 +359,7 @@ static kv_status probe_open(kv_index *index, const kv_probe *probe, kv_slot **ou
 kv_status kv_index_replace(kv_index *index, const kv_probe *probe, uint64_t location) {
     KV_ASSERT(location > KV_LOCATION_REMOVED);
     kv_slot *slot;
-    kv_status status = probe_open(index, probe, &slot);
+    kv_status status = probe_open(index, index_table(index, probe->hash), probe, &slot);
     if (status != KV_OK) return status;
     atomic_store_explicit(&slot->location, location, memory_order_release);
     return KV_OK;
@@ -346,10 +367,11 @@ kv_status kv_index_replace(kv_index *index, const kv_probe *probe, uint64_t loca
 
 kv_status kv_index_remove(kv_index *index, const kv_probe *probe) {
     kv_slot *slot;
-    kv_status status = probe_open(index, probe, &slot);
+    kv_index_table *table = index_table(index, probe->hash);
+    kv_status status = probe_open(index, table, probe, &slot);
     if (status != KV_OK) return status;
     atomic_store_explicit(&slot->location, KV_LOCATION_REMOVED, memory_order_release);
-    probe->table->slot_count--;
+    table->slot_count--;
     index->slot_count--;
     return KV_OK;
 }
