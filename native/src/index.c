@@ -16,7 +16,7 @@
 
 #include <stdlib.h>
 
-enum { CACHE_LINE_SIZE = 64, CAPACITY_STEP_SMALL = 16, CAPACITY_STEP = 128 };
+enum { CACHE_LINE_SIZE = 64, CAPACITY_STEP_SMALL = 16, CAPACITY_STEP = 128, CHUNKS_FROM_SIZE = 4 << 20 };
 
 /* --- building blocks --- */
 
@@ -45,17 +45,24 @@ kv_directory *kv_directory_new(uint32_t depth) {
     return directory;
 }
 
-/* Aligned to a slot, as malloc does it, and not to a cache line: no slot straddles one either way, and the gaps that
- * alignment leaves behind were measured at 3 bytes a key. */
-kv_slot *kv_slots_new(uint32_t capacity) {
-    return calloc(capacity, KV_SLOT_SIZE);
+/* malloc aligns to a slot, and not to a cache line: no slot straddles one either way, and the gaps that alignment leaves
+ * behind were measured at 3 bytes a key. */
+kv_slot *kv_slots_new(const kv_index *index, const kv_index_table *table) {
+    return table->in_chunk ? kv_slots_take(index->slots_memory, table->capacity) : calloc(table->capacity, KV_SLOT_SIZE);
 }
 
-kv_index_table *kv_table_new(uint32_t capacity, uint32_t depth) {
+void kv_slots_free(const kv_index_table *table, kv_slot *slots) {
+    if (slots != NULL && table->in_chunk) kv_slots_give(slots, table->capacity);
+    else free((void *)slots);
+}
+
+/* A small index is to stay small: a chunk would be most of it. */
+kv_index_table *kv_table_new(uint32_t capacity, uint32_t depth, uint64_t index_size) {
     kv_index_table *table = calloc(1, sizeof *table);
     if (table == NULL) return NULL;
     table->capacity = capacity;
     table->depth = depth;
+    table->in_chunk = index_size >= CHUNKS_FROM_SIZE && kv_slots_fit_chunks(capacity);
     table->image_number = KV_NO_IMAGE;
     return table;
 }
@@ -77,15 +84,16 @@ static kv_slot *table_slots(const kv_index_table *table) {
 
 static void table_free(kv_index_table *table) {
     if (table == NULL) return;
-    free((void *)table_slots(table));
+    kv_slots_free(table, table_slots(table));
     free(table);
 }
 
 /* A table in memory: empty, with room for `slot_count`. */
-static kv_index_table *table_new_empty(uint64_t slot_count, uint32_t depth) {
-    kv_index_table *table = kv_table_new(kv_table_capacity_for(slot_count), depth);
+static kv_index_table *table_new_empty(const kv_index *index, uint64_t slot_count, uint32_t depth) {
+    uint64_t index_size = atomic_load_explicit(&index->memory_size, memory_order_relaxed);
+    kv_index_table *table = kv_table_new(kv_table_capacity_for(slot_count), depth, index_size);
     if (table == NULL) return NULL;
-    kv_slot *slots = kv_slots_new(table->capacity);
+    kv_slot *slots = kv_slots_new(index, table);
     if (slots == NULL) {
         free(table);
         return NULL;
@@ -196,7 +204,9 @@ kv_status kv_index_new(kv_epoch *epoch, kv_index **out) {
     if (index == NULL) goto fail;
     memset((void *)index, 0, sizeof *index);
     index->epoch = epoch;
-    table = table_new_empty(0, 0);
+    index->slots_memory = kv_slots_memory_new();
+    if (index->slots_memory == NULL) goto fail;
+    table = table_new_empty(index, 0, 0);
     if (table == NULL) goto fail;
     directory = kv_directory_new(0);
     if (directory == NULL) goto fail;
@@ -208,6 +218,7 @@ kv_status kv_index_new(kv_epoch *epoch, kv_index **out) {
     return KV_OK;
 fail:
     table_free(table);
+    if (index != NULL) kv_slots_memory_free(index->slots_memory);
     free(index);
     return KV_ENOMEM;
 }
@@ -226,6 +237,7 @@ void kv_index_free(kv_index *index) {
         index->kept_directories = directory->kept_next;
         free(directory);
     }
+    kv_slots_memory_free(index->slots_memory);
     free(index->shares.items);
     free(index);
 }
@@ -236,6 +248,7 @@ void kv_index_measure(const kv_index *index, kv_index_stats *out) {
         .table_count = index->table_count,
         .loaded_count = atomic_load_explicit(&index->loaded_count, memory_order_relaxed),
         .memory_size = sizeof *index + atomic_load_explicit(&index->memory_size, memory_order_relaxed),
+        .chunk_size = kv_slots_memory_size(index->slots_memory),
     };
 }
 
@@ -403,7 +416,7 @@ static uint64_t count_upper_half(const kv_index_table *table) {
 
 /* Another capacity, or the same without removed slots. */
 static kv_status table_rebuild(kv_index *index, kv_index_table *old, uint64_t hash) {
-    kv_index_table *table = table_new_empty((uint64_t)old->slot_count + 1, old->depth);
+    kv_index_table *table = table_new_empty(index, (uint64_t)old->slot_count + 1, old->depth);
     if (table == NULL) return KV_ENOMEM;
     table_move(old, (kv_index_table *const[2]){table, table});
 
@@ -432,7 +445,7 @@ static kv_status table_split(kv_index *index, kv_index_table *old, uint64_t hash
     uint64_t upper_count = count_upper_half(old);
     uint64_t counts[2] = {old->slot_count - upper_count, upper_count};
     for (int i = 0; i < 2; i++) {
-        halves[i] = table_new_empty(counts[i], old->depth + 1);
+        halves[i] = table_new_empty(index, counts[i], old->depth + 1);
         if (halves[i] == NULL) goto fail;
     }
     if (old->depth == directory->depth) {

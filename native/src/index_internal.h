@@ -53,6 +53,7 @@ struct kv_index_table {
     _Atomic(kv_slot *) slots; /* NULL: still in the index file only */
     uint32_t capacity;
     uint32_t depth;
+    bool in_chunk;         /* where the slots are, or will be once they are loaded; else malloc has them */
     uint32_t slot_count;   /* occupied */
     uint32_t used_count;   /* occupied or removed: what a search walks over */
     uint32_t image_number; /* in the image under way, as long as that wants something of the table; KV_NO_IMAGE */
@@ -97,9 +98,12 @@ typedef struct kv_share_list {
     size_t capacity;
 } kv_share_list;
 
+typedef struct kv_slots_memory kv_slots_memory;
+
 struct kv_index {
     _Atomic(kv_directory *) directory;
     kv_epoch *epoch;
+    kv_slots_memory *slots_memory;
     /* Counted by whoever loads a table, readers included. */
     _Atomic uint64_t loaded_count;
     _Atomic uint64_t memory_size;
@@ -149,14 +153,25 @@ static inline uint32_t kv_slot_first(uint64_t hash, uint32_t depth, uint32_t cap
 uint32_t kv_table_capacity_for(uint64_t slot_count);          /* a load of about 3/4 */
 bool kv_directory_is_sound(uint32_t depth, uint64_t table_count); /* not grown out of all proportion */
 kv_directory *kv_directory_new(uint32_t depth);               /* entries NULL */
-kv_index_table *kv_table_new(uint32_t capacity, uint32_t depth); /* no slots yet */
-kv_slot *kv_slots_new(uint32_t capacity);                     /* all empty */
+/* No slots yet. `index_size`: bytes of slots the index has, or will have. */
+kv_index_table *kv_table_new(uint32_t capacity, uint32_t depth, uint64_t index_size);
+kv_slot *kv_slots_new(const kv_index *index, const kv_index_table *table); /* all empty, for this table */
+void kv_slots_free(const kv_index_table *table, kv_slot *slots); /* accepts NULL */
 /* Takes the first slot that is not occupied; there is one. What it held: EMPTY or REMOVED. */
 uint64_t kv_slots_put(kv_slot *slots, uint32_t capacity, uint32_t depth, uint64_t hash, uint64_t location);
 void kv_directory_free(kv_directory *directory); /* with its tables; entries may be NULL, and so may it */
 /* The directory and its tables become the index; what was there before is retired. */
 void kv_index_become(kv_index *index, kv_directory *directory, uint64_t table_count, uint64_t slot_count);
 void kv_index_count_slots(kv_index *index, const kv_index_table *table, int sign); /* 1: loaded, -1: retired */
+
+/* --- index_memory.c: any thread --- */
+
+kv_slots_memory *kv_slots_memory_new(void);
+void kv_slots_memory_free(kv_slots_memory *memory); /* accepts NULL; what was taken and not given yet keeps it */
+uint64_t kv_slots_memory_size(const kv_slots_memory *memory); /* of its chunks, in use or not */
+bool kv_slots_fit_chunks(uint32_t capacity);
+kv_slot *kv_slots_take(kv_slots_memory *memory, uint32_t capacity); /* all empty; of a capacity that fits */
+void kv_slots_give(kv_slot *slots, uint32_t capacity);
 
 /* --- index_image.c --- */
 
