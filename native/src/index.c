@@ -16,7 +16,7 @@
 
 #include <stdlib.h>
 
-enum { CACHE_LINE_SIZE = 64, CAPACITY_STEP_SMALL = 16, CAPACITY_STEP = 128 };
+enum { CACHE_LINE_SIZE = 64, CAPACITY_STEP_SMALL = 16, CAPACITY_STEP = 128, CHUNKS_FROM_SIZE = 4 << 20 };
 
 /* --- building blocks --- */
 
@@ -33,27 +33,36 @@ bool kv_directory_is_sound(uint32_t depth, uint64_t table_count) {
 }
 
 static size_t directory_size(uint32_t depth) {
-    return sizeof(kv_directory) + ((size_t)1 << depth) * sizeof(kv_index_table *);
+    return sizeof(kv_directory) + ((size_t)1 << depth) * (sizeof(uint64_t) + sizeof(kv_index_table *));
 }
 
 kv_directory *kv_directory_new(uint32_t depth) {
     KV_ASSERT(depth <= KV_INDEX_DEPTH_MAX);
     kv_directory *directory = calloc(1, directory_size(depth));
-    if (directory != NULL) directory->depth = depth;
+    if (directory == NULL) return NULL;
+    directory->depth = depth;
+    directory->tables = (void *)&directory->views[(size_t)1 << depth];
     return directory;
 }
 
-/* Aligned to a slot, as malloc does it, and not to a cache line: no slot straddles one either way, and the gaps that
- * alignment leaves behind were measured at 3 bytes a key. */
-kv_slot *kv_slots_new(uint32_t capacity) {
-    return calloc(capacity, KV_SLOT_SIZE);
+/* malloc aligns to a slot, and not to a cache line: no slot straddles one either way, and the gaps that alignment leaves
+ * behind were measured at 3 bytes a key. */
+kv_slot *kv_slots_new(const kv_index *index, const kv_index_table *table) {
+    return table->in_chunk ? kv_slots_take(index->slots_memory, table->capacity) : calloc(table->capacity, KV_SLOT_SIZE);
 }
 
-kv_index_table *kv_table_new(uint32_t capacity, uint32_t depth) {
+void kv_slots_free(const kv_index_table *table, kv_slot *slots) {
+    if (slots != NULL && table->in_chunk) kv_slots_give(slots, table->capacity);
+    else free((void *)slots);
+}
+
+/* A small index is to stay small: a chunk would be most of it. */
+kv_index_table *kv_table_new(uint32_t capacity, uint32_t depth, uint64_t index_size) {
     kv_index_table *table = calloc(1, sizeof *table);
     if (table == NULL) return NULL;
     table->capacity = capacity;
     table->depth = depth;
+    table->in_chunk = index_size >= CHUNKS_FROM_SIZE && kv_slots_fit_chunks(capacity);
     table->image_number = KV_NO_IMAGE;
     return table;
 }
@@ -75,15 +84,16 @@ static kv_slot *table_slots(const kv_index_table *table) {
 
 static void table_free(kv_index_table *table) {
     if (table == NULL) return;
-    free((void *)table_slots(table));
+    kv_slots_free(table, table_slots(table));
     free(table);
 }
 
 /* A table in memory: empty, with room for `slot_count`. */
-static kv_index_table *table_new_empty(uint64_t slot_count, uint32_t depth) {
-    kv_index_table *table = kv_table_new(kv_table_capacity_for(slot_count), depth);
+static kv_index_table *table_new_empty(const kv_index *index, uint64_t slot_count, uint32_t depth) {
+    uint64_t index_size = atomic_load_explicit(&index->memory_size, memory_order_relaxed);
+    kv_index_table *table = kv_table_new(kv_table_capacity_for(slot_count), depth, index_size);
     if (table == NULL) return NULL;
-    kv_slot *slots = kv_slots_new(table->capacity);
+    kv_slot *slots = kv_slots_new(index, table);
     if (slots == NULL) {
         free(table);
         return NULL;
@@ -99,9 +109,18 @@ static void table_put(kv_index_table *table, uint64_t hash, uint64_t location) {
     table->used_count += held == KV_LOCATION_EMPTY;
 }
 
+static uint64_t table_view(const kv_index_table *table) {
+    const kv_slot *slots = table_slots(table);
+    return slots == NULL ? 0 : kv_view_make(slots, table->capacity, table->depth);
+}
+
+/* What replaces a table is in memory, so a view that is 0 is that of the only table the entry ever had: a reader that
+ * sets it by compare-and-swap (view_note) cannot bring one back that was replaced meanwhile. */
 static void directory_set(kv_directory *directory, size_t at, size_t count, kv_index_table *table) {
+    uint64_t view = table_view(table);
     for (size_t i = at; i < at + count; i++) {
         atomic_store_explicit(&directory->tables[i], table, memory_order_release);
+        atomic_store_explicit(&directory->views[i], view, memory_order_release);
     }
 }
 
@@ -185,7 +204,9 @@ kv_status kv_index_new(kv_epoch *epoch, kv_index **out) {
     if (index == NULL) goto fail;
     memset((void *)index, 0, sizeof *index);
     index->epoch = epoch;
-    table = table_new_empty(0, 0);
+    index->slots_memory = kv_slots_memory_new();
+    if (index->slots_memory == NULL) goto fail;
+    table = table_new_empty(index, 0, 0);
     if (table == NULL) goto fail;
     directory = kv_directory_new(0);
     if (directory == NULL) goto fail;
@@ -197,6 +218,7 @@ kv_status kv_index_new(kv_epoch *epoch, kv_index **out) {
     return KV_OK;
 fail:
     table_free(table);
+    if (index != NULL) kv_slots_memory_free(index->slots_memory);
     free(index);
     return KV_ENOMEM;
 }
@@ -215,6 +237,7 @@ void kv_index_free(kv_index *index) {
         index->kept_directories = directory->kept_next;
         free(directory);
     }
+    kv_slots_memory_free(index->slots_memory);
     free(index->shares.items);
     free(index);
 }
@@ -225,6 +248,7 @@ void kv_index_measure(const kv_index *index, kv_index_stats *out) {
         .table_count = index->table_count,
         .loaded_count = atomic_load_explicit(&index->loaded_count, memory_order_relaxed),
         .memory_size = sizeof *index + atomic_load_explicit(&index->memory_size, memory_order_relaxed),
+        .chunk_size = kv_slots_memory_size(index->slots_memory),
     };
 }
 
@@ -235,51 +259,61 @@ static kv_index_table *index_table(const kv_index *index, uint64_t hash) {
     return kv_directory_table(directory, kv_directory_at(directory, hash));
 }
 
-/* Directory and heads are small and usually cached; waiting for them here costs less than not knowing the slot. */
 void kv_index_prefetch(const kv_index *index, uint64_t hash) {
-    const kv_index_table *table = index_table(index, hash);
-    const kv_slot *slots = table_slots(table);
-    if (slots != NULL) __builtin_prefetch(&slots[kv_slot_first(hash, table->depth, table->capacity)]);
+    const kv_directory *directory = kv_index_directory(index);
+    uint64_t view = atomic_load_explicit(&directory->views[kv_directory_at(directory, hash)], memory_order_acquire);
+    const kv_slot *slots = kv_view_slots(view);
+    if (slots != NULL) __builtin_prefetch(&slots[kv_slot_first(hash, kv_view_depth(view), kv_view_capacity(view))]);
 }
 
-/* Goes on at probe->slot and stops there if it finds something. */
-static uint64_t probe_search(kv_probe *probe, const kv_slot *slots) {
-    uint32_t capacity = probe->table->capacity;
-    uint32_t at = probe->slot;
-    for (uint32_t left = probe->left; left != 0;) {
-        left--;
-        uint64_t location = atomic_load_explicit(&slots[at].location, memory_order_acquire);
+/* Goes on at slots[at] and stops there if it finds something. There is an empty slot, so it ends. */
+static inline uint64_t probe_search(kv_probe *probe, const kv_slot *slots, uint32_t at, uint32_t capacity) {
+    const kv_slot *slot = slots + at, *end = slots + capacity;
+    for (;;) {
+        uint64_t location = atomic_load_explicit(&slot->location, memory_order_acquire);
         if (location == KV_LOCATION_EMPTY) break;
-        if (atomic_load_explicit(&slots[at].hash, memory_order_relaxed) == probe->hash &&
-            location != KV_LOCATION_REMOVED) {
-            probe->slot = at;
-            probe->left = left;
+        if (atomic_load_explicit(&slot->hash, memory_order_relaxed) == probe->hash && location != KV_LOCATION_REMOVED) {
+            probe->slot = (uint32_t)(slot - slots);
             return location;
         }
-        if (++at == capacity) at = 0;
+        if (++slot == end) slot = slots;
     }
-    probe->left = 0;
+    probe->slots = NULL;
     return 0;
 }
 
+static void view_note(kv_directory *directory, uint64_t hash, const kv_index_table *table) {
+    uint64_t none = 0;
+    atomic_compare_exchange_strong(&directory->views[kv_directory_at(directory, hash)], &none, table_view(table));
+}
+
+/* Where the entry does not say: the table was not loaded yet, or does not fit. */
+static uint64_t first_by_table(kv_index *index, kv_directory *directory, kv_probe *probe) {
+    kv_index_table *table = kv_directory_table(directory, kv_directory_at(directory, probe->hash));
+    if (table_slots(table) == NULL) probe->status = kv_table_load(index, table, probe->hash);
+    if (probe->status != KV_OK) return 0;
+    view_note(directory, probe->hash, table);
+    probe->slots = table_slots(table);
+    probe->capacity = table->capacity;
+    return probe_search(probe, probe->slots, kv_slot_first(probe->hash, table->depth, table->capacity), table->capacity);
+}
+
 uint64_t kv_index_first(kv_index *index, uint64_t hash, kv_probe *probe) {
-    kv_index_table *table = index_table(index, hash);
-    *probe = (kv_probe){.table = table, .hash = hash};
-    const kv_slot *slots = table_slots(table);
-    if (KV_UNLIKELY(slots == NULL)) {
-        probe->status = kv_table_load(index, table, hash);
-        if (probe->status != KV_OK) return 0;
-        slots = table_slots(table);
-    }
-    probe->slot = kv_slot_first(hash, table->depth, table->capacity);
-    probe->left = table->capacity;
-    return probe_search(probe, slots);
+    kv_directory *directory = kv_index_directory(index);
+    uint64_t view = atomic_load_explicit(&directory->views[kv_directory_at(directory, hash)], memory_order_acquire);
+    const kv_slot *slots = kv_view_slots(view);
+    probe->hash = hash;
+    probe->slots = slots;
+    probe->status = KV_OK;
+    if (KV_UNLIKELY(slots == NULL)) return first_by_table(index, directory, probe);
+    probe->capacity = kv_view_capacity(view);
+    return probe_search(probe, slots, kv_slot_first(hash, kv_view_depth(view), probe->capacity), probe->capacity);
 }
 
 uint64_t kv_index_next(kv_probe *probe) {
-    if (probe->left == 0) return 0;
-    if (++probe->slot == probe->table->capacity) probe->slot = 0;
-    return probe_search(probe, table_slots(probe->table));
+    if (probe->slots == NULL) return 0;
+    uint32_t at = probe->slot + 1 == probe->capacity ? 0 : probe->slot + 1;
+    return probe_search(probe, probe->slots, at, probe->capacity);
 }
 
 /* --- walking --- */
@@ -325,11 +359,11 @@ static kv_status table_open(kv_index *index, kv_index_table *table, uint64_t has
 }
 
 /* The slot a probe stands on, open for a change. */
-static kv_status probe_open(kv_index *index, const kv_probe *probe, kv_slot **out) {
-    KV_ASSERT(probe->table == index_table(index, probe->hash));
-    kv_status status = table_open(index, probe->table, probe->hash);
+static kv_status probe_open(kv_index *index, kv_index_table *table, const kv_probe *probe, kv_slot **out) {
+    KV_ASSERT(probe->slots == table_slots(table));
+    kv_status status = table_open(index, table, probe->hash);
     if (status != KV_OK) return status;
-    *out = &table_slots(probe->table)[probe->slot];
+    *out = &table_slots(table)[probe->slot];
     KV_ASSERT(atomic_load_explicit(&(*out)->location, memory_order_relaxed) > KV_LOCATION_REMOVED);
     KV_ASSERT(atomic_load_explicit(&(*out)->hash, memory_order_relaxed) == probe->hash);
     return KV_OK;
@@ -338,7 +372,7 @@ static kv_status probe_open(kv_index *index, const kv_probe *probe, kv_slot **ou
 kv_status kv_index_replace(kv_index *index, const kv_probe *probe, uint64_t location) {
     KV_ASSERT(location > KV_LOCATION_REMOVED);
     kv_slot *slot;
-    kv_status status = probe_open(index, probe, &slot);
+    kv_status status = probe_open(index, index_table(index, probe->hash), probe, &slot);
     if (status != KV_OK) return status;
     atomic_store_explicit(&slot->location, location, memory_order_release);
     return KV_OK;
@@ -346,10 +380,11 @@ kv_status kv_index_replace(kv_index *index, const kv_probe *probe, uint64_t loca
 
 kv_status kv_index_remove(kv_index *index, const kv_probe *probe) {
     kv_slot *slot;
-    kv_status status = probe_open(index, probe, &slot);
+    kv_index_table *table = index_table(index, probe->hash);
+    kv_status status = probe_open(index, table, probe, &slot);
     if (status != KV_OK) return status;
     atomic_store_explicit(&slot->location, KV_LOCATION_REMOVED, memory_order_release);
-    probe->table->slot_count--;
+    table->slot_count--;
     index->slot_count--;
     return KV_OK;
 }
@@ -381,7 +416,7 @@ static uint64_t count_upper_half(const kv_index_table *table) {
 
 /* Another capacity, or the same without removed slots. */
 static kv_status table_rebuild(kv_index *index, kv_index_table *old, uint64_t hash) {
-    kv_index_table *table = table_new_empty((uint64_t)old->slot_count + 1, old->depth);
+    kv_index_table *table = table_new_empty(index, (uint64_t)old->slot_count + 1, old->depth);
     if (table == NULL) return KV_ENOMEM;
     table_move(old, (kv_index_table *const[2]){table, table});
 
@@ -410,7 +445,7 @@ static kv_status table_split(kv_index *index, kv_index_table *old, uint64_t hash
     uint64_t upper_count = count_upper_half(old);
     uint64_t counts[2] = {old->slot_count - upper_count, upper_count};
     for (int i = 0; i < 2; i++) {
-        halves[i] = table_new_empty(counts[i], old->depth + 1);
+        halves[i] = table_new_empty(index, counts[i], old->depth + 1);
         if (halves[i] == NULL) goto fail;
     }
     if (old->depth == directory->depth) {

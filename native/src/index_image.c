@@ -57,7 +57,7 @@ static kv_status slots_fill(kv_slot *slots, const kv_index_table *table, uint64_
 kv_status kv_table_load(kv_index *index, kv_index_table *table, uint64_t hash) {
     kv_status status = source_verify(table);
     if (status != KV_OK) return status;
-    kv_slot *slots = kv_slots_new(table->capacity);
+    kv_slot *slots = kv_slots_new(index, table);
     if (slots == NULL) return KV_ENOMEM;
     status = slots_fill(slots, table, hash);
     if (status != KV_OK) goto out;
@@ -68,7 +68,7 @@ kv_status kv_table_load(kv_index *index, kv_index_table *table, uint64_t hash) {
         slots = NULL;
     }
 out:
-    free((void *)slots);
+    kv_slots_free(table, slots);
     return status;
 }
 
@@ -359,8 +359,8 @@ static kv_status map_check(map_reader *reader) {
     return kv_directory_is_sound(reader->depth_max, reader->count) ? KV_OK : KV_ECORRUPT;
 }
 
-static kv_index_table *table_new_stub(const map_entry *entry) {
-    kv_index_table *table = kv_table_new(kv_table_capacity_for(entry->slot_count), entry->depth);
+static kv_index_table *table_new_stub(const map_entry *entry, uint64_t index_size) {
+    kv_index_table *table = kv_table_new(kv_table_capacity_for(entry->slot_count), entry->depth, index_size);
     if (table == NULL) return NULL;
     table->slot_count = entry->slot_count;
     table->used_count = entry->slot_count;
@@ -388,7 +388,7 @@ kv_status kv_index_load(kv_index *index, const uint8_t *map, size_t size, const 
         map_entry entry;
         status = map_read(&reader, i, &entry);
         if (status != KV_OK) goto fail;
-        kv_index_table *table = table_new_stub(&entry);
+        kv_index_table *table = table_new_stub(&entry, reader.slot_count * KV_SLOT_SIZE);
         if (table == NULL) {
             status = KV_ENOMEM;
             goto fail;

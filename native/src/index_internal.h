@@ -8,8 +8,13 @@
  *   100 -> D                             for collisions.
  *   ...
  *
- * What is published never changes but in three ways: a slot's two words, the slots pointer of a table (once, from
- * NULL), and a directory entry. The rest of a table head is for writers, and readers do not look.
+ * A directory entry is two words: the table, and its view, which is all that a search needs - slots, capacity and depth
+ * packed into one word, so that a reader goes from the directory straight to the slot. The view is 0 as long as nobody
+ * has loaded the table; whoever finds it so goes through the table, and leaves the view behind.
+ *
+ * What is published never changes but in four ways: a slot's two words, the slots pointer of a table (once, from
+ * NULL), a directory entry, and a view, which readers may set, once, from 0. The rest of a table head is for writers,
+ * and readers do not look.
  *
  * The two duties: whoever changes a table or takes it out of the directory calls table_open() first, so that an
  * image under way keeps what it needs; whoever takes it out hands it to the epoch. */
@@ -45,11 +50,10 @@ typedef struct kv_table_place {
 } kv_table_place;
 
 struct kv_index_table {
-    /* For readers: 16 bytes that malloc never lets straddle a cache line. */
     _Atomic(kv_slot *) slots; /* NULL: still in the index file only */
     uint32_t capacity;
     uint32_t depth;
-    /* For writers. */
+    bool in_chunk;         /* where the slots are, or will be once they are loaded; else malloc has them */
     uint32_t slot_count;   /* occupied */
     uint32_t used_count;   /* occupied or removed: what a search walks over */
     uint32_t image_number; /* in the image under way, as long as that wants something of the table; KV_NO_IMAGE */
@@ -66,7 +70,8 @@ struct kv_index_table {
 typedef struct kv_directory {
     uint32_t depth;
     struct kv_directory *kept_next;
-    _Atomic(kv_index_table *) tables[]; /* 1 << depth */
+    _Atomic(kv_index_table *) *tables; /* 1 << depth, behind the views */
+    _Atomic uint64_t views[];          /* 1 << depth */
 } kv_directory;
 
 /* One table of the image under way. */
@@ -93,9 +98,12 @@ typedef struct kv_share_list {
     size_t capacity;
 } kv_share_list;
 
+typedef struct kv_slots_memory kv_slots_memory;
+
 struct kv_index {
     _Atomic(kv_directory *) directory;
     kv_epoch *epoch;
+    kv_slots_memory *slots_memory;
     /* Counted by whoever loads a table, readers included. */
     _Atomic uint64_t loaded_count;
     _Atomic uint64_t memory_size;
@@ -124,6 +132,18 @@ static inline kv_directory *kv_index_directory(const kv_index *index) {
     return atomic_load_explicit(&index->directory, memory_order_acquire);
 }
 
+/* A view: slots / 16 in bits 20..63, capacity / 16 in bits 6..19, depth in bits 0..5. What does not fit (a table that
+ * could not split and grew out of all proportion) is looked up through its table. */
+static const uint64_t KV_VIEW_UNFIT = 63; /* No slots, and not 0: readers set what is 0. */
+static inline uint64_t kv_view_make(const kv_slot *slots, uint32_t capacity, uint32_t depth) {
+    uint64_t address = (uint64_t)(uintptr_t)slots;
+    bool fits = address >> 48 == 0 && address % 16 == 0 && capacity % 16 == 0 && capacity >> 18 == 0;
+    return fits ? address >> 4 << 20 | (uint64_t)(capacity >> 4) << 6 | depth : KV_VIEW_UNFIT;
+}
+static inline kv_slot *kv_view_slots(uint64_t view) { return (kv_slot *)(uintptr_t)(view >> 20 << 4); }
+static inline uint32_t kv_view_capacity(uint64_t view) { return (uint32_t)(view >> 6 & 0x3fff) << 4; }
+static inline uint32_t kv_view_depth(uint64_t view) { return view & 63; }
+
 /* The bits below those that picked the table, spread over any capacity by a multiplication (Lemire, "Fast random
  * integer generation in an interval", 2019); 32 of them are plenty. */
 static inline uint32_t kv_slot_first(uint64_t hash, uint32_t depth, uint32_t capacity) {
@@ -133,14 +153,25 @@ static inline uint32_t kv_slot_first(uint64_t hash, uint32_t depth, uint32_t cap
 uint32_t kv_table_capacity_for(uint64_t slot_count);          /* a load of about 3/4 */
 bool kv_directory_is_sound(uint32_t depth, uint64_t table_count); /* not grown out of all proportion */
 kv_directory *kv_directory_new(uint32_t depth);               /* entries NULL */
-kv_index_table *kv_table_new(uint32_t capacity, uint32_t depth); /* no slots yet */
-kv_slot *kv_slots_new(uint32_t capacity);                     /* all empty */
+/* No slots yet. `index_size`: bytes of slots the index has, or will have. */
+kv_index_table *kv_table_new(uint32_t capacity, uint32_t depth, uint64_t index_size);
+kv_slot *kv_slots_new(const kv_index *index, const kv_index_table *table); /* all empty, for this table */
+void kv_slots_free(const kv_index_table *table, kv_slot *slots); /* accepts NULL */
 /* Takes the first slot that is not occupied; there is one. What it held: EMPTY or REMOVED. */
 uint64_t kv_slots_put(kv_slot *slots, uint32_t capacity, uint32_t depth, uint64_t hash, uint64_t location);
 void kv_directory_free(kv_directory *directory); /* with its tables; entries may be NULL, and so may it */
 /* The directory and its tables become the index; what was there before is retired. */
 void kv_index_become(kv_index *index, kv_directory *directory, uint64_t table_count, uint64_t slot_count);
 void kv_index_count_slots(kv_index *index, const kv_index_table *table, int sign); /* 1: loaded, -1: retired */
+
+/* --- index_memory.c: any thread --- */
+
+kv_slots_memory *kv_slots_memory_new(void);
+void kv_slots_memory_free(kv_slots_memory *memory); /* accepts NULL; what was taken and not given yet keeps it */
+uint64_t kv_slots_memory_size(const kv_slots_memory *memory); /* of its chunks, in use or not */
+bool kv_slots_fit_chunks(uint32_t capacity);
+kv_slot *kv_slots_take(kv_slots_memory *memory, uint32_t capacity); /* all empty; of a capacity that fits */
+void kv_slots_give(kv_slot *slots, uint32_t capacity);
 
 /* --- index_image.c --- */
 

@@ -45,10 +45,10 @@ static inline unsigned kv_loc_flags(uint64_t loc) { return (unsigned)(loc >> 56)
 /* Where a search stands: valid while the caller stays in the epoch (a reader) or holds the writer lock and
  * changes nothing else in the index (a writer). */
 typedef struct kv_probe {
-    kv_index_table *table;
+    const struct kv_slot *slots; /* of its table; NULL: the search has ended */
     uint64_t hash;
     uint32_t slot;
-    uint32_t left;    /* slots not looked at yet */
+    uint32_t capacity;
     kv_status status; /* why a search ended with 0: KV_OK (not there), KV_ECORRUPT, KV_EMAPPING or KV_ENOMEM (its table could not be loaded) */
 } kv_probe;
 
@@ -79,6 +79,7 @@ typedef struct kv_index_stats {
     uint64_t table_count;
     uint64_t loaded_count; /* tables that are in memory */
     uint64_t memory_size;  /* bytes of tables and directory */
+    uint64_t chunk_size;   /* bytes mapped for the slots of a large index, in use or not */
 } kv_index_stats;
 void kv_index_measure(const kv_index *index, kv_index_stats *out);
 
