@@ -95,6 +95,7 @@ void store_prefetch(kv_store *store, uint64_t location) {
     if (bytes == NULL) return;
     __builtin_prefetch(bytes);
     __builtin_prefetch(bytes + 64);
+    __builtin_prefetch(bytes + 128);
 }
 
 /* Their hashes are set. */

@@ -55,6 +55,8 @@ typedef struct kv_probe {
 kv_status kv_index_new(kv_epoch *epoch, kv_index **out);
 void kv_index_free(kv_index *index);
 
+/* For blocks of searches: first the way to the slots, then, when that has arrived, the slot. */
+void kv_index_prefetch_table(const kv_index *index, uint64_t hash);
 void kv_index_prefetch(const kv_index *index, uint64_t hash);
 uint64_t kv_index_first(kv_index *index, uint64_t hash, kv_probe *probe); /* a location with that hash, or 0 */
 uint64_t kv_index_next(kv_probe *probe);                                  /* the next one, or 0 */
