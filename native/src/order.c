@@ -30,7 +30,9 @@ enum {
     BLOCK_COUNT = 8192,     /* locations in a block */
     PIECE_COUNT = 1 << 18,  /* sorted at a time */
     WORD_SIZE = 8,
-    AHEAD = 8,              /* records prefetched before they are read */
+    AHEAD = 24,             /* records prefetched before they are read */
+    RECORD_LINES = 3,       /* of each: what a record of some 100 bytes lies in */
+    LINE_SIZE = 64,
     DEAD_SLACK = 1 << 14,   /* so many dead names in runs are not worth the work */
 };
 static const uint64_t NO_CUT = UINT64_MAX;
@@ -104,7 +106,7 @@ typedef struct flow_name {
 static void prefetch(const kv_flow *flow, uint64_t location) {
     uint64_t size;
     const uint8_t *bytes = kv_flow_at(flow, kv_loc_segment(location), kv_loc_offset(location), &size);
-    if (bytes != NULL) __builtin_prefetch(bytes);
+    for (size_t i = 0; bytes != NULL && i < RECORD_LINES; i++) __builtin_prefetch(bytes + i * LINE_SIZE);
 }
 
 /* What stands before the key in the name of a record; false: a record without such a name. */
@@ -526,6 +528,9 @@ struct kv_order_cursor {
     bool reverse;
     source *sources;
     size_t count, capacity;
+    source *leader; /* whose name was handed out, if no other source has it; NULL: look at all of them */
+    source *bound;  /* of the others, the one whose name comes first; NULL: they have ended */
+    uint64_t seen;  /* the location of the record that the name was read in */
     uint64_t damaged, damaged_run;
 };
 
@@ -634,8 +639,6 @@ static kv_status run_stood(kv_order_cursor *cursor, source *s, kv_status status)
 
 static kv_status source_seek(kv_order_cursor *cursor, source *s, enum kv_seek how, const uint8_t *name, size_t size) {
     if (s->chunk != NULL) return chunk_seek(cursor, s, how, name, size);
-    kv_status status = s->cursor.buffer == NULL ? kv_run_cursor_init(&s->cursor) : KV_OK;
-    if (status != KV_OK) return status;
     return run_stood(cursor, s, kv_run_seek(&s->cursor, &s->run->run, how, name, size));
 }
 
@@ -652,6 +655,7 @@ static kv_status cursor_open(kv_order_cursor *cursor, const kv_flow *flow, const
     cursor->flow = flow;
     cursor->reverse = how == KV_SEEK_LE || how == KV_SEEK_LT;
     cursor->count = 0;
+    cursor->leader = cursor->bound = NULL;
     for (size_t i = 0; status == KV_OK && i < view->chunk_count && view->chunks[i]->to <= cut; i++)
         status = source_seek(cursor, source_next(cursor, view->chunks[i], NULL), how, name, size);
     for (size_t i = run_from; status == KV_OK && i < view->run_count; i++)
@@ -668,34 +672,63 @@ kv_status kv_order_seek(kv_order *order, const kv_flow *flow, kv_order_cursor *c
     return cursor_open(cursor, flow, view_now(order), NO_CUT, 0, how, name, size);
 }
 
-static int source_compare(const source *left, const source *right) {
-    if (left->word != right->word) return left->word < right->word ? -1 : 1;
-    return kv_name_compare(left->name, left->name_size, right->name, right->name_size);
+/* Below 0: the cursor comes to `left` first. */
+static int source_compare(const kv_order_cursor *cursor, const source *left, const source *right) {
+    int order = left->word < right->word ? -1 : left->word > right->word;
+    if (order == 0) order = kv_name_compare(left->name, left->name_size, right->name, right->name_size);
+    return cursor->reverse ? -order : order;
 }
 
-kv_status kv_order_next(kv_order_cursor *cursor, const uint8_t **name, size_t *size) {
-    source *best = NULL;
+static void hand_out(kv_order_cursor *cursor, const source *s, const uint8_t **name, size_t *size) {
+    cursor->seen = s->chunk == NULL ? 0 : s->chunk->items[s->at].location & LOCATION_MASK;
+    *name = s->name;
+    *size = s->name_size;
+}
+
+/* Looks at every source. The one whose name comes first leads, unless another has the same name: then all that have it
+ * are spent. */
+static kv_status look_around(kv_order_cursor *cursor, source **out) {
+    source *best = NULL, *second = NULL;
     for (size_t i = 0; i < cursor->count; i++) {
         source *s = &cursor->sources[i];
         kv_status status = s->spent && !s->ended ? source_step(cursor, s) : KV_OK;
         if (status != KV_OK) return status;
-    }
-    for (size_t i = 0; i < cursor->count; i++) {
-        source *s = &cursor->sources[i];
         if (s->ended) continue;
-        int order = best == NULL ? -1 : source_compare(s, best);
-        if (cursor->reverse && best != NULL) order = -order;
-        if (order < 0) best = s;
+        if (best == NULL || source_compare(cursor, s, best) < 0) {
+            second = best;
+            best = s;
+        } else if (second == NULL || source_compare(cursor, s, second) < 0) {
+            second = s;
+        }
     }
-    if (best == NULL) return KV_EOF;
-    for (size_t i = 0; i < cursor->count; i++) {
+    *out = best;
+    bool alone = best != NULL && (second == NULL || source_compare(cursor, best, second) != 0);
+    cursor->leader = alone ? best : NULL;
+    cursor->bound = second;
+    for (size_t i = 0; best != NULL && !alone && i < cursor->count; i++) {
         source *s = &cursor->sources[i];
-        if (!s->ended && (s == best || source_compare(s, best) == 0)) s->spent = true;
+        if (!s->ended && source_compare(cursor, s, best) == 0) s->spent = true;
     }
-    *name = best->name;
-    *size = best->name_size;
-    return KV_OK;
+    return best == NULL ? KV_EOF : KV_OK;
 }
+
+/* A source leads for as long as its names come before those of all others, which is known by one comparison. */
+kv_status kv_order_next(kv_order_cursor *cursor, const uint8_t **name, size_t *size) {
+    source *s = cursor->leader;
+    if (s != NULL) {
+        kv_status status = source_step(cursor, s);
+        if (status != KV_OK) return status;
+        bool leads = !s->ended && (cursor->bound == NULL || source_compare(cursor, s, cursor->bound) < 0);
+        if (leads) hand_out(cursor, s, name, size);
+        if (leads) return KV_OK;
+        cursor->leader = NULL;
+    }
+    kv_status status = look_around(cursor, &s);
+    if (status == KV_OK) hand_out(cursor, s, name, size);
+    return status;
+}
+
+uint64_t kv_order_seen(const kv_order_cursor *cursor) { return cursor->seen; }
 
 /* --- runs --- */
 

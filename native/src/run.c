@@ -59,6 +59,8 @@ enum {
     ENTRY_COUNT_MAX = BLOCK_SIZE / 3 + INNER_COUNT_MIN, /* an entry takes at least 3 bytes */
     LEVEL_COUNT_MAX = 32,
     OUT_SIZE = 1 << 16, /* gathered before it is written */
+    COPY_SIZE = 32,     /* what is copied in one go; not above FOOTER_SIZE */
+    NAMES_CAPACITY_MIN = 2 * BLOCK_SIZE,
 };
 
 /* What no writer exceeds; larger numbers are damage that the checksum did not see. */
@@ -70,10 +72,10 @@ void kv_run_path(uint64_t id, char path[KV_RUN_PATH_SIZE]) {
     snprintf(path, KV_RUN_PATH_SIZE, "runs/%016llx.run", (unsigned long long)id);
 }
 
-static bool name_is_sound(const uint8_t *name, size_t size) {
+static bool name_is_sound(uint8_t space, size_t size) {
     if (size < 2 || size > KV_NAME_SIZE_MAX) return false;
-    size_t head = name[0] == KV_SPACE_KEYS ? 1 : name[0] == KV_SPACE_ROWS ? KV_NAME_ROW_HEAD_SIZE : KV_NAME_HEAD_MAX;
-    return name[0] <= KV_SPACE_CHANGES && size >= head && size - head <= KV_KEY_SIZE_MAX;
+    size_t head = space == KV_SPACE_KEYS ? 1 : space == KV_SPACE_ROWS ? KV_NAME_ROW_HEAD_SIZE : KV_NAME_HEAD_MAX;
+    return space <= KV_SPACE_CHANGES && size >= head && size - head <= KV_KEY_SIZE_MAX;
 }
 
 /* --- opening --- */
@@ -99,22 +101,27 @@ kv_status kv_run_open(uint64_t id, const uint8_t *bytes, uint64_t size, kv_run *
 
 /* --- decoding a block --- */
 
-kv_status kv_run_cursor_init(kv_run_cursor *cursor) {
-    *cursor = (kv_run_cursor){0};
-    cursor->capacity = 2 * BLOCK_SIZE;
-    cursor->buffer = malloc(cursor->capacity);
-    cursor->ends = malloc(ENTRY_COUNT_MAX * sizeof *cursor->ends);
-    cursor->children = malloc(ENTRY_COUNT_MAX * sizeof *cursor->children);
-    if (cursor->buffer != NULL && cursor->ends != NULL && cursor->children != NULL) return KV_OK;
-    kv_run_cursor_free(cursor);
-    return KV_ENOMEM;
-}
+void kv_run_cursor_init(kv_run_cursor *cursor) { *cursor = (kv_run_cursor){0}; }
 
 void kv_run_cursor_free(kv_run_cursor *cursor) {
-    free(cursor->buffer);
-    free(cursor->ends);
-    free(cursor->children);
-    *cursor = (kv_run_cursor){0};
+    for (size_t i = 0; i < KV_RUN_LEVELS_KEPT; i++) {
+        free(cursor->blocks[i].names);
+        free(cursor->blocks[i].ends);
+        free(cursor->blocks[i].children);
+    }
+    kv_run_cursor_init(cursor);
+}
+
+/* What is allocated stays for the next block, or for the cursor's end. */
+static kv_status block_room(kv_run_block *block, bool leaf) {
+    if (block->names == NULL) {
+        block->names = malloc(NAMES_CAPACITY_MIN);
+        block->capacity = block->names == NULL ? 0 : NAMES_CAPACITY_MIN;
+    }
+    if (block->ends == NULL) block->ends = malloc(ENTRY_COUNT_MAX * sizeof *block->ends);
+    if (block->children == NULL && !leaf) block->children = malloc(ENTRY_COUNT_MAX * sizeof *block->children);
+    bool good = block->names != NULL && block->ends != NULL && (leaf || block->children != NULL);
+    return good ? KV_OK : KV_ENOMEM;
 }
 
 /* Up to three bytes of seven bits, lowest first; false: none that ends before `end`. */
@@ -131,42 +138,88 @@ static bool take_varint(const uint8_t **from, const uint8_t *end, uint32_t *out)
     return false;
 }
 
-static kv_status names_room(kv_run_cursor *cursor, size_t size) {
-    if (size <= cursor->capacity) return KV_OK;
+static kv_status names_room(kv_run_block *block, size_t size) {
+    if (size + COPY_SIZE <= block->capacity) return KV_OK;
     if (size > NAMES_SIZE_MAX) return KV_ECORRUPT;
-    size_t capacity = cursor->capacity * 2 > size ? cursor->capacity * 2 : size;
-    uint8_t *larger = realloc(cursor->buffer, capacity);
+    size_t capacity = block->capacity * 2 > size + COPY_SIZE ? block->capacity * 2 : size + COPY_SIZE;
+    uint8_t *larger = realloc(block->names, capacity);
     if (larger == NULL) return KV_ENOMEM;
-    cursor->buffer = larger;
-    cursor->capacity = capacity;
+    block->names = larger;
+    block->capacity = capacity;
     return KV_OK;
 }
 
-/* Whether an entry sorts behind the one before, by the first byte in which they differ. A scan goes on behind the last
- * name it saw, so names that do not ascend would lead it in a circle. */
-static bool ascends(const uint8_t *before, uint32_t before_size, uint32_t shared, const uint8_t *rest, uint32_t rest_size) {
-    return rest_size != 0 && (shared == before_size || rest[0] > before[shared]);
+/* Most parts of names are short, and copying too much in one go is quicker than a call to memcpy: behind `to` there is
+ * room for it, and so there is behind `from` for reading, in a buffer of names, and in a run, which ends in a footer. */
+static inline void copy_short(uint8_t *to, const uint8_t *from, size_t size) {
+    if (KV_UNLIKELY(size > COPY_SIZE)) {
+        memcpy(to, from, size);
+        return;
+    }
+    uint64_t a = kv_load64(from), b = kv_load64(from + 8), c = kv_load64(from + 16), d = kv_load64(from + 24);
+    kv_store64(to, a);
+    kv_store64(to + 8, b);
+    kv_store64(to + 16, c);
+    kv_store64(to + 24, d);
 }
 
-static kv_status decode_entries(kv_run_cursor *cursor, const uint8_t *from, const uint8_t *end, bool leaf) {
-    uint32_t start = 0, size = 0; /* of the name before */
-    for (uint32_t i = 0; i < cursor->count; i++) {
-        uint32_t shared, rest, at = start + size;
-        if (!take_varint(&from, end, &shared) || !take_varint(&from, end, &rest)) return KV_ECORRUPT;
-        if (shared > size || rest > (uint64_t)(end - from) || shared + rest > KV_NAME_SIZE_MAX) return KV_ECORRUPT;
-        if (i != 0 && !ascends(cursor->buffer + start, size, shared, from, rest)) return KV_ECORRUPT;
-        kv_status status = names_room(cursor, (size_t)at + shared + rest);
+/* Both numbers of an entry; nearly all are below 128. */
+static inline bool take_entry_head(const uint8_t **from, const uint8_t *end, uint32_t *shared, uint32_t *rest) {
+    const uint8_t *at = *from;
+    if (KV_LIKELY(end - at >= 2 && ((at[0] | at[1]) & 128) == 0)) {
+        *shared = at[0];
+        *rest = at[1];
+        *from = at + 2;
+        return true;
+    }
+    return take_varint(from, end, shared) && take_varint(from, end, rest);
+}
+
+/* The name before, while a block is decoded. Its first bytes stay in a register: what was stored a moment ago in pieces
+ * cannot be loaded as one word until the stores are done, and that was half the time of decoding. */
+typedef struct name_before {
+    uint64_t word; /* its first 8 bytes, the first the lowest */
+    uint32_t start, size;
+} name_before;
+
+static inline uint8_t byte_before(const kv_run_block *block, const name_before *before, uint32_t at) {
+    if (at >= sizeof before->word) return block->names[before->start + at];
+    return (uint8_t)(before->word >> 8 * at);
+}
+
+/* Puts the next name together behind the one before. There is room. */
+static inline void join(kv_run_block *block, name_before *before, uint32_t shared, const uint8_t *rest, uint32_t rest_size) {
+    uint8_t *to = block->names + before->start + before->size;
+    if (shared >= 8) {
+        copy_short(to, block->names + before->start, shared);
+    } else {
+        before->word = (before->word & (((uint64_t)1 << 8 * shared) - 1)) | kv_load64(rest) << 8 * shared;
+        kv_store64(to, before->word);
+    }
+    copy_short(to + shared, rest, rest_size);
+    before->start += before->size;
+    before->size = shared + rest_size;
+}
+
+/* Each name sorts behind the one before, by the first byte in which they differ: a scan goes on behind the last name it
+ * saw, so names that do not ascend would lead it in a circle. */
+static kv_status decode_entries(kv_run_block *block, const uint8_t *from, const uint8_t *end, bool leaf) {
+    name_before before = {0};
+    for (uint32_t i = 0; i < block->count; i++) {
+        uint32_t shared, rest;
+        if (!take_entry_head(&from, end, &shared, &rest)) return KV_ECORRUPT;
+        if (shared > before.size || rest > (uint64_t)(end - from) || shared + rest > KV_NAME_SIZE_MAX) return KV_ECORRUPT;
+        bool ascends = rest != 0 && (shared == before.size || from[0] > byte_before(block, &before, shared));
+        if (i != 0 && !ascends) return KV_ECORRUPT;
+        kv_status status = names_room(block, (size_t)before.start + before.size + shared + rest);
         if (status != KV_OK) return status;
-        if (shared != 0) memcpy(cursor->buffer + at, cursor->buffer + start, shared);
-        if (rest != 0) memcpy(cursor->buffer + at + shared, from, rest);
+        join(block, &before, shared, from, rest);
         from += rest;
-        start = at;
-        size = shared + rest;
-        cursor->ends[i] = start + size;
-        if (leaf && !name_is_sound(cursor->buffer + start, size)) return KV_ECORRUPT;
+        block->ends[i] = before.start + before.size;
+        if (leaf && !name_is_sound((uint8_t)before.word, before.size)) return KV_ECORRUPT;
         if (leaf) continue;
         if (end - from < CHILD_SIZE) return KV_ECORRUPT;
-        cursor->children[i] = kv_load64(from);
+        block->children[i] = kv_load64(from);
         from += CHILD_SIZE;
     }
     return from == end ? KV_OK : KV_ECORRUPT;
@@ -183,34 +236,64 @@ static const uint8_t *block_at(const kv_run *run, uint64_t offset, uint32_t *siz
     return kv_load64(block + 8) == offset ? block : NULL;
 }
 
+/* `bytes` were verified. */
+static kv_status decode_verified(kv_run_block *block, const uint8_t *bytes, uint32_t size, uint64_t offset, uint32_t level) {
+    if (kv_load16(bytes + 30) != level) return KV_ECORRUPT;
+    block->level = level;
+    block->previous = kv_load64(bytes + 16);
+    block->next = offset + size;
+    block->count = kv_load16(bytes + 28);
+    if (block->previous >= offset || block->count == 0 || block->count > ENTRY_COUNT_MAX) return KV_ECORRUPT;
+    kv_status status = block_room(block, level == 0);
+    return status == KV_OK ? decode_entries(block, bytes + BLOCK_HEAD_SIZE, bytes + size, level == 0) : status;
+}
+
+static kv_run_block *block_of(kv_run_cursor *cursor, uint32_t level) {
+    return &cursor->blocks[level < KV_RUN_LEVELS_KEPT ? level : KV_RUN_LEVELS_KEPT - 1];
+}
+
+static bool block_is(const kv_run_block *block, const kv_run *run, uint64_t offset, uint32_t level) {
+    return block->offset == offset && block->level == level && block->run_id == run->info.id &&
+           block->run_checksum == run->info.checksum;
+}
+
+/* Makes the verified block the one of its level. */
+static kv_status block_take(kv_run_cursor *cursor, const uint8_t *bytes, uint32_t size, uint64_t offset, uint32_t level) {
+    const kv_run *run = cursor->run;
+    kv_run_block *block = block_of(cursor, level);
+    block->offset = 0; /* Until all of it is good. */
+    block->count = 0;
+    kv_status status = decode_verified(block, bytes, size, offset, level);
+    if (status != KV_OK) return status;
+    block->offset = offset;
+    block->run_id = run->info.id;
+    block->run_checksum = run->info.checksum;
+    return KV_OK;
+}
+
+/* The block of a level, unless it is the one that is there. */
 static kv_status block_decode(kv_run_cursor *cursor, uint64_t offset, uint32_t level) {
     uint32_t size;
-    const uint8_t *block = block_at(cursor->run, offset, &size);
-    cursor->count = 0;
-    if (block == NULL || kv_load16(block + 30) != level) return KV_ECORRUPT;
-    cursor->offset = offset;
-    cursor->previous = kv_load64(block + 16);
-    cursor->next = offset + size;
-    cursor->count = kv_load16(block + 28);
-    if (cursor->previous >= offset || cursor->count == 0 || cursor->count > ENTRY_COUNT_MAX) return KV_ECORRUPT;
-    return decode_entries(cursor, block + BLOCK_HEAD_SIZE, block + size, level == 0);
+    if (block_is(block_of(cursor, level), cursor->run, offset, level)) return KV_OK;
+    const uint8_t *bytes = block_at(cursor->run, offset, &size);
+    return bytes == NULL ? KV_ECORRUPT : block_take(cursor, bytes, size, offset, level);
 }
 
 /* --- searching --- */
 
-static void entry_at(const kv_run_cursor *cursor, uint32_t at, const uint8_t **name, uint32_t *size) {
-    uint32_t start = at == 0 ? 0 : cursor->ends[at - 1];
-    *name = cursor->buffer + start;
-    *size = cursor->ends[at] - start;
+static inline void entry_at(const kv_run_block *block, uint32_t at, const uint8_t **name, uint32_t *size) {
+    uint32_t start = at == 0 ? 0 : block->ends[at - 1];
+    *name = block->names + start;
+    *size = block->ends[at] - start;
 }
 
-/* How many entries of the decoded block are below `name`, or not above it. */
-static uint32_t count_before(const kv_run_cursor *cursor, const uint8_t *name, size_t size, bool or_equal) {
-    uint32_t low = 0, high = cursor->count;
+/* How many entries of a block are below `name`, or not above it. */
+static uint32_t count_before(const kv_run_block *block, const uint8_t *name, size_t size, bool or_equal) {
+    uint32_t low = 0, high = block->count;
     while (low < high) {
         const uint8_t *middle;
         uint32_t middle_size, at = low + (high - low) / 2;
-        entry_at(cursor, at, &middle, &middle_size);
+        entry_at(block, at, &middle, &middle_size);
         int order = kv_name_compare(middle, middle_size, name, size);
         if (order < 0 || (order == 0 && or_equal)) low = at + 1;
         else high = at;
@@ -220,7 +303,7 @@ static uint32_t count_before(const kv_run_cursor *cursor, const uint8_t *name, s
 
 static kv_status stand(kv_run_cursor *cursor, uint32_t at) {
     cursor->at = at;
-    entry_at(cursor, at, &cursor->name, &cursor->name_size);
+    entry_at(&cursor->blocks[0], at, &cursor->name, &cursor->name_size);
     return KV_OK;
 }
 
@@ -231,54 +314,70 @@ static kv_status descend(kv_run_cursor *cursor, const uint8_t *name, size_t size
         kv_status status = block_decode(cursor, offset, level);
         if (status != KV_OK || level == 0) return status;
         /* The first separator is empty, so there is one that is not above, unless the file is none of ours. */
-        uint32_t below = count_before(cursor, name, size, true);
+        const kv_run_block *block = block_of(cursor, level);
+        uint32_t below = count_before(block, name, size, true);
         if (below == 0) return KV_ECORRUPT;
-        uint64_t child = cursor->children[below - 1];
+        uint64_t child = block->children[below - 1];
         if (child >= offset) return KV_ECORRUPT;
         offset = child;
     }
 }
 
-/* The first name of a leaf that was verified sorts behind the last of the decoded one. */
-static bool leaf_follows(const kv_run_cursor *cursor, const uint8_t *leaf) {
-    const uint8_t *from = leaf + BLOCK_HEAD_SIZE, *end = leaf + kv_load32(leaf + 24), *last;
-    uint32_t shared, size, last_size;
+/* The first name of a leaf that was verified sorts behind a name. */
+static bool leaf_begins_behind(const uint8_t *leaf, const uint8_t *name, uint32_t name_size) {
+    const uint8_t *from = leaf + BLOCK_HEAD_SIZE, *end = leaf + kv_load32(leaf + 24);
+    uint32_t shared, size;
     if (!take_varint(&from, end, &shared) || !take_varint(&from, end, &size) || size > (uint64_t)(end - from)) return false;
-    entry_at(cursor, cursor->count - 1, &last, &last_size);
-    return kv_name_compare(last, last_size, from, size) < 0;
+    return kv_name_compare(name, name_size, from, size) < 0;
+}
+
+/* The last name of the decoded leaf. */
+static void leaf_last(const kv_run_cursor *cursor, const uint8_t **name, uint32_t *size) {
+    entry_at(&cursor->blocks[0], cursor->blocks[0].count - 1, name, size);
 }
 
 /* The leaf behind the one decoded, past the inner blocks that lie between them. */
 static kv_status leaf_next(kv_run_cursor *cursor) {
     const kv_run *run = cursor->run;
-    uint64_t from = cursor->offset, offset = cursor->next, end = run->info.size - FOOTER_SIZE;
+    kv_run_block *leaf = &cursor->blocks[0];
+    uint64_t from = leaf->offset, offset = leaf->next, end = run->info.size - FOOTER_SIZE;
     while (offset < end) {
-        uint32_t size;
-        const uint8_t *block = block_at(run, offset, &size);
+        uint32_t size, last_size;
+        const uint8_t *last, *block = block_at(run, offset, &size);
         if (block == NULL) return KV_ECORRUPT;
         if (kv_load16(block + 30) == 0) {
-            if (!leaf_follows(cursor, block)) return KV_ECORRUPT;
-            kv_status status = block_decode(cursor, offset, 0);
-            return status != KV_OK || cursor->previous == from ? status : KV_ECORRUPT;
+            leaf_last(cursor, &last, &last_size);
+            if (kv_load64(block + 16) != from || !leaf_begins_behind(block, last, last_size)) return KV_ECORRUPT;
+            return block_take(cursor, block, size, offset, 0);
         }
         offset += size;
     }
     return offset == end ? KV_EOF : KV_ECORRUPT;
 }
 
+static kv_status leaf_previous(kv_run_cursor *cursor) {
+    const uint8_t *last;
+    uint32_t size, last_size;
+    uint64_t offset = cursor->blocks[0].offset, previous = cursor->blocks[0].previous;
+    if (previous == 0) return KV_EOF;
+    kv_status status = block_decode(cursor, previous, 0);
+    if (status != KV_OK) return status;
+    /* Verified anew: that was when it was decoded, and may be long ago. */
+    const uint8_t *leaf = block_at(cursor->run, offset, &size);
+    leaf_last(cursor, &last, &last_size);
+    return leaf != NULL && leaf_begins_behind(leaf, last, last_size) ? KV_OK : KV_ECORRUPT;
+}
+
 kv_status kv_run_next(kv_run_cursor *cursor) {
-    if (cursor->at + 1 < cursor->count) return stand(cursor, cursor->at + 1);
+    if (cursor->at + 1 < cursor->blocks[0].count) return stand(cursor, cursor->at + 1);
     kv_status status = leaf_next(cursor);
     return status == KV_OK ? stand(cursor, 0) : status;
 }
 
 kv_status kv_run_previous(kv_run_cursor *cursor) {
     if (cursor->at > 0) return stand(cursor, cursor->at - 1);
-    if (cursor->previous == 0) return KV_EOF;
-    const uint8_t *leaf = cursor->run->bytes + cursor->offset;
-    kv_status status = block_decode(cursor, cursor->previous, 0);
-    if (status == KV_OK && !leaf_follows(cursor, leaf)) status = KV_ECORRUPT;
-    return status == KV_OK ? stand(cursor, cursor->count - 1) : status;
+    kv_status status = leaf_previous(cursor);
+    return status == KV_OK ? stand(cursor, cursor->blocks[0].count - 1) : status;
 }
 
 kv_status kv_run_seek(kv_run_cursor *cursor, const kv_run *run, enum kv_seek how, const uint8_t *name, size_t size) {
@@ -286,11 +385,12 @@ kv_status kv_run_seek(kv_run_cursor *cursor, const kv_run *run, enum kv_seek how
     kv_status status = descend(cursor, name, size);
     if (status != KV_OK) return status;
     bool forward = how == KV_SEEK_GE || how == KV_SEEK_GT;
-    uint32_t before = count_before(cursor, name, size, how == KV_SEEK_GT || how == KV_SEEK_LE);
-    if (forward && before < cursor->count) return stand(cursor, before);
+    const kv_run_block *leaf = &cursor->blocks[0];
+    uint32_t before = count_before(leaf, name, size, how == KV_SEEK_GT || how == KV_SEEK_LE);
+    if (forward && before < leaf->count) return stand(cursor, before);
     if (!forward && before > 0) return stand(cursor, before - 1);
     /* It is the first of the next leaf, or the last of the one before. */
-    cursor->at = forward ? cursor->count - 1 : 0;
+    cursor->at = forward ? leaf->count - 1 : 0;
     status = forward ? kv_run_next(cursor) : kv_run_previous(cursor);
     if (status != KV_OK) return status;
     int order = kv_name_compare(cursor->name, cursor->name_size, name, size);
@@ -474,7 +574,7 @@ static kv_status level_add(kv_run_writer *w, uint32_t level, const uint8_t *sepa
 kv_status kv_run_write(kv_run_writer *w, const uint8_t *name, size_t size) {
     level_block *leaf = &w->levels[0];
     bool first = w->name_count == 0;
-    if (!name_is_sound(name, size)) return KV_EUSAGE;
+    if (size == 0 || !name_is_sound(name[0], size)) return KV_EUSAGE;
     if (!first && kv_name_compare(w->last, w->last_size, name, size) >= 0) return KV_EUSAGE;
     size_t shared = first ? 0 : shared_size(w->last, w->last_size, name, size);
     kv_status status = KV_OK;

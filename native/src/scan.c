@@ -44,6 +44,7 @@ static kv_status candidates_copy(kv_order_cursor *cursor, candidates *block, siz
         if (status != KV_OK) break;
         memcpy(block->bytes + used, name, size);
         block->at[block->count].name_size = (uint32_t)size;
+        block->at[block->count].seen = kv_order_seen(cursor);
         used += size;
     }
     const uint8_t *name = block->bytes; /* Only now: it may have moved while it grew. */
@@ -61,20 +62,31 @@ void table_name(unsigned space, uint64_t table_id, uint8_t name[TABLE_NAME_SIZE]
 
 static uint64_t name_number(const uint8_t *name) { return __builtin_bswap64(kv_load64(name)); }
 
-/* What a name is about; false: no name of ours. */
+/* What a name is about; false: no name of ours. In place, because a target is looked at again at once. */
 static bool candidate_parse(const kv_store *store, candidate *one) {
     const uint8_t *name = one->name, *end = name + one->name_size;
+    target *t = &one->at;
     one->space = name[0];
     one->version = 0;
-    if (one->space == KV_SPACE_KEYS) {
-        one->at = target_key(store, name + 1, one->name_size - 1);
+    if (KV_LIKELY(one->space == KV_SPACE_KEYS)) {
+        t->key = name + 1;
+        t->key_size = one->name_size - 1;
+        t->table_id = 0;
+        t->hash = store_hash(store, t->key, t->key_size);
+        t->class = 0;
         return true;
     }
     size_t head = one->space == KV_SPACE_ROWS ? TABLE_NAME_SIZE : CHANGE_HEAD_SIZE;
     if (one->space > KV_SPACE_CHANGES || one->name_size < head) return false;
     if (one->space == KV_SPACE_CHANGES) one->version = name_number(name + TABLE_NAME_SIZE);
-    one->at = target_row(store, name_number(name + 1), name + head, (size_t)(end - name) - head);
+    *t = target_row(store, name_number(name + 1), name + head, (size_t)(end - name) - head);
     return true;
+}
+
+/* The record that the name was read in is the one the index has: it is near, and intact. */
+static bool seen_there(const candidate *one) {
+    return one->seen != 0 && kv_loc_segment(one->seen) == kv_loc_segment(one->location) &&
+           kv_loc_offset(one->seen) == kv_loc_offset(one->location);
 }
 
 kv_status candidates_take(kv_store *store, kv_order_cursor *cursor, size_t count, candidates *block) {
@@ -86,8 +98,11 @@ kv_status candidates_take(kv_store *store, kv_order_cursor *cursor, size_t count
         if (!candidate_parse(store, &block->at[i])) return KV_ECORRUPT;
         kv_index_prefetch(store->index, block->at[i].at.hash);
     }
-    for (size_t i = 0; i < block->count; i++)
-        store_prefetch(store, kv_index_first(store->index, block->at[i].at.hash, &probe));
+    for (size_t i = 0; i < block->count; i++) {
+        candidate *one = &block->at[i];
+        one->location = kv_index_first(store->index, one->at.hash, &probe);
+        if (!seen_there(one)) store_prefetch(store, one->location);
+    }
     return status;
 }
 
@@ -226,6 +241,32 @@ static void page_count(paging *p, uint32_t key_size, uint32_t value_size) {
     page->count++;
 }
 
+/* The usual case, with one look at the index and one at the record: a value that is there and has no expiry. What lies
+ * behind the key in the record is its value, so both are copied at once. *added false: whoever looks closer will know,
+ * or say what is wrong. */
+static kv_status page_add_plain(paging *p, const candidate *one, bool *added) {
+    kv_caller *c = p->caller;
+    const target *t = &one->at;
+    kv_fault unsaid;
+    uint8_t *to;
+    *added = false;
+    unsigned flags = kv_loc_flags(one->location);
+    if (one->location == 0 || c->snapshot != NULL || flags != t->class || p->range->what == KV_SCAN_TABLES) return KV_OK;
+    found f = {.location = one->location};
+    if (store_look_at(c->store, t, &f, &unsaid) != KV_OK) return KV_OK;
+    bool values = p->range->with_values;
+    if (values && !seen_there(one) && !found_intact(&f)) return KV_OK;
+    uint32_t value_size = values ? f.record.value_size : 0;
+    uint64_t size = t->key_size + value_size;
+    kv_status status = gather_room(c, p->gathered.used, size, &to);
+    if (status != KV_OK) return status;
+    if (size != 0) memcpy(to, f.record.key, size);
+    p->gathered.used += size;
+    page_count(p, (uint32_t)t->key_size, value_size);
+    *added = true;
+    return KV_OK;
+}
+
 /* Key and value, if the key is live, behind what the page has. */
 static kv_status page_add(paging *p, const target *t) {
     uint8_t *to;
@@ -262,10 +303,14 @@ static kv_status page_block(paging *p) {
     kv_status taken = candidates_take(store, p->scratch->cursor, count, block);
     if (taken == KV_ECORRUPT) return order_fault(store, p->scratch->cursor, &p->caller->answer.fault);
     if (taken != KV_OK && taken != KV_EOF) return taken;
+    kv_status room = sizes_room(p->scratch, p->page->count + block->count);
+    if (room != KV_OK) return room;
     for (size_t i = 0; i < block->count; i++) {
         const candidate *one = &block->at[i];
         if (candidate_outside(p, one)) return KV_EOF;
-        kv_status status = page_add(p, &one->at);
+        bool added;
+        kv_status status = page_add_plain(p, one, &added);
+        if (status == KV_OK && !added) status = page_add(p, &one->at);
         if (status != KV_OK) return status;
         p->looked_count++;
         bool full = p->gathered.used >= PAGE_SIZE_MAX || p->page->count == p->range->count_max;

@@ -306,8 +306,10 @@ typedef struct candidate {
     const uint8_t *name;
     uint32_t name_size;
     uint32_t space;
-    uint64_t version; /* of a change */
-    target at;        /* the slot it is about: of a change, the row's */
+    uint64_t version;  /* of a change */
+    uint64_t seen;     /* an intact record of this name, as kv_order_seen(); 0: none was looked at */
+    uint64_t location; /* the first that the index has for it, which may be another name's; 0: none */
+    target at;         /* the slot it is about: of a change, the row's */
 } candidate;
 typedef struct candidates {
     candidate at[CANDIDATE_COUNT_MAX];

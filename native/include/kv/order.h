@@ -58,6 +58,8 @@ kv_status kv_order_seek(kv_order *order, const kv_flow *flow, kv_order_cursor *c
                         const uint8_t *name, size_t size);
 /* The next name in the direction of the seek, each once; valid until the next call. KV_EOF: no more. */
 kv_status kv_order_next(kv_order_cursor *cursor, const uint8_t **name, size_t *size);
+/* Where the last name was read: the location, without flags, of a record that is intact; 0: in a run. */
+uint64_t kv_order_seen(const kv_order_cursor *cursor);
 /* After KV_ECORRUPT: the location of the damaged record, or 0 and *run_id is the damaged run. */
 uint64_t kv_order_damage(const kv_order_cursor *cursor, uint64_t *run_id);
 

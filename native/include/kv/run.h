@@ -10,8 +10,9 @@
  * block one level below, a string that parts it from the one before: so a search decodes one block a level, and opening
  * reads header and footer alone. Every block is verified when it is decoded, every time.
  *
- * A cursor decodes a whole block into a buffer of its own, so that a step back is as simple as a step forward, and a
- * step allocates nothing unless a block is larger than all before it.
+ * A cursor decodes a whole block into memory of its own, so that a step back is as simple as a step forward, and a step
+ * allocates nothing unless a block is larger than all before it. It keeps the last block of each level: runs never
+ * change, so the next search that comes by needs neither verify nor decode it again.
  *
  * Threads: a kv_run is never changed after it was opened: any. A cursor and a writer belong to one thread at a time.
  * Specification: docs/formats/run.md. */
@@ -60,23 +61,32 @@ void kv_run_path(uint64_t id, char path[KV_RUN_PATH_SIZE]);
 /* Reads header and footer. KV_ECORRUPT: no run, or another one. The bytes stay the caller's. */
 kv_status kv_run_open(uint64_t id, const uint8_t *bytes, uint64_t size, kv_run *out);
 
+/* A block as run.c decoded it. */
+typedef struct kv_run_block {
+    uint64_t run_id, run_checksum; /* whose block it is */
+    uint64_t offset, previous, next; /* offset 0: nothing is decoded */
+    uint32_t count;
+    uint32_t level;
+    uint8_t *names; /* one behind the other */
+    size_t capacity;
+    uint32_t *ends; /* where each of them ends */
+    uint64_t *children; /* of an inner block: where the blocks below are */
+} kv_run_block;
+
+enum { KV_RUN_LEVELS_KEPT = 4 };
+
 typedef struct kv_run_cursor {
     const uint8_t *name; /* where it stands, after KV_OK; until the next call */
     uint32_t name_size;
     /* What follows is run.c's. */
     const kv_run *run;
-    uint8_t *buffer; /* the names of the decoded block, one behind the other */
-    size_t capacity;
-    uint32_t *ends; /* where each of them ends */
-    uint64_t *children; /* of an inner block: where the blocks below are */
-    uint32_t count;
-    uint32_t at;
-    uint64_t offset, previous, next; /* of the decoded block; 0: none */
+    uint32_t at; /* in the leaf */
+    kv_run_block blocks[KV_RUN_LEVELS_KEPT]; /* by level, leaves first; the last one is for all levels from there on */
 } kv_run_cursor;
 
 enum kv_seek { KV_SEEK_GE, KV_SEEK_GT, KV_SEEK_LE, KV_SEEK_LT };
 
-kv_status kv_run_cursor_init(kv_run_cursor *cursor);
+void kv_run_cursor_init(kv_run_cursor *cursor);
 void kv_run_cursor_free(kv_run_cursor *cursor); /* accepts zeros */
 /* The first name from `name` on, or the last up to it. Any bytes will do for `name`. KV_EOF: there is none, and the
  * cursor stands nowhere. KV_ECORRUPT: a block on the way is not what was written. */
