@@ -1,4 +1,4 @@
-"""How much of an operation is C, how much cffi, how much Python: `python -m bench boundary`.
+"""How much of an operation is the core, and how much the way to it from Python: `python -m bench boundary`.
 
 The same operations on the same keys in the same order, four ways: by `native/bench/harness.c`, which has no Python in
 it; by the loop alone, around nothing; through `lib.kv_*` with everything prepared, so that what is left is the call and
@@ -512,14 +512,14 @@ class Outcome:
         return sum(load.disturbed for load in self.loads)
 
     def parts(self, cell: str) -> dict[str, list[float]]:
-        """What each adds, per repetition: within one, C, cffi, Python and loop make the total."""
+        """What each adds, per repetition: within one, C, Engine and loop make the total; cffi is beside it."""
         c, loop, cffi, engine = (self.ns[cell][side] for side in (C, LOOP, CFFI, ENGINE))
         return {
             "C": c,
-            "cffi adds": [y - x - z for x, z, y in zip(c, loop, cffi, strict=True)],
-            "Python adds": [y - x for x, y in zip(cffi, engine, strict=True)],
+            "Engine adds": [y - x - z for x, z, y in zip(c, loop, engine, strict=True)],
             "loop": loop,
             "total": engine,
+            "cffi would add": [y - x - z for x, z, y in zip(c, loop, cffi, strict=True)],
         }
 
 
