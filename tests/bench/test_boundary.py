@@ -53,7 +53,7 @@ def test_counts_are_those_of_the_comparison(workload: Path) -> None:
     """As in test_bench: every key once, but for the cells that sync."""
     synced = {"put-fsync": SYNC_COUNT, "put-fsync-8": SYNC_COUNT, "batch-fsync": SYNC_COUNT * MANY}
     assert boundary.key_counts(workload) == {cell.name: synced.get(cell.name, KEY_COUNT) for cell in CELLS}
-    assert set(COMPARED) <= {cell.name for cell in CELLS}
+    assert {cell.name for cell in CELLS} - {"overwrite", "batch"} <= set(COMPARED)
     assert all(COMPARED[cell.name].durable == cell.durable for cell in CELLS if cell.name in COMPARED)
 
 
@@ -159,6 +159,7 @@ def test_parts_add_up_to_the_total_within_a_repetition() -> None:
     parts = outcome.parts("put")
     assert parts["cffi would add"] == [90.0, 69.0]
     assert parts["Engine adds"] == [190.0, 229.0]
+    del parts["cffi would add"]
     total = parts.pop("total")
     assert [sum(one) for one in zip(*parts.values(), strict=True)] == total == [300.0, 350.0]
 
