@@ -115,6 +115,7 @@ struct kv_flow {
     uint32_t next_id;
     uint32_t next_size;     /* by the schedule */
     uint64_t ceiling;       /* the highest reserved so far */
+    uint64_t warm_syncs;    /* sync_count when kv_flow_warm() last looked */
 
     /* sync(): one leader at a time. */
     pthread_mutex_t sync_lock;
