@@ -35,6 +35,8 @@ class Quick:
 
 class Quickened:
     _door: Door
+    _handle: Any
     _key: bytes
+    def __init__(self, pool: Any, key: object) -> None: ...
 
 def pack(contents: dict[Any, tuple[bytes | None, int]], table: bytes | None) -> bytes | None: ...

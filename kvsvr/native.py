@@ -291,10 +291,12 @@ class Caller:
 class Pool(ABC):
     """Callers: pop one of `callers`, or make one with `new_caller`; append it when done. Threads: any."""
 
-    __slots__ = ("callers", "path")
+    __slots__ = ("callers", "door", "path")
 
     path: str
     callers: list[Caller]
+    door: Door | None
+    """The quick way to the present; None: it reads a snapshot."""
 
     @abstractmethod
     def new_caller(self) -> Caller: ...
@@ -326,7 +328,9 @@ class Pool(ABC):
 class Handle(Pool):
     """One open kv_store."""
 
-    __slots__ = ("__weakref__", "_free", "_io", "_out", "_pid", "door")
+    __slots__ = ("__weakref__", "_free", "_io", "_out", "_pid")
+
+    door: Door
 
     def __init__(
         self,
@@ -557,6 +561,7 @@ class SnapshotHandle(Pool):
         self._moment: _Moment | None = _Moment(handle)
         self.path = handle.path
         self.callers = []
+        self.door = None
         self.version: int = lib.kv_snapshot_version(self._moment.pointer)
 
     def new_caller(self) -> Caller:

@@ -94,7 +94,7 @@ def open(
 class Engine(Quickened, Reads):
     """One open store. `kvsvr.open` makes it."""
 
-    __slots__ = ("__weakref__", "_bells", "_callers", "_catalog", "_config", "_handle", "_keeper", "_shut")
+    __slots__ = ("__weakref__", "_bells", "_callers", "_catalog", "_config", "_keeper", "_shut")
 
     _handle: Handle
 

@@ -34,15 +34,10 @@ ROW_ID_SIZE: Final = 8
 class TableReads(Quickened):
     """What is read of a table; of a snapshot's, that is all."""
 
-    __slots__ = ("_handle",)
+    __slots__ = ()
 
     _handle: Pool
-
-    def __init__(self, handle: Pool, key: BytesLike) -> None:
-        self._handle = handle
-        self._key = table_key(key)
-        if isinstance(handle, Handle):
-            self._door = handle.door
+    _named = staticmethod(table_key)
 
     @property
     def key(self) -> bytes:

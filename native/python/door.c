@@ -84,6 +84,7 @@ PyTypeObject door_type = {
 
 static void quickened_dealloc(quickened *self) {
     Py_CLEAR(self->door);
+    Py_CLEAR(self->pool);
     Py_CLEAR(self->key);
     Py_TYPE(self)->tp_free((PyObject *)self);
 }
@@ -98,7 +99,29 @@ static int quickened_set_door(quickened *self, PyObject *value, void *ignored) {
     return 0;
 }
 
+/* Of a table: it is made anew as often as not, so this is quick, too. `_named` makes a key of what is none, or raises. */
+static int quickened_init(quickened *self, PyObject *args, PyObject *kwargs) {
+    PyObject *pool, *key, *found;
+    if (kwargs != NULL || PyTuple_GET_SIZE(args) != 2) {
+        PyErr_SetString(PyExc_TypeError, "a pool and a key are wanted");
+        return -1;
+    }
+    pool = PyTuple_GET_ITEM(args, 0);
+    key = PyTuple_GET_ITEM(args, 1);
+    bool plain = PyBytes_CheckExact(key) && size_of(key) > 0 && size_of(key) <= KV_KEY_SIZE_MAX;
+    key = plain ? Py_NewRef(key) : PyObject_CallMethod((PyObject *)self, "_named", "O", key);
+    if (key == NULL) return -1;
+    Py_XSETREF(self->key, key);
+    Py_XSETREF(self->pool, Py_NewRef(pool));
+    found = PyObject_GetAttrString(pool, "door");
+    if (found == NULL) return -1;
+    int status = found == Py_None ? 0 : quickened_set_door(self, found, NULL);
+    Py_DECREF(found);
+    return status;
+}
+
 static PyMemberDef quickened_members[] = {
+    {"_handle", T_OBJECT_EX, offsetof(quickened, pool), 0, PyDoc_STR("The Pool.")},
     {"_key", T_OBJECT_EX, offsetof(quickened, key), 0, PyDoc_STR("Of a table: bytes.")},
     {NULL, 0, 0, 0, NULL},
 };
@@ -115,6 +138,7 @@ PyTypeObject quickened_type = {
     .tp_basicsize = sizeof(quickened),
     .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE,
     .tp_new = PyType_GenericNew,
+    .tp_init = (initproc)quickened_init,
     .tp_dealloc = (destructor)quickened_dealloc,
     .tp_getset = quickened_getset,
     .tp_members = quickened_members,

@@ -25,8 +25,9 @@ typedef struct door {
 
 typedef struct quickened {
     PyObject_HEAD
-    door *door;    /* NULL until it is given one, and where there is none: in a snapshot */
-    PyObject *key; /* of a table: bytes; else NULL */
+    door *door;     /* NULL until it is given one, and where there is none: in a snapshot */
+    PyObject *pool; /* whose callers it takes where it is not quick */
+    PyObject *key;  /* of a table: bytes; else NULL */
 } quickened;
 
 extern PyTypeObject door_type, quickened_type;
