@@ -359,8 +359,8 @@ def check_places(directory: Path, json_path: Path, key_count: int, *, durable: b
 
 def step_count(plan: Plan, adapters: Mapping[str, Adapter]) -> int:
     cells = [cell for stage in plan.stages for cell in stage.cells]
-    per_repetition = sum(suits(a, cell) for a in adapters.values() for cell in cells)
-    return plan.repeat * (per_repetition + 1) + 1
+    taken = [1 if cell.once else plan.repeat for a in adapters.values() for cell in cells if suits(a, cell)]
+    return sum(taken) + plan.repeat + 1
 
 
 def bar(console: Console, total: int) -> Progress:

@@ -78,7 +78,7 @@ def _first_line(path: str) -> str:
     return Path(path).read_text().partition("\n")[0]
 
 
-def settle(seconds_max: float = 60.0) -> float:
+def settle(seconds_max: float = 60.0, *, quiet_count_min: int = 3) -> float:
     """Waits for background work: until this process uses no CPU, then until dirty pages are on disk.
 
     One rule for all peers, without asking any: a compaction, a checkpoint or a segment being prepared costs CPU. Dirty
@@ -86,7 +86,7 @@ def settle(seconds_max: float = 60.0) -> float:
     """
     started = time.perf_counter()
     quiet_count = 0
-    while quiet_count < 3 and time.perf_counter() - started < seconds_max:
+    while quiet_count < quiet_count_min and time.perf_counter() - started < seconds_max:
         before = own_seconds()
         time.sleep(0.03)
         quiet_count = quiet_count + 1 if own_seconds() - before < 0.002 else 0

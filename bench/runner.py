@@ -71,7 +71,7 @@ def run(
                 try:
                     with Stand(plan, data, plan.peers[name]()) as stand:
                         for cell in stage.cells:
-                            if not suits(stand.adapter, cell):
+                            if not suits(stand.adapter, cell) or (cell.once and repetition > 0):
                                 continue
                             progress(f"{repetition + 1}/{plan.repeat} {name}: {cell.title}")
                             outcome.repetitions += repeat_cell(stand, cell, repetition, measure)
@@ -87,7 +87,7 @@ def suits(adapter: Adapter, cell: Cell) -> bool:
 def repeat_cell(stand: "Stand", cell: Cell, repetition: int, measure: Measure) -> list[Repetition]:
     """All attempts, exactly one of them kept."""
     attempts: list[Repetition] = []
-    for attempt in range(stand.plan.retry_max + 1):
+    for attempt in range(1 if cell.once else stand.plan.retry_max + 1):
         attempts.append(stand.attempt(cell, repetition, attempt, measure))
         if attempts[-1].error or not attempts[-1].disturbed:
             break

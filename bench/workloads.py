@@ -1,7 +1,7 @@
 """Which cells, with how many keys and values of which sizes: what `--workload` takes.
 
 A workload is stages; a stage is cells on stores of one setting. Nothing is listed here that a cell says itself: the
-table of the issue is the cells with a bar, the others are groups.
+table of the issue is the cells with a bar, sizes are the same cells again, the others are groups.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,9 +16,8 @@ BYTES_PER_KEY_MAX = 512  # Of values, on average over the keys of the usual sett
 KEYS_MIN = 100
 DEFAULT = "all"
 
-# Value size and whether it varies; what is measured there.
+# Value size and whether it varies. A full run takes the cells with a bar to all of them, a quick one these to those.
 SIZES = ((16, False), (1024, False), (65536, False), (VALUE_SIZE, True), (1024, True), (65536, True))
-SIZE_GROUPS = frozenset({"single keys", "many keys", "durable", "scans", "tables", "YCSB", "latency"})
 SIZES_QUICK = ((1024, False), (65536, False))
 SIZE_CELLS_QUICK = frozenset({"put", "get-hit", "full-scan"})
 GROUPS: Mapping[str, Sequence[str]] = {
@@ -62,20 +61,16 @@ def _chosen(workload: str, key_count: int, *, quick: bool) -> Iterator[tuple[Set
     usual = Setting(key_count)
     cells = list(CELLS.values())
     if workload in ("table", "all"):
-        yield from ((usual, cell) for cell in cells if workload == "all" or has_bar(cell))
+        yield from ((usual, cell) for cell in cells if workload == "all" or cell.has_own_bar(usual))
     if workload in GROUPS:
         yield from ((usual, cell) for cell in cells if cell.group in GROUPS[workload])
     for size, varying in SIZES:
         setting = sized(key_count, size, varying=varying)
         for cell in cells:
-            if (workload in ("table", "all") and setting.suffix in cell.bars) or (
+            if (workload in ("table", "all") and cell.has_own_bar(setting)) or (
                 workload in ("sizes", "all") and _shows_size(cell, size, varying=varying, quick=quick)
             ):
                 yield setting, cell
-
-
-def has_bar(cell: Cell) -> bool:
-    return cell.bar is not None or cell.bar_absolute is not None
 
 
 def sized(key_count: int, size: int, *, varying: bool) -> Setting:
@@ -86,4 +81,4 @@ def sized(key_count: int, size: int, *, varying: bool) -> Setting:
 def _shows_size(cell: Cell, size: int, *, varying: bool, quick: bool) -> bool:
     if quick:
         return (size, varying) in SIZES_QUICK and cell.name in SIZE_CELLS_QUICK
-    return cell.group in SIZE_GROUPS
+    return cell.bar is not None or bool(cell.bars_absolute)

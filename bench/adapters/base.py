@@ -22,6 +22,9 @@ Pair = tuple[bytes, bytes]
 # What not every peer has; a cell that needs one is not run for those without it.
 SCAN, FULL_SCAN, TABLES, SNAPSHOTS, EXPIRY = "scan", "full-scan", "tables", "snapshots", "expiry"
 EXPIRY_SECONDS = 7 * 86_400  # Longer than any run: nothing expires under the cells that follow.
+FILES = "files"  # A feature: what was closed is there for the next process.
+INDEX_SIZE = "index size"  # A feature: index_size() answers.
+TENFOLD = "ten times the keys"  # A feature: loads them fast enough to be measured with so many.
 
 
 class NotInstalled(Exception):
@@ -86,7 +89,7 @@ class Adapter(ABC):
 
     def can(self, feature: str | None) -> bool:
         """A cell that needs a feature is not run for a peer without it."""
-        return feature is None or feature in self.features
+        return feature is None or feature in self.features or (feature == FILES and self.is_durable)
 
     @abstractmethod
     def open(self, directory: Path, *, durable: bool, key_count: int, value_size: int = 100) -> None:
@@ -118,6 +121,10 @@ class Adapter(ABC):
     @abstractmethod
     def close(self) -> None:
         """Also after a failed open, and twice."""
+
+    def index_size(self) -> int:
+        """Bytes of memory that the index takes, by the peer's own account."""
+        raise NotImplementedError(f"{self.name} does not have the feature {INDEX_SIZE!r}")
 
     def library_version(self) -> str:
         """Of the native library inside the package, where it tells."""

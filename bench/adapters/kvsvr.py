@@ -13,9 +13,11 @@ from bench.adapters.base import (
     EXPIRY,
     EXPIRY_SECONDS,
     FULL_SCAN,
+    INDEX_SIZE,
     SCAN,
     SNAPSHOTS,
     TABLES,
+    TENFOLD,
     Adapter,
     NotInstalled,
     Pair,
@@ -31,7 +33,7 @@ class KvsvrAdapter(Adapter):
     name = "kvsvr"
     distribution = "kvsvr"
     is_peer = False
-    features = frozenset({SCAN, FULL_SCAN, TABLES, SNAPSHOTS, EXPIRY})
+    features = frozenset({SCAN, FULL_SCAN, TABLES, SNAPSHOTS, EXPIRY, INDEX_SIZE, TENFOLD})
     settings = 'unsynced cells sync="none", fsync cells sync="always"'
     durability = (
         "kill -9; after power loss a prefix of the writes",
@@ -91,6 +93,9 @@ class KvsvrAdapter(Adapter):
                 return found
 
         yield read
+
+    def index_size(self) -> int:
+        return int(self._db.stats()["index_memory_size"])
 
     def close(self) -> None:
         if self._db is not None:

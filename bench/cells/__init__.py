@@ -3,7 +3,21 @@ empties it. Titles and bars are those of the issue. base.py has the loops."""
 
 from collections.abc import Mapping, Sequence
 
-from bench.cells import durable, latency, many, scans, single, snapshots, tables, threads, ycsb
+from bench.cells import (
+    durable,
+    latency,
+    many,
+    memory,
+    opening,
+    scans,
+    single,
+    snapshots,
+    space,
+    stalls,
+    tables,
+    threads,
+    ycsb,
+)
 from bench.cells.base import (
     CHUNK_COUNT,
     MANY,
@@ -39,6 +53,11 @@ IN_ORDER: Sequence[Cell] = (
     # Each into an empty store.
     *many.PUT_MANY,
     *tables.CELLS,
+    # In processes and stores of their own.
+    *stalls.CELLS,
+    *space.CELLS,
+    *memory.CELLS,
+    *opening.CELLS,
 )
 
 CELLS: Mapping[str, Cell] = {cell.name: cell for cell in IN_ORDER}
