@@ -30,25 +30,26 @@ from dataclasses import asdict, dataclass
 from importlib import import_module
 from itertools import islice
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, perf_counter_ns
 from types import TracebackType
 from typing import Any
 
 from bench.adapters.base import INDEX_SIZE, Adapter
+from bench.curve import curve_of
 from bench.data import KEY_SIZE, NOISE, Setting, WrongAnswer, value_of
 from bench.load import settle
 
 START_SECONDS_MAX = 60.0
-OPERATION_SECONDS_MAX = 1e-3  # Fifty times what the slowest peer takes: a limit for hanging, not for being slow.
-LOAD_COUNT = 1000  # Keys a batch, for loading.
+OPERATION_SECONDS_MAX = 5e-4  # Several times what the slowest peer takes: a limit for hanging, not for being slow.
+LOAD_COUNT, LOAD_SIZE = 1000, 1 << 20  # A batch, for loading, at most: so many keys, and bytes of values.
 LOOK_COUNT = 2000  # Puts between two looks at the clock.
 LOOK_SECONDS = 0.05
-QUIET_COUNT = 12  # Of 30 ms: housekeeping that looks ten times a second has looked thrice, and found nothing to do.
+QUIET_COUNT = 8  # Of 30 ms: housekeeping that looks ten times a second has looked twice, and found nothing to do.
 OVERWRITES = 3
+PASSES = {"space": 1 + OVERWRITES, "open": 0, "write": 0}  # Over all keys; every other task makes one.
 READ_SECONDS = 0.05  # A reader that never let go would keep every page that LMDB replaces.
 CHECK_COUNT = 200
 WRITING = b"writing\n"
-QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p99.9": 0.999, "p99.99": 0.9999, "max": 1.0}
 PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
 
 
@@ -84,10 +85,8 @@ class Request:
     @property
     def seconds_max(self) -> float:
         """When to give up. 5 MB a second is a tenth of what a slow disk does."""
-        size = self.key_count * (KEY_SIZE + self.value_size)
-        return (
-            START_SECONDS_MAX + self.seconds + (1 + OVERWRITES) * (self.key_count * OPERATION_SECONDS_MAX + size / 5e6)
-        )
+        pass_seconds = self.key_count * (OPERATION_SECONDS_MAX + (KEY_SIZE + self.value_size) / 5e6)
+        return START_SECONDS_MAX + self.seconds + PASSES.get(self.task, 1) * pass_seconds
 
 
 def ask(request: Request) -> dict[str, Any]:
@@ -232,8 +231,9 @@ def _head_size(size: int) -> int:
 def load(adapter: Adapter, keys: Keys) -> None:
     """Every key at generation 0, in the order of their numbers, which is none of their bytes."""
     with adapter.writes() as writes:
-        for first in range(0, keys.count, LOAD_COUNT):
-            some = map(keys.key, range(first, min(first + LOAD_COUNT, keys.count)))
+        step = max(1, min(LOAD_COUNT, LOAD_SIZE // keys.setting.value_size))
+        for first in range(0, keys.count, step):
+            some = map(keys.key, range(first, min(first + step, keys.count)))
             writes.write_batch([(key, keys.value(key, 0)) for key in some])
 
 
@@ -275,12 +275,17 @@ def task_overwrite(request: Request, adapter: Adapter, keys: Keys) -> dict[str, 
 
 def _anonymous(request: Request, adapter: Adapter, work: Callable[[], object]) -> dict[str, Any]:
     """What of RssAnon came by opening and the work. Anonymous pages are those that no file stands behind: the page
-    cache, which holds what stores map, belongs to the kernel, and it takes it back when it likes."""
+    cache, which holds what stores map, belongs to the kernel, and it takes it back when it likes. Held is what is left
+    when malloc has been told to give back what was freed: the rest a program pays for, too, but it is no state."""
     before = anonymous_size()
     _open(request, adapter)
     work()
     rest()
     answer = {"anonymous": anonymous_size() - before}
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:  # Not every C library has it.
+        trim(0)
+    answer["held"] = anonymous_size() - before
     if adapter.can(INDEX_SIZE):
         answer["index"] = adapter.index_size()
     adapter.close()
@@ -375,47 +380,40 @@ def task_stalls(request: Request, adapter: Adapter, keys: Keys) -> dict[str, Any
     return {"put": curve_of(puts), "get": curve_of(gets), "put_count": len(puts), "get_count": len(gets)}
 
 
-def _timed_puts(adapter: Adapter, keys: Keys, seconds: float, give_up: Callable[[], bool]) -> "array[float]":
+def _timed_puts(adapter: Adapter, keys: Keys, seconds: float, give_up: Callable[[], bool]) -> "array[int]":
     """Nothing is prepared ahead: whoever holds the GIL for that would be seen in the other thread's times."""
-    times = array("d")
-    after = 0.0
-    end = perf_counter() + seconds
+    times = array("q")
+    after = 0
+    end = perf_counter_ns() + int(seconds * 1e9)
     with adapter.writes() as writes:
         put = writes.put
         for key, value in keys.random_pairs(1):
-            before = perf_counter()
+            before = perf_counter_ns()
             put(key, value)
-            after = perf_counter()
+            after = perf_counter_ns()
             times.append(after - before)
             if after > end or give_up():
                 return times
     raise AssertionError("random_pairs has no end")
 
 
-def _timed_gets(adapter: Adapter, keys: Keys, ended: threading.Event) -> "array[float]":
+def _timed_gets(adapter: Adapter, keys: Keys, ended: threading.Event) -> "array[int]":
     """The bytes are checked at the end, for the same reason."""
-    times = array("d")
+    times = array("q")
     asked = keys.random_keys(2)
     while not ended.is_set():
-        after, until = 0.0, perf_counter() + READ_SECONDS
+        after, until = 0, perf_counter_ns() + int(READ_SECONDS * 1e9)
         with adapter.reads() as reads:
             get = reads.get
             while after < until:
                 key = next(asked)
-                before = perf_counter()
+                before = perf_counter_ns()
                 answer = get(key)
-                after = perf_counter()
+                after = perf_counter_ns()
                 times.append(after - before)
                 if answer is None:
                     raise WrongAnswer(f"key {key.hex()} is gone")
     return times
-
-
-def curve_of(seconds: Sequence[float]) -> dict[str, float]:
-    """Microseconds at each quantile: that many of all were no slower."""
-    ordered = sorted(seconds)
-    last = len(ordered) - 1
-    return {name: 1e6 * ordered[min(last, int(len(ordered) * quantile))] for name, quantile in QUANTILES.items()}
 
 
 def rest() -> None:

@@ -21,6 +21,7 @@ from typing import Any
 from rich.table import Table
 
 import kvsvr
+from bench.child import size_of
 
 FORMAT = 1
 KEY_SIZE = 16
@@ -91,18 +92,6 @@ def run(directory: Path, key_count: int, value_size: int, seconds: float, show: 
         moved_ratio=stats["moved_size"] / (len(times) * stats["live_size"] / key_count),
         put_us={**marks, "max": 1e6 * ordered[-1]},
     )
-
-
-def size_of(directory: Path) -> int:
-    """Bytes that the disk gives for it; files may go while this looks."""
-    total = 0
-    for folder, _, names in os.walk(directory):
-        for name in names:
-            try:
-                total += os.stat(os.path.join(folder, name)).st_blocks * 512
-            except FileNotFoundError:
-                continue
-    return total
 
 
 def table_of(outcome: Outcome) -> Table:

@@ -11,7 +11,7 @@ from itertools import groupby
 from bench.cells import CELLS, Cell
 from bench.data import VALUE_SIZE, Setting
 
-KEYS, KEYS_QUICK = 1_000_000, 20_000
+KEYS, KEYS_QUICK = 1_000_000, 10_000
 BYTES_PER_KEY_MAX = 512  # Of values, on average over the keys of the usual setting: of larger values there are fewer.
 KEYS_MIN = 100
 DEFAULT = "all"
@@ -26,7 +26,7 @@ GROUPS: Mapping[str, Sequence[str]] = {
     "ycsb": ("YCSB",),
     "scans": ("scans",),
     "tables": ("tables",),
-    "latency": ("latency",),
+    "latency": ("latency", "stalls"),
     "threads": ("threads",),
     "snapshots": ("snapshots and expiry",),
     "space": ("space",),
@@ -59,18 +59,24 @@ def regrouped(cells: Iterable[Cell]) -> list[Stage]:
 
 def _chosen(workload: str, key_count: int, *, quick: bool) -> Iterator[tuple[Setting, Cell]]:
     usual = Setting(key_count)
-    cells = list(CELLS.values())
+    cells = [cell for cell in CELLS.values() if cell.quick or not (quick and workload == "all")]
     if workload in ("table", "all"):
-        yield from ((usual, cell) for cell in cells if workload == "all" or cell.has_own_bar(usual))
+        yield from ((usual, cell) for cell in cells if workload == "all" or has_bar(cell))
     if workload in GROUPS:
         yield from ((usual, cell) for cell in cells if cell.group in GROUPS[workload])
     for size, varying in SIZES:
         setting = sized(key_count, size, varying=varying)
         for cell in cells:
-            if (workload in ("table", "all") and cell.has_own_bar(setting)) or (
-                workload in ("sizes", "all") and _shows_size(cell, size, varying=varying, quick=quick)
+            if (
+                (workload in ("table", "all", cell.group) and setting.suffix in cell.bars_absolute)
+                or (workload in ("table", "all") and setting.suffix in cell.bars)
+                or (workload in ("sizes", "all") and _shows_size(cell, size, varying=varying, quick=quick))
             ):
                 yield setting, cell
+
+
+def has_bar(cell: Cell) -> bool:
+    return cell.bar is not None or cell.bar_absolute is not None
 
 
 def sized(key_count: int, size: int, *, varying: bool) -> Setting:
@@ -81,4 +87,4 @@ def sized(key_count: int, size: int, *, varying: bool) -> Setting:
 def _shows_size(cell: Cell, size: int, *, varying: bool, quick: bool) -> bool:
     if quick:
         return (size, varying) in SIZES_QUICK and cell.name in SIZE_CELLS_QUICK
-    return cell.bar is not None or bool(cell.bars_absolute)
+    return cell.bar is not None

@@ -22,9 +22,9 @@ Pair = tuple[bytes, bytes]
 # What not every peer has; a cell that needs one is not run for those without it.
 SCAN, FULL_SCAN, TABLES, SNAPSHOTS, EXPIRY = "scan", "full-scan", "tables", "snapshots", "expiry"
 EXPIRY_SECONDS = 7 * 86_400  # Longer than any run: nothing expires under the cells that follow.
-FILES = "files"  # A feature: what was closed is there for the next process.
-INDEX_SIZE = "index size"  # A feature: index_size() answers.
-TENFOLD = "ten times the keys"  # A feature: loads them fast enough to be measured with so many.
+FILES = "files"  # what was closed is there for the next process.
+INDEX_SIZE = "index size"  # index_size() answers.
+TENFOLD = "ten times the keys"  # loads them fast enough to be measured with so many.
 
 
 class NotInstalled(Exception):

@@ -53,7 +53,7 @@ IN_ORDER: Sequence[Cell] = (
     # Each into an empty store.
     *many.PUT_MANY,
     *tables.CELLS,
-    # In processes and stores of their own.
+    # Each with stores of its own, in processes of its own.
     *stalls.CELLS,
     *space.CELLS,
     *memory.CELLS,

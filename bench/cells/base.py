@@ -90,34 +90,28 @@ class Cell:
     better: Better = "more"
     bar: float | None = None  # kvsvr against the best peer, at least: above 1 kvsvr is ahead, whatever the unit
     bar_absolute: float | None = None  # kvsvr's own figure: at least that much if more is better, at most if less
-    bars_absolute: Mapping[int, float] = field(default_factory=dict)  # the same where it differs by size of values
-    bars: Mapping[str, float] = field(default_factory=dict)  # `bar` at other sizes, by Setting.suffix
     once: bool = False  # it repeats within itself or counts bytes: one repetition, one attempt
+    quick: bool = True  # part of a quick run of everything
     durable: bool = False
     threads: int = 1
     needs_feature: str | None = None  # that a peer must have: see Adapter.can
     limit: str | None = None  # of limits.py, to stand beside
+    bars: Mapping[str, float] = field(default_factory=dict)  # at other sizes, by Setting.suffix
+    bars_absolute: Mapping[str, float] = field(default_factory=dict)
     setting: Setting | None = None  # of this run; set when cells are chosen
-
-    def has_own_bar(self, setting: Setting) -> bool:
-        """Whether the issue names a bar for it at these sizes, other than for every cell of that size."""
-        if not setting.suffix:
-            return any(bar is not None for bar in (self.bar, self.at(setting).bar_absolute))
-        return setting.suffix in self.bars or self.at(setting).bar_absolute is not None
 
     def at(self, setting: Setting) -> "Cell":
         """The same cell under its name and with its bar at these sizes."""
         suffix = setting.suffix
-        absolute = None if setting.varying else self.bars_absolute.get(setting.value_size)
         if not suffix:
-            return replace(self, bar_absolute=self.bar_absolute if absolute is None else absolute, setting=setting)
+            return replace(self, setting=setting)
         large = LARGE_BAR if self.bar is not None and setting.value_size >= 1024 and not setting.varying else None
         return replace(
             self,
             name=self.name + suffix,
             title=f"{self.title}, {setting.values_text}",
             bar=self.bars.get(suffix, large),
-            bar_absolute=absolute,
+            bar_absolute=self.bars_absolute.get(suffix),
             setting=setting,
         )
 

@@ -21,9 +21,9 @@ from bench.cells.base import (
     check_written,
     time_each,
 )
+from bench.curve import curve_of
 
 GROUP = "latency"
-QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p99.9": 0.999, "p99.99": 0.9999, "max": 1.0}
 BAR = 1 / 1.5  # At most one and a half times the best.
 
 
@@ -54,10 +54,8 @@ def time_each_get(
 
 
 def timing_of(taken: "array[int]") -> Timing:
-    ordered = sorted(taken)
-    last = len(ordered) - 1
-    curve = {name: ordered[min(last, int(share * len(ordered)))] / 1000 for name, share in QUANTILES.items()}
-    return Timing(len(ordered), sum(ordered) / 1e9, value=curve["p99.9"], curve=curve)
+    curve = curve_of(taken)
+    return Timing(len(taken), sum(taken) / 1e9, value=curve["p99.9"], curve=curve)
 
 
 def run_put(adapter: Adapter, work: Work) -> Timing:

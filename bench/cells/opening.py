@@ -17,7 +17,8 @@ from time import sleep
 from bench.adapters.base import FILES, TENFOLD, Adapter
 from bench.cells.base import ANY, Cell, Timing, Work
 from bench.cells.together import Together
-from bench.child import Child, Request, ask, curve_of
+from bench.child import Child, Request, ask
+from bench.curve import curve_of
 from bench.data import Setting
 
 MANY_KEYS = 1_000_000
@@ -50,8 +51,8 @@ def _measure(adapter: Adapter, work: Work, setting: Setting, kill_count: int) ->
 
 
 def _open_killed(adapter: Adapter, work: Work, setting: Setting, kill_count: int) -> Iterator[float]:
-    """The moments follow from the number of the attempt, so that all peers are killed after the same times."""
-    rng = random.Random(work.generation)
+    """All peers are killed after the same times."""
+    rng = random.Random(setting.key_count)
     seconds_max = KILL_SECONDS if setting.key_count >= MANY_KEYS else KILL_SECONDS_QUICK
     for seed in range(kill_count):
         with Child(Request.of("write", adapter, work.directory, setting, seconds=seconds_max, seed=seed)) as writer:
@@ -67,8 +68,8 @@ def _open(adapter: Adapter, work: Work, setting: Setting, seed: int) -> float:
 
 
 def _timing(milliseconds: list[float], value: float) -> Timing:
-    seconds = [each / 1000 for each in milliseconds]
-    return Timing(len(seconds), sum(seconds), value=value, curve=curve_of(seconds))
+    curve = curve_of(int(1e6 * each) for each in milliseconds)
+    return Timing(len(milliseconds), sum(milliseconds) / 1000, value=value, curve=curve)
 
 
 def _cell(
@@ -82,6 +83,7 @@ def _cell(
         better="less",
         bar_absolute=bar,
         once=True,
+        quick=not tenfold,
         writes=False,
         needs=ANY,
         leaves=None,

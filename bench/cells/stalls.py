@@ -32,9 +32,10 @@ def _cell(name: str, title: str, part: str) -> Cell:
     return Cell(
         name=name,
         title=title,
-        group="latency",
+        group="stalls",
         unit="us",
         better="less",
+        quick=False,  # A second per repetition and peer shows no stalls worth the time.
         writes=False,
         needs=ANY,
         leaves=None,

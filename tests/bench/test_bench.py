@@ -26,10 +26,8 @@ from bench.load import Load, Snapshot
 from bench.machine import FileSystem
 from bench.results import Repetition, best_peer, figure_of, figures_of, rotated
 from bench.runner import Outcome, Plan, run, suits
-from bench.workloads import GROUPS, Stage, stages
+from bench.workloads import GROUPS, Stage, has_bar, stages
 
-# Those of processes of their own are in test_measures.py.
-OWN_CELLS = [cell for cell in CELLS.values() if cell.needs != ANY]
 QUIET = Load(wall_seconds=1.0, own_seconds=0.9, kernel_seconds=0.0, other_seconds=0.0)
 NOISY = replace(QUIET, other_seconds=0.9)
 
@@ -104,7 +102,7 @@ def test_every_peer_agrees_with_a_dict(name: str, durable: bool, data: Data, tmp
 @pytest.mark.parametrize("name", ADAPTERS)
 def test_every_peer_passes_every_cell(name: str, data: Data, tmp_path: Path) -> None:
     adapter = installed(name)
-    cells = [cell for cell in OWN_CELLS if suits(adapter, cell)]
+    cells = [cell for cell in CELLS.values() if suits(adapter, cell) and cell.needs != ANY]  # Those: test_measures.py.
     repetitions = run_plan(plan_of(data, tmp_path, " ".join(cell.name for cell in cells), ADAPTERS[name]))
     assert [(r.cell, r.error) for r in repetitions] == [(cell.name, None) for cell in cells]
     assert all(r.operations > 0 and r.seconds > 0 and r.value > 0 for r in repetitions)
@@ -118,16 +116,6 @@ def test_every_peer_passes_at_every_size(name: str, setting: Setting, tmp_path: 
     cells = [cell for cell in CELLS.values() if cell.name in chosen.split() and suits(adapter, cell)]
     plan = plan_of(Data(setting), tmp_path, " ".join(cell.name for cell in cells), ADAPTERS[name])
     assert [(r.cell, r.error) for r in run_plan(plan)] == [(cell.name + setting.suffix, None) for cell in cells]
-
-
-def test_a_cell_that_repeats_within_itself_is_run_once(data: Data, tmp_path: Path) -> None:
-    plan = plan_of(data, tmp_path, "put get-hit", repeat=3, retry_max=2)
-    (stage,) = plan.stages
-    put, get = stage.cells
-    plan = replace(plan, stages=[replace(stage, cells=[put, replace(get, once=True)])])
-    found = run_plan(plan, lambda _: NOISY)
-    assert [(r.cell, r.repetition) for r in found if r.kept] == [("put", 0), ("get-hit", 0), ("put", 1), ("put", 2)]
-    assert sum(r.cell == "get-hit" for r in found) == 1
 
 
 def test_a_peer_that_cannot_do_a_cell_is_left_out(data: Data, tmp_path: Path) -> None:
@@ -225,6 +213,10 @@ class Forgetful(Complete):
 
 def forget(*_: object) -> None:
     pass
+
+
+OWN_GROUPS = ("single keys", "many keys", "durable", "scans", "YCSB", "tables", "latency", "threads")
+OWN_CELLS = [cell for cell in CELLS.values() if cell.group in (*OWN_GROUPS, "snapshots and expiry")]
 
 
 @pytest.mark.parametrize("cell", OWN_CELLS, ids=lambda cell: str(cell.name))
@@ -430,27 +422,29 @@ def test_fsync_on_a_memory_file_system_is_refused(
 
 
 def test_the_table_is_every_cell_with_a_bar_and_the_sizes_that_have_one() -> None:
-    found = {stage.setting: stage.cells for stage in stages("table", 1000, quick=False)}
-    assert set(found) == {Setting(1000), Setting(500, 1024), Setting(1000, varying=True)}
-    named = ["put-many-ordered", "table-last", "ycsb-e", "put-latency", "memory-loaded", "space-loaded", "open-clean"]
-    assert set(named) <= {cell.name for cell in found[Setting(1000)]}
-    assert all(cell.bar is not None or cell.bar_absolute is not None for cells in found.values() for cell in cells)
-    assert [(cell.name, cell.bar) for cell in found[Setting(1000, varying=True)]] == [("full-scan@varying", 0.8)]
-    space = {cell.name: cell.bar_absolute for cell in found[Setting(500, 1024)]}
-    assert space == {"space-loaded@1KiB": 1.15, "space-overwritten@1KiB": 1.6}
-    assert {cell.name: cell.bar_absolute for cell in found[Setting(1000)]}["space-loaded"] == 1.6
+    usual, large, varying = stages("table", 1000, quick=False)
+    assert [cell.name for cell in usual.cells] == [name for name, cell in CELLS.items() if has_bar(cell)]
+    assert (usual.setting, varying.setting) == (Setting(1000), Setting(1000, varying=True))
+    assert [(cell.name, cell.bar) for cell in varying.cells] == [("full-scan@varying", 0.8)]
+    bars = [("space-loaded@1KiB", 1.15), ("space-overwritten@1KiB", 1.6)]
+    assert [(cell.name, cell.bar_absolute) for cell in large.cells] == bars
+
+
+def test_a_quick_run_of_everything_leaves_out_what_says_so() -> None:
+    quick, full = ({cell.name for stage in stages("all", 1000, quick=q) for cell in stage.cells} for q in (True, False))
+    assert {name for name in CELLS if name not in quick} == {name for name, cell in CELLS.items() if not cell.quick}
+    assert full >= set(CELLS)
 
 
 def test_every_cell_is_in_a_named_workload() -> None:
     named = {cell.name for name in GROUPS for stage in stages(name, 1000, quick=False) for cell in stage.cells}
-    assert named == set(CELLS)
+    assert named >= set(CELLS)
 
 
 def test_at_large_values_every_bar_is_that_of_the_issue_and_bytes_are_bounded() -> None:
     found = {stage.setting.suffix: stage for stage in stages("sizes", 1_000_000, quick=False)}
     assert set(found) == {"@16B", "@1KiB", "@64KiB", "@varying", "@1KiB-varying", "@64KiB-varying"}
-    large = [cell for size in ("@1KiB", "@64KiB") for cell in found[size].cells if cell.group != "space"]
-    assert all(cell.bar == 0.8 for cell in large)
+    assert all(cell.bar == 0.8 for size in ("@1KiB", "@64KiB") for cell in found[size].cells)
     assert all(cell.bar is None for cell in found["@16B"].cells)
     assert all(s.setting.key_count * s.setting.value_size <= 1_000_000 * 512 for s in found.values())
 

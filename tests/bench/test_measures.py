@@ -26,7 +26,8 @@ from bench.adapters.dict import DictAdapter
 from bench.cells import CELLS, Timing, Work, memory, opening, space, stalls
 from bench.cells.base import ANY
 from bench.cells.together import NotMeasured, Together
-from bench.child import Child, ChildFailed, Keys, Request, ask, curve_of
+from bench.child import Child, ChildFailed, Keys, Request, ask
+from bench.curve import curve_of
 from bench.data import KEY_SIZE, Data, Setting, WrongAnswer, value_of
 from bench.load import Load, Snapshot
 from bench.machine import file_system_of
@@ -65,7 +66,7 @@ class Bloated(Adapter):
             for key, value in pairs:
                 self.put(key, value)
 
-        yield Writes(self.put, self._items.__delitem__, write_batch=write_batch, put_many=write_batch)
+        yield Writes(put=self.put, delete=self._items.__delitem__, write_batch=write_batch, put_many=write_batch)
 
     @contextmanager
     def reads(self) -> Iterator[Reads]:
@@ -197,6 +198,7 @@ def test_memory_is_the_slope_between_n_and_2n_keys(tmp_path: Path) -> None:
     figures = memory.measure(Hoarder(), work_in(tmp_path, Setting(4000, SIZE)))
     assert figures["load"].value == pytest.approx(PAGE, rel=0.05)
     assert figures["overwrite"].value == pytest.approx(PAGE, rel=0.05)
+    assert figures["held"].value == pytest.approx(PAGE, rel=0.05)
     assert figures["touch"].value == pytest.approx(0, abs=0.05 * PAGE)
     assert figures["index"].value == 7
     assert figures["total"].value == pytest.approx(4000 * PAGE / (1 << 20), rel=0.1)
@@ -264,7 +266,7 @@ def test_stalls_are_seen_on_the_side_that_stalls(tmp_path: Path, monkeypatch: py
 
 
 def test_a_curve_is_of_the_slowest() -> None:
-    curve = curve_of(array("d", [1e-6] * 998 + [2e-3, 5e-3]))
+    curve = curve_of(array("q", [1000] * 998 + [2_000_000, 5_000_000]))
     assert curve == pytest.approx({"p50": 1, "p90": 1, "p99": 1, "p99.9": 5000, "p99.99": 5000, "max": 5000})
 
 
@@ -317,8 +319,8 @@ def test_what_was_never_written_is_noticed_after_a_kill() -> None:
     for key, value in pairs:
         keys.check(key, value)
         keys.check(key, keys.value(key, 0))
-    (key, value), (other, _) = pairs[0], next(pair for pair in pairs if pair[0] != pairs[0][0])
-    for wrong in (None, keys.value(other, 0), value[:-9] + bytes(9), keys.value(key, 1)):
+    (key, value), (other, other_value) = [pair for pair in dict(pairs).items() if len(pair[1]) > 2 * KEY_SIZE][:2]
+    for wrong in (None, keys.value(other, 0), other_value, value[:-9] + bytes(9), keys.value(key, 1)):
         with pytest.raises(WrongAnswer):
             keys.check(key, wrong)
 
@@ -395,6 +397,8 @@ def test_every_peer_passes_every_measure(
         pytest.skip(f"{name}: {reason}")
     if not adapter.can(FILES):
         pytest.skip("memory only")
+    if measure == "memory" and name not in ("kvsvr", "sqlite3"):
+        pytest.skip("the others do nothing there that they do not do for space")
     monkeypatch.setattr(opening, "KILLS_QUICK", 1)
     monkeypatch.setattr(opening, "OPEN_COUNT", 1)
     monkeypatch.setattr(stalls, "SECONDS_QUICK", 0.1)
