@@ -26,26 +26,30 @@ import threading
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from itertools import islice
 from pathlib import Path
 from time import perf_counter, perf_counter_ns
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
-from bench.adapters.base import INDEX_SIZE, Adapter
+from bench.adapters.base import INDEX_SIZE, Adapter, Reads, Writes
 from bench.curve import curve_of
 from bench.data import KEY_SIZE, NOISE, Setting, WrongAnswer, value_of
 from bench.load import settle
 
+Calls = TypeVar("Calls", Reads, Writes)
+
 START_SECONDS_MAX = 60.0
-OPERATION_SECONDS_MAX = 1e-3  # Fifty times what the slowest peer takes: a limit for hanging, not for being slow.
-LOAD_COUNT = 1000  # Keys a batch, for loading.
+OPERATION_SECONDS_MAX = 5e-4  # Several times what the slowest peer takes: a limit for hanging, not for being slow.
+LOAD_COUNT, LOAD_SIZE = 1000, 1 << 20  # A batch, for loading, at most: so many keys, and bytes of values.
 LOOK_COUNT = 2000  # Puts between two looks at the clock.
 LOOK_SECONDS = 0.05
 QUIET_COUNT = 8  # Of 30 ms: housekeeping that looks ten times a second has looked twice, and found nothing to do.
 OVERWRITES = 3
+PASSES = {"space": 1 + OVERWRITES, "open": 0, "write": 0}  # Over all keys; every other task makes one.
 READ_SECONDS = 0.05  # A reader that never let go would keep every page that LMDB replaces.
 CHECK_COUNT = 200
 WRITING = b"writing\n"
@@ -84,10 +88,8 @@ class Request:
     @property
     def seconds_max(self) -> float:
         """When to give up. 5 MB a second is a tenth of what a slow disk does."""
-        size = self.key_count * (KEY_SIZE + self.value_size)
-        return (
-            START_SECONDS_MAX + self.seconds + (1 + OVERWRITES) * (self.key_count * OPERATION_SECONDS_MAX + size / 5e6)
-        )
+        pass_seconds = self.key_count * (OPERATION_SECONDS_MAX + (KEY_SIZE + self.value_size) / 5e6)
+        return START_SECONDS_MAX + self.seconds + PASSES.get(self.task, 1) * pass_seconds
 
 
 def ask(request: Request) -> dict[str, Any]:
@@ -229,23 +231,29 @@ def _head_size(size: int) -> int:
     return min(KEY_SIZE, (size + 1) // 2)
 
 
-def load(adapter: Adapter, keys: Keys) -> None:
+def load(writes: Writes, keys: Keys) -> None:
     """Every key at generation 0, in the order of their numbers, which is none of their bytes."""
-    with adapter.writes() as writes:
-        for first in range(0, keys.count, LOAD_COUNT):
-            some = map(keys.key, range(first, min(first + LOAD_COUNT, keys.count)))
-            writes.write_batch([(key, keys.value(key, 0)) for key in some])
+    step = max(1, min(LOAD_COUNT, LOAD_SIZE // keys.setting.value_size))
+    for first in range(0, keys.count, step):
+        some = map(keys.key, range(first, min(first + step, keys.count)))
+        writes.write_batch([(key, keys.value(key, 0)) for key in some])
 
 
-def overwrite(adapter: Adapter, keys: Keys, generation: int, look: Callable[[], object]) -> None:
+def overwrite(writes: Writes, keys: Keys, generation: int, look: Callable[[], object]) -> None:
     """Every key once, one put each, in no order; `look` is called every so often."""
     looked = perf_counter()
-    with adapter.writes() as writes:
-        for count, key in enumerate(keys.shuffled(generation)):
-            writes.put(key, keys.value(key, generation))
-            if count % LOOK_COUNT == 0 and perf_counter() - looked > LOOK_SECONDS:
-                look()
-                looked = perf_counter()
+    for count, key in enumerate(keys.shuffled(generation)):
+        writes.put(key, keys.value(key, generation))
+        if count % LOOK_COUNT == 0 and perf_counter() - looked > LOOK_SECONDS:
+            look()
+            looked = perf_counter()
+
+
+def touch(reads: Reads, keys: Keys, seed: int) -> None:
+    """A get of every key that was loaded, in no order."""
+    for key in keys.shuffled(seed):
+        if reads.get(key) != keys.value(key, 0):
+            raise WrongAnswer(f"key {key.hex()} has not the value that was loaded")
 
 
 # --- in the child: what is asked ---
@@ -253,39 +261,40 @@ def overwrite(adapter: Adapter, keys: Keys, generation: int, look: Callable[[], 
 
 def task_load(request: Request, adapter: Adapter, keys: Keys) -> dict[str, Any]:
     """Memory after loading into a new store, which stays."""
-    return _anonymous(request, adapter, lambda: load(adapter, keys))
+    return _anonymous(request, adapter, adapter.writes, lambda writes: load(writes, keys))
 
 
 def task_touch(request: Request, adapter: Adapter, keys: Keys) -> dict[str, Any]:
     """Memory after opening and a get of everything."""
-
-    def touch() -> None:
-        with adapter.reads() as reads:
-            for key in keys.shuffled(request.seed):
-                if reads.get(key) != keys.value(key, 0):
-                    raise WrongAnswer(f"key {key.hex()} has not the value that was loaded")
-
-    return _anonymous(request, adapter, touch)
+    return _anonymous(request, adapter, adapter.reads, lambda reads: touch(reads, keys, request.seed))
 
 
 def task_overwrite(request: Request, adapter: Adapter, keys: Keys) -> dict[str, Any]:
     """Memory after opening and an overwrite of everything."""
-    return _anonymous(request, adapter, lambda: overwrite(adapter, keys, request.seed, lambda: None))
+    return _anonymous(
+        request, adapter, adapter.writes, lambda writes: overwrite(writes, keys, request.seed, lambda: None)
+    )
 
 
-def _anonymous(request: Request, adapter: Adapter, work: Callable[[], object]) -> dict[str, Any]:
+def _anonymous(
+    request: Request,
+    adapter: Adapter,
+    begin: Callable[[], AbstractContextManager[Calls]],
+    work: Callable[[Calls], object],
+) -> dict[str, Any]:
     """What of RssAnon came by opening and the work. Anonymous pages are those that no file stands behind: the page
     cache, which holds what stores map, belongs to the kernel, and it takes it back when it likes. Held is what is left
     when malloc has been told to give back what was freed: the rest a program pays for, too, but it is no state."""
     before = anonymous_size()
     _open(request, adapter)
-    work()
-    rest()
-    answer = {"anonymous": anonymous_size() - before}
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:  # Not every C library has it.
-        trim(0)
-    answer["held"] = anonymous_size() - before
+    with begin() as calls:  # What a connection caches is given back at its end, so this looks before.
+        work(calls)
+        rest()
+        answer = {"anonymous": anonymous_size() - before}
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:  # Not every C library has it.
+            trim(0)
+        answer["held"] = anonymous_size() - before
     if adapter.can(INDEX_SIZE):
         answer["index"] = adapter.index_size()
     adapter.close()
@@ -296,7 +305,8 @@ def task_space(request: Request, adapter: Adapter, keys: Keys) -> dict[str, Any]
     """What a new store takes on the disk, and what was written to overwrite it."""
     directory = Path(request.directory)
     _open(request, adapter)
-    load(adapter, keys)
+    with adapter.writes() as writes:
+        load(writes, keys)
     loaded = _closed_size(adapter, directory)
     written, device = written_size(), device_written_size(directory)
     peak = 0
@@ -306,9 +316,10 @@ def task_space(request: Request, adapter: Adapter, keys: Keys) -> dict[str, Any]
         peak = max(peak, size_of(directory))
 
     _open(request, adapter)
-    for generation in range(1, OVERWRITES + 1):
-        overwrite(adapter, keys, generation, look)
-        look()
+    with adapter.writes() as writes:
+        for generation in range(1, OVERWRITES + 1):
+            overwrite(writes, keys, generation, look)
+            look()
     overwritten = _closed_size(adapter, directory)
     answer = {
         "loaded": loaded / keys.live_size(0),
@@ -365,7 +376,8 @@ def task_write(request: Request, adapter: Adapter, keys: Keys) -> dict[str, Any]
 def task_stalls(request: Request, adapter: Adapter, keys: Keys) -> dict[str, Any]:
     """How long single puts and gets take, side by side in two threads, the one overwriting at full speed."""
     _open(request, adapter)
-    load(adapter, keys)
+    with adapter.writes() as writes:
+        load(writes, keys)
     rest()
     ended = threading.Event()
     with ThreadPoolExecutor(1) as pool:

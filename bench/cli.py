@@ -31,8 +31,9 @@ from bench.report import print_report
 from bench.runner import Outcome, Plan, run, suits
 from bench.workloads import KEYS, KEYS_QUICK, Stage
 
-SYNCS, SYNCS_QUICK = 3_000, 300
-REPEAT, REPEAT_QUICK = 3, 1
+SYNCS, REPEAT = 3_000, 3
+QUICK = (KEYS_QUICK, 100, 1)  # keys, syncs, repetitions
+ALONE_QUICK = (100_000, 1_000, 3)  # Where kvsvr alone is measured there is time for more.
 RETRIES, RETRIES_QUICK = 2, 0
 BYTES_PER_KEY = 4096  # Free space asked for: the largest store measured, with room for its log.
 LAG_SPACE = 2 << 30
@@ -53,7 +54,7 @@ class Failed(Exception):
 def parser() -> argparse.ArgumentParser:
     others = "boundary | lag | overwrite | compare | page | plot"
     about = f"kvsvr beside its peers. See also: python -m bench {others} --help"
-    result = _parser("python -m bench", about, "bench")
+    result = _parser("python -m bench", about, "bench", QUICK)
     result.add_argument("--retries", type=int, metavar="N", help=f"of a disturbed repetition (default {RETRIES})")
     result.add_argument("--workload", choices=workloads.NAMES, default=workloads.DEFAULT, help="default: %(default)s")
     cells = "of the workload's, as put@1KiB where values are of another size: " + ", ".join(CELLS)
@@ -64,7 +65,9 @@ def parser() -> argparse.ArgumentParser:
 
 
 def boundary_parser() -> argparse.ArgumentParser:
-    result = _parser("python -m bench boundary", "How much of an operation is C, cffi and Python.", "boundary")
+    result = _parser(
+        "python -m bench boundary", "How much of an operation is C, cffi and Python.", "boundary", ALONE_QUICK
+    )
     result.add_argument("--keep", action="store_true", help="keep the keys and values, for kv_harness by hand")
     return result
 
@@ -81,7 +84,7 @@ def lag_parser() -> argparse.ArgumentParser:
 def overwrite_parser() -> argparse.ArgumentParser:
     description = "Whether compaction keeps up with random overwriting at full speed, and what it costs the writer."
     result = argparse.ArgumentParser(prog="python -m bench overwrite", description=description)
-    result.add_argument("--quick", action="store_true", help=f"{KEYS_QUICK:,} keys, 10 seconds")
+    result.add_argument("--quick", action="store_true", help=f"{ALONE_QUICK[0]:,} keys, 10 seconds")
     result.add_argument("--keys", type=int, metavar="N", help=f"default {KEYS:,}")
     result.add_argument("--value-size", type=int, default=100, metavar="N", help="bytes (default 100)")
     result.add_argument("--seconds", type=int, metavar="N", help="default 600")
@@ -89,10 +92,10 @@ def overwrite_parser() -> argparse.ArgumentParser:
     return result
 
 
-def _parser(program: str, description: str, json_prefix: str) -> argparse.ArgumentParser:
+def _parser(program: str, description: str, json_prefix: str, quick: tuple[int, int, int]) -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(prog=program, description=description)
-    quick = f"{KEYS_QUICK:,} keys, {SYNCS_QUICK:,} syncs, {REPEAT_QUICK} repetition, {RETRIES_QUICK} retries"
-    result.add_argument("--quick", action="store_true", help=quick)
+    text = f"{quick[0]:,} keys, {quick[1]:,} syncs, repetitions: {quick[2]}"
+    result.add_argument("--quick", action="store_true", help=text)
     result.add_argument("--keys", type=int, metavar="N", help=f"keys in the store (default {KEYS:,})")
     result.add_argument("--syncs", type=int, metavar="N", help=f"fsyncs per repetition (default {SYNCS:,})")
     result.add_argument("--repeat", type=int, metavar="N", help=f"repetitions of every cell (default {REPEAT})")
@@ -121,14 +124,14 @@ def main(argv: Sequence[str]) -> int:
         return 2 if isinstance(error, Usage) else 1
 
 
-def sizes(options: argparse.Namespace) -> tuple[int, int]:
+def sizes(options: argparse.Namespace, quick_keys: int, quick_syncs: int, quick_repeat: int) -> tuple[int, int]:
     """How many keys and syncs; sees to --repeat on the way."""
-    key_count = options.keys if options.keys is not None else KEYS_QUICK if options.quick else KEYS
-    sync_count = options.syncs if options.syncs is not None else SYNCS_QUICK if options.quick else SYNCS
+    key_count = options.keys if options.keys is not None else quick_keys if options.quick else KEYS
+    sync_count = options.syncs if options.syncs is not None else quick_syncs if options.quick else SYNCS
     at_least("--keys", key_count, 100)
     at_least("--syncs", sync_count, 8)
     if options.repeat is None:
-        options.repeat = REPEAT_QUICK if options.quick else REPEAT
+        options.repeat = quick_repeat if options.quick else REPEAT
     at_least("--repeat", options.repeat, 1)
     return key_count, sync_count
 
@@ -139,7 +142,7 @@ def at_least(option: str, number: int, least: int) -> None:
 
 
 def bench(options: argparse.Namespace, argv: list[str]) -> int:
-    key_count, sync_count = sizes(options)
+    key_count, sync_count = sizes(options, *QUICK)
     if options.retries is None:
         options.retries = RETRIES_QUICK if options.quick else RETRIES
     at_least("--retries", options.retries, 0)
@@ -220,7 +223,7 @@ def data_source(usual: Data) -> Callable[[Setting], Data]:
 
 
 def boundary(options: argparse.Namespace, argv: list[str]) -> int:
-    key_count, sync_count = sizes(options)
+    key_count, sync_count = sizes(options, *ALONE_QUICK)
     started_at = datetime.now(UTC)
     json_path: Path = options.json or Path(started_at.strftime("boundary-%Y%m%d-%H%M%S.json"))
     check_places(options.dir, json_path, key_count, durable=True)
@@ -288,7 +291,7 @@ def lag(options: argparse.Namespace, argv: list[str]) -> int:
 
 def overwrite(options: argparse.Namespace, argv: list[str]) -> int:
     seconds = options.seconds if options.seconds is not None else 10 if options.quick else 600
-    key_count = options.keys if options.keys is not None else KEYS_QUICK if options.quick else KEYS
+    key_count = options.keys if options.keys is not None else ALONE_QUICK[0] if options.quick else KEYS
     at_least("--seconds", seconds, 1)
     at_least("--keys", key_count, 100)
     at_least("--value-size", options.value_size, 1)

@@ -1,7 +1,7 @@
 """Which cells, with how many keys and values of which sizes: what `--workload` takes.
 
 A workload is stages; a stage is cells on stores of one setting. Nothing is listed here that a cell says itself: the
-table of the issue is the cells with a bar, the others are groups.
+table of the issue is the cells with a bar, sizes are the same cells again, the others are groups.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -11,14 +11,13 @@ from itertools import groupby
 from bench.cells import CELLS, Cell
 from bench.data import VALUE_SIZE, Setting
 
-KEYS, KEYS_QUICK = 1_000_000, 20_000
+KEYS, KEYS_QUICK = 1_000_000, 10_000
 BYTES_PER_KEY_MAX = 512  # Of values, on average over the keys of the usual setting: of larger values there are fewer.
 KEYS_MIN = 100
 DEFAULT = "all"
 
-# Value size and whether it varies; what is measured there.
+# Value size and whether it varies. A full run takes the cells with a bar to all of them, a quick one these to those.
 SIZES = ((16, False), (1024, False), (65536, False), (VALUE_SIZE, True), (1024, True), (65536, True))
-SIZE_GROUPS = frozenset({"single keys", "many keys", "durable", "scans", "tables", "YCSB", "latency"})
 SIZES_QUICK = ((1024, False), (65536, False))
 SIZE_CELLS_QUICK = frozenset({"put", "get-hit", "full-scan"})
 GROUPS: Mapping[str, Sequence[str]] = {
@@ -88,4 +87,4 @@ def sized(key_count: int, size: int, *, varying: bool) -> Setting:
 def _shows_size(cell: Cell, size: int, *, varying: bool, quick: bool) -> bool:
     if quick:
         return (size, varying) in SIZES_QUICK and cell.name in SIZE_CELLS_QUICK
-    return cell.group in SIZE_GROUPS
+    return cell.bar is not None

@@ -135,7 +135,7 @@ def check_value(work: Work, key: bytes, answer: bytes | None, written: set[bytes
 
 
 def run_scans(adapter: Adapter, work: Work) -> Timing:
-    count = min(work.data.key_count, SOME_MAX // 20)
+    count = min(work.data.key_count // 4, SOME_MAX // 20)  # A scan is worth fifty reads, and its answer is checked.
     steps = scan_steps_of(work, count)
     with adapter.mix() as mix:
         seconds, answers = time_scan_steps(mix.scan, mix.put, steps)
