@@ -11,7 +11,7 @@ from itertools import groupby
 from bench.cells import CELLS, Cell
 from bench.data import VALUE_SIZE, Setting
 
-KEYS, KEYS_QUICK = 1_000_000, 10_000
+KEYS, KEYS_QUICK = 1_000_000, 5_000
 BYTES_PER_KEY_MAX = 512  # Of values, on average over the keys of the usual setting: of larger values there are fewer.
 KEYS_MIN = 100
 DEFAULT = "all"
