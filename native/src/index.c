@@ -16,7 +16,7 @@
 
 #include <stdlib.h>
 
-enum { CACHE_LINE_SIZE = 64, CAPACITY_STEP_SMALL = 16, CAPACITY_STEP = 128, CHUNKS_FROM_SIZE = 4 << 20 };
+enum { CACHE_LINE_SIZE = 64, CAPACITY_STEP_SMALL = 16, CAPACITY_STEP = 128, SLABS_FROM_SIZE = 4 << 20 };
 
 /* --- building blocks --- */
 
@@ -48,21 +48,21 @@ kv_directory *kv_directory_new(uint32_t depth) {
 /* malloc aligns to a slot, and not to a cache line: no slot straddles one either way, and the gaps that alignment leaves
  * behind were measured at 3 bytes a key. */
 kv_slot *kv_slots_new(const kv_index *index, const kv_index_table *table) {
-    return table->in_chunk ? kv_slots_take(index->slots_memory, table->capacity) : calloc(table->capacity, KV_SLOT_SIZE);
+    return table->in_slab ? kv_slots_take(index->slots_memory, table->capacity) : calloc(table->capacity, KV_SLOT_SIZE);
 }
 
 void kv_slots_free(const kv_index_table *table, kv_slot *slots) {
-    if (slots != NULL && table->in_chunk) kv_slots_give(slots, table->capacity);
+    if (slots != NULL && table->in_slab) kv_slots_give(slots, table->capacity);
     else free((void *)slots);
 }
 
-/* A small index is to stay small: a chunk would be most of it. */
+/* A small index is to stay small: a slab would be most of it. */
 kv_index_table *kv_table_new(uint32_t capacity, uint32_t depth, uint64_t index_size) {
     kv_index_table *table = calloc(1, sizeof *table);
     if (table == NULL) return NULL;
     table->capacity = capacity;
     table->depth = depth;
-    table->in_chunk = index_size >= CHUNKS_FROM_SIZE && kv_slots_fit_chunks(capacity);
+    table->in_slab = index_size >= SLABS_FROM_SIZE && kv_slots_fit_slabs(capacity);
     table->image_number = KV_NO_IMAGE;
     return table;
 }
@@ -252,7 +252,7 @@ void kv_index_measure(const kv_index *index, kv_index_stats *out) {
         .table_count = index->table_count,
         .loaded_count = atomic_load_explicit(&index->loaded_count, memory_order_relaxed),
         .memory_size = sizeof *index + atomic_load_explicit(&index->memory_size, memory_order_relaxed),
-        .chunk_size = kv_slots_memory_size(index->slots_memory),
+        .slab_size = kv_slots_memory_size(index->slots_memory),
     };
 }
 
