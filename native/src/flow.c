@@ -269,13 +269,13 @@ kv_status kv_flow_prepare(kv_flow *flow, uint32_t size) {
     return status;
 }
 
-/* A piece at a time: while the kernel works on one, whoever maps or unmaps memory in this process waits. A writer may have
- * moved on to the segment meanwhile, but not behind it: for the next one it needs the lock. So the segment stays. */
+/* A piece at a time: while the kernel works on one, whoever maps or unmaps memory in this process waits. Ends when a writer
+ * has moved on to the segment: making the one behind it is more urgent then. A writer does not get behind it meanwhile, for
+ * that wants the lock; so the segment stays where it is. */
 static void segment_warm(kv_flow *flow, const segment *one) {
-    for (uint32_t at = 0; at < one->size; at += WARM_SIZE) {
-        uint32_t end = atomic_load_explicit(&one->end, memory_order_relaxed);
+    for (uint32_t at = 0; at < one->size && atomic_load(&flow->next) == one; at += WARM_SIZE) {
         uint32_t size = one->size - at < WARM_SIZE ? one->size - at : WARM_SIZE;
-        if (end < at + size) flow->io->warm(flow->io, one->bytes + at, size);
+        flow->io->warm(flow->io, one->bytes + at, size);
     }
 }
 
