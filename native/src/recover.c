@@ -176,11 +176,22 @@ static kv_status segment_open(kv_flow *flow, uint32_t id, kv_fault *fault, segme
 
 /* --- records --- */
 
-static kv_status deliver(scan *s, const kv_record *record, uint32_t id, uint32_t offset, uint32_t used) {
-    if (record->sequence > s->sequence) s->sequence = record->sequence;
-    if (s->replay == NULL) return KV_OK;
-    return s->replay(s->context, record, (kv_position){.segment = id, .offset = offset}, used);
-}
+enum { BLOCK = 32 };
+
+/* Valid records that follow one another. Replay waits for memory more than for anything else, so the resolver hears of
+ * a whole block before it is to apply the first of it. */
+typedef struct block {
+    kv_record records[BLOCK];
+    struct {
+        uint32_t offset;
+        uint32_t used;
+        uint32_t behind; /* where the log goes on once it is applied; within an envelope: again at its head */
+    } at[BLOCK];
+    size_t count;
+    uint32_t next; /* behind the last of them */
+    /* The envelope before `next`: its head, and where it ends. What lies between was found valid. */
+    uint32_t head, whole;
+} block;
 
 /* Every record inside is valid and together they fill it. */
 static bool envelope_whole(const scan *s, const segment *one, uint32_t offset, uint32_t end) {
@@ -195,17 +206,58 @@ static bool envelope_whole(const scan *s, const segment *one, uint32_t offset, u
     return offset == end;
 }
 
-static kv_status deliver_envelope(scan *s, const segment *one, uint32_t offset, uint32_t end) {
-    kv_record record;
-    uint32_t used;
-    kv_status status = KV_OK;
-    while (status == KV_OK && offset < end) {
-        uint64_t place = kv_place(s->flow->salt, one->id, offset);
-        status = kv_record_peek(one->bytes + offset, end - offset, place, &record, &used);
-        if (status == KV_OK) status = deliver(s, &record, one->id, offset, used);
-        offset += used;
+/* KV_OK: the record at b->next, `used` bytes of it, is records[count]. */
+static kv_status block_decode(block *b, const scan *s, const segment *one, uint32_t limit, uint32_t *used) {
+    const uint8_t *bytes = one->bytes + b->next;
+    uint64_t place = kv_place(s->flow->salt, one->id, b->next);
+    if (b->next < b->whole) return kv_record_peek(bytes, b->whole - b->next, place, &b->records[b->count], used);
+    uint64_t left = b->next < limit ? limit - b->next : 0;
+    kv_status status = kv_record_decode(bytes, left, place, &b->records[b->count], used);
+    return status == KV_OK || status == KV_EFORMAT ? status : KV_EOF;
+}
+
+/* KV_MORE: the block is full. KV_OK: a SEAL is next, records[count]. KV_EOF: nothing valid is. KV_EFORMAT: nothing that
+ * this version knows. */
+static kv_status block_fill(block *b, const scan *s, const segment *one, uint32_t limit) {
+    for (b->count = 0; b->count < BLOCK;) {
+        uint32_t used = 0, offset = b->next;
+        const kv_record *record = &b->records[b->count];
+        kv_status status = block_decode(b, s, one, limit, &used);
+        b->at[b->count].used = used;
+        if (status != KV_OK || record->kind == KV_KIND_SEAL) return status;
+        if (record->kind == KV_KIND_ENVELOPE) {
+            uint32_t end = offset + used + record->value_size;
+            if (!envelope_whole(s, one, offset + used, end)) return KV_EOF;
+            b->head = offset;
+            b->whole = end;
+            b->next += used;
+            continue;
+        }
+        b->next += used;
+        b->at[b->count].offset = offset;
+        b->at[b->count++].behind = b->next < b->whole ? b->head : b->next;
     }
-    return status;
+    return KV_MORE;
+}
+
+static kv_status deliver(scan *s, const kv_record *record, uint32_t id, uint32_t offset, uint32_t used) {
+    if (record->sequence > s->sequence) s->sequence = record->sequence;
+    if (s->replay == NULL) return KV_OK;
+    return s->replay(s->context, record, (kv_position){.segment = id, .offset = offset}, used);
+}
+
+/* In order. *offset: where the log goes on behind what was applied. */
+static kv_status block_apply(scan *s, const block *b, segment *one, uint32_t *offset) {
+    if (s->replay != NULL && s->flow->options.ahead != NULL) s->flow->options.ahead(s->context, b->records, b->count);
+    for (size_t i = 0; i < b->count; i++) {
+        kv_status status = deliver(s, &b->records[i], one->id, b->at[i].offset, b->at[i].used);
+        if (status != KV_OK) return status;
+        *offset = b->at[i].behind;
+        if (!one->sealed) atomic_store(&one->end, *offset);
+    }
+    *offset = b->next < b->whole ? b->head : b->next; /* An envelope may be empty. */
+    if (!one->sealed) atomic_store(&one->end, *offset);
+    return KV_OK;
 }
 
 /* Never a torn tail, which could be cut: a newer version's records must not be lost to an older one. */
@@ -216,38 +268,28 @@ static kv_status unknown_record(scan *s, const segment *one, uint32_t offset) {
     return KV_EFORMAT;
 }
 
+/* KV_EOF: it cannot be one. */
+static kv_status take_seal(segment *one, const kv_record *record, uint32_t used, uint32_t *offset) {
+    if (record->value_size != 4 || !leads_on(one, kv_load32(record->value))) return KV_EOF;
+    if (!one->sealed) one->next = kv_load32(record->value); /* The header may have been told more since. */
+    *offset += used;
+    atomic_store(&one->ended, true);
+    atomic_store(&one->end, *offset);
+    return KV_OK;
+}
+
 /* Replays from *offset. KV_OK: a SEAL ended the segment, *offset is behind it. KV_EOF: no valid record at *offset.
  * Anything else is the resolver's word. */
 static kv_status scan_segment(scan *s, segment *one, uint32_t limit, uint32_t *offset) {
-    for (;;) {
-        kv_record record;
-        uint32_t used;
-        uint64_t place = kv_place(s->flow->salt, one->id, *offset);
-        uint64_t left = *offset < limit ? limit - *offset : 0;
-        kv_status status = kv_record_decode(one->bytes + *offset, left, place, &record, &used);
-        if (status == KV_EFORMAT) return unknown_record(s, one, *offset);
-        if (status != KV_OK) return KV_EOF;
-        uint32_t next = *offset + used;
-        if (record.kind == KV_KIND_SEAL) {
-            if (record.value_size != 4 || !leads_on(one, kv_load32(record.value))) return KV_EOF;
-            if (!one->sealed) one->next = kv_load32(record.value); /* The header may have been told more since. */
-            atomic_store(&one->ended, true);
-            atomic_store(&one->end, next);
-            *offset = next;
-            return KV_OK;
-        }
-        if (record.kind == KV_KIND_ENVELOPE) {
-            uint32_t end = next + record.value_size;
-            if (!envelope_whole(s, one, next, end)) return KV_EOF;
-            status = deliver_envelope(s, one, next, end);
-            next = end;
-        } else {
-            status = deliver(s, &record, one->id, *offset, used);
-        }
+    block b = {.next = *offset};
+    kv_status ending = KV_MORE;
+    while (ending == KV_MORE) {
+        ending = block_fill(&b, s, one, limit);
+        kv_status status = block_apply(s, &b, one, offset);
         if (status != KV_OK) return status;
-        *offset = next;
-        if (!one->sealed) atomic_store(&one->end, next);
     }
+    if (ending == KV_EFORMAT) return unknown_record(s, one, *offset);
+    return ending == KV_OK ? take_seal(one, &b.records[b.count], b.at[b.count].used, offset) : ending;
 }
 
 /* What an end of valid records at `offset` means. KV_EOF: the log ends there. */

@@ -138,6 +138,17 @@ static kv_status store_replay(void *context, const kv_record *record, kv_positio
     }
 }
 
+/* What the records will change or replace lies anywhere in memory: slots first, then what they point at. */
+static void store_replay_ahead(void *context, const kv_record *records, size_t count) {
+    const replaying *r = context;
+    kv_store *store = r->store;
+    kv_probe probe;
+    if (store->hash_seed == 0) set_hash_seed(store);
+    for (size_t i = 0; i < count; i++) kv_index_prefetch(store->index, target_of(store, &records[i]).hash);
+    for (size_t i = 0; i < count; i++)
+        store_prefetch(store, kv_index_first(store->index, target_of(store, &records[i]).hash, &probe));
+}
+
 static void state_clear(kv_store *store) {
     kv_index_free(store->index);
     kv_order_free(store->order);
@@ -171,6 +182,7 @@ static kv_status open_flow(kv_store *store, kv_position start, const uint8_t *st
                                .store_id = store_id,
                                .sequence_min = o->sequence_min,
                                .salvage = o->salvage != 0,
+                               .ahead = store_replay_ahead,
                                .write_watermark_always = !o->background};
     replaying r = {.store = store, .fault = fault};
     return kv_flow_open(store->io, store->epoch, &options, start, store_replay, &r, fault, &store->flow);

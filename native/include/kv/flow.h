@@ -50,6 +50,10 @@ static inline uint64_t kv_position_order(kv_position p) { return (uint64_t)p.seg
 
 typedef struct kv_flow kv_flow;
 
+/* Called, by those who ask for it, with records that kv_replay will be called for next, unless one before them ends the
+ * replay: to have fetched what they will need. Changes nothing that counts. */
+typedef void (*kv_replay_ahead)(void *context, const kv_record *records, size_t count);
+
 typedef struct kv_flow_options {
     bool readonly;
     bool write_calls;          /* use write_at() instead of stores through the mapping */
@@ -58,6 +62,7 @@ typedef struct kv_flow_options {
     const uint8_t *store_id;   /* 16 bytes: the store `start` was noted in; another one is KV_EUSAGE. NULL: any */
     uint64_t sequence_min;     /* of a flow that was not closed: numbers go on above it */
     bool salvage;              /* a reader that goes on behind damage, and notes it (kv_flow_damages) */
+    kv_replay_ahead ahead;     /* or NULL */
     bool write_watermark_always; /* after every sync, whatever the clock says: for recorded histories */
 } kv_flow_options;
 
