@@ -1,4 +1,4 @@
-/* recover.c -- finds the end of the log, hands its records to a resolver, and makes that end definite. The only code
+/* recover.c -- finds the end of the log and hands its records to a resolver. The only code
  * that truncates.
  *
  * The reader's algorithm:
@@ -13,12 +13,14 @@
  *   - A segment behind the end may hold no watermark: one that does was durable once, which says that the end is
  *     damage as well.
  *
- * What a writer does when the opener before it did not close, each step durable before the next:
- *   1. cut the segment at the end of the log: stale records behind it can never join the log again;
- *   2. make the next segment, with a number that was never used and a ceiling above all ceilings seen;
- *   3. unlink the segments behind the end;
- *   4. SEAL the cut segment, naming the new one; say so in its header.
- * A crash between any two of them leaves a log with the same end. */
+ * What a writer does when the opener before it did not close: nothing, at first. The segment that the log ends in counts
+ * as full. The first write, or the close, goes on like behind any full segment (flow.c), in this order:
+ *   1. the next segment is made, durably, with a number that was never used and a ceiling above all ceilings seen;
+ *   2. the segments behind the end are unlinked, durably; 1 and 2 are done ahead, by whoever prepares segments;
+ *   3. a SEAL is written over whatever stands at the end, naming the new one, and only then a record into that;
+ *   4. a sync makes durable all that was found and the SEAL, then the header says so and the file is cut behind it.
+ * A crash between any two of them leaves a log with the same end, as far as what was found was durable. Stale records
+ * behind the end can never join the log: nothing but a SEAL is ever written where it ended. */
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -496,7 +498,7 @@ static kv_status check_behind_end(kv_flow *flow, const listing *l, kv_position e
     return KV_OK;
 }
 
-/* --- making the end definite --- */
+/* --- taking the end over --- */
 
 static kv_status activate_next(kv_flow *flow) {
     kv_status status = segment_register(flow, atomic_load(&flow->next));
@@ -508,60 +510,75 @@ static kv_status activate_next(kv_flow *flow) {
     return KV_OK;
 }
 
-static kv_status unlink_behind(kv_flow *flow, const uint32_t *ids, size_t count, uint32_t last) {
-    bool any = false;
-    for (size_t i = 0; i < count; i++) {
-        if (ids[i] <= last) continue;
+kv_status segments_unlink_behind(kv_flow *flow) {
+    for (size_t i = 0; i < flow->behind_count; i++) {
         char path[SEGMENT_PATH_SIZE];
-        segment_path(ids[i], path);
+        segment_path(flow->behind[i], path);
         kv_status status = flow->io->unlink(flow->io, path);
-        if (status != KV_OK) return flow_fail(flow, status);
-        segment *one = segment_find(flow, ids[i]);
-        segment_forget(flow, ids[i]);
-        segment_release(flow, one);
-        any = true;
+        if (status != KV_OK && status != KV_ABSENT) return status;
     }
-    return any ? flow_fail(flow, flow->io->sync_dir(flow->io, "flow")) : KV_OK;
-}
-
-static kv_status finish_recovered(kv_flow *flow, const uint32_t *ids, size_t count, kv_position end) {
-    kv_status status = KV_OK;
-    for (size_t i = 0; status == KV_OK && i < count && ids[i] <= end.segment; i++) {
-        segment *one = segment_find(flow, ids[i]);
-        if (!one->sealed) status = segment_finish(flow, one);
-    }
+    kv_status status = flow->behind_count != 0 ? flow->io->sync_dir(flow->io, "flow") : KV_OK;
+    if (status == KV_OK) flow->behind_count = 0;
     return status;
 }
 
-/* The four steps of the head of this file. */
-static kv_status cut_and_seal(kv_flow *flow, const uint32_t *ids, size_t count, kv_position end) {
-    kv_status status = KV_OK;
-    segment *last = segment_find(flow, end.segment);
-    for (size_t i = 0; status == KV_OK && i < count && ids[i] < end.segment; i++) {
-        segment *one = segment_find(flow, ids[i]);
-        if (one->sealed) continue;
-        one->last_sequence = flow->sequence;
-        status = flow_fail(flow, flow->io->sync(flow->io, one->file));
+/* Nobody looks at them any more; their files have to wait for the next segment, whose header takes over their ceilings. */
+static kv_status set_behind_apart(kv_flow *flow, const listing *l, uint32_t last) {
+    flow->behind = calloc(l->count, sizeof *flow->behind);
+    if (flow->behind == NULL) return KV_ENOMEM;
+    for (size_t i = 0; i < l->count; i++) {
+        if (l->ids[i] <= last) continue;
+        flow->behind[flow->behind_count++] = l->ids[i];
+        segment *one = segment_find(flow, l->ids[i]);
+        segment_forget(flow, l->ids[i]);
+        segment_release(flow, one);
     }
-    /* The SEAL of a close that did not get to the header lies below the watermark and goes: the watermark first. */
-    if (status == KV_OK && last->watermark > end.offset) {
-        status = segment_write_watermark(flow, last, end.offset);
+    return KV_OK;
+}
+
+/* A clean close that did not get as far as the header. Its SEAL will be written anew, naming the next segment; it lies
+ * below the watermark, and a half of it may not pass for damage: the watermark goes first, durably. */
+static kv_status take_seal_back(kv_flow *flow, segment *last, kv_position *end) {
+    end->offset -= KV_SEAL_SIZE;
+    kv_status status = KV_OK;
+    if (last->watermark > end->offset) {
+        status = segment_write_watermark(flow, last, end->offset);
         if (status == KV_OK) status = flow_fail(flow, flow->io->sync(flow->io, last->file));
     }
-    if (status == KV_OK) status = segment_cut(flow, last, end.offset);
-    if (status != KV_OK) return status;
-
-    if (flow->ceiling < flow->options.sequence_min) flow->ceiling = flow->options.sequence_min;
-    uint64_t ceiling = flow->ceiling;
-    status = kv_flow_prepare(flow, 0);
-    if (status == KV_OK) status = unlink_behind(flow, ids, count, end.segment);
-    if (status == KV_OK) status = segment_write_seal_record(flow, last, end.offset, atomic_load(&flow->next)->id);
-    /* The record first, then the header that vouches for it. */
-    if (status == KV_OK) status = flow_fail(flow, flow->io->sync(flow->io, last->file));
-    if (status == KV_OK) status = finish_recovered(flow, ids, count, end);
-    if (status == KV_OK) status = activate_next(flow);
-    flow->sequence = ceiling;
+    if (status == KV_OK) status = segment_cut(flow, last, end->offset);
+    last->next = 0;
+    atomic_store(&last->end, end->offset);
+    atomic_store(&last->ended, false);
     return status;
+}
+
+/* Known to be durable: where the oldest segment that is not sealed says so. */
+static kv_position known_durable(const kv_flow *flow, const listing *l) {
+    for (size_t i = 0; i < l->count; i++) {
+        const segment *one = segment_find(flow, l->ids[i]);
+        if (one->sealed) continue;
+        uint32_t offset = one->watermark > KV_SEGMENT_HEADER_SIZE ? one->watermark : KV_SEGMENT_HEADER_SIZE;
+        return (kv_position){.segment = one->id, .offset = offset};
+    }
+    KV_ASSERT(!"the last segment of a log that was not closed is not sealed");
+}
+
+/* From here on the end is that of a segment which is full: the first write seals it there and goes on in a new one, a sync
+ * reaches what was found as if it had just been written. */
+static kv_status take_over(kv_flow *flow, const listing *l, kv_position end) {
+    segment *last = segment_find(flow, end.segment);
+    kv_status status = atomic_load(&last->ended) ? take_seal_back(flow, last, &end) : KV_OK;
+    if (status != KV_OK) return status;
+    atomic_store(&flow->durable, kv_position_order(known_durable(flow, l)));
+    atomic_store(&flow->tail, kv_position_order(end));
+    for (size_t i = 0; i < l->count && l->ids[i] <= end.segment; i++) {
+        segment *one = segment_find(flow, l->ids[i]);
+        if (!one->sealed) one->last_sequence = flow->sequence;
+    }
+    flow->recovered = last;
+    if (flow->ceiling < flow->options.sequence_min) flow->ceiling = flow->options.sequence_min;
+    flow->sequence = flow->ceiling;
+    return set_behind_apart(flow, l, end.segment);
 }
 
 static kv_status make_new(kv_flow *flow) {
@@ -585,7 +602,7 @@ static void unlink_leftovers(kv_flow *flow, const listing *l) {
 }
 
 /* A writer's open, after the replay. */
-static kv_status make_definite(kv_flow *flow, const listing *l, kv_position end) {
+static kv_status become_writer(kv_flow *flow, const listing *l, kv_position end) {
     segment *last = segment_find(flow, end.segment);
     flow->was_clean = last->sealed && last->next == 0;
     flow->next_id = l->highest + 1;
@@ -597,9 +614,7 @@ static kv_status make_definite(kv_flow *flow, const listing *l, kv_position end)
         atomic_store(&flow->durable, kv_position_order(end));
         return KV_OK;
     }
-    /* A clean close that did not get as far as the header: the SEAL is written anew, naming the next segment. */
-    if (atomic_load(&last->ended)) end.offset -= KV_SEAL_SIZE;
-    return cut_and_seal(flow, l->ids, l->count, end);
+    return take_over(flow, l, end);
 }
 
 static kv_status flow_recover(kv_flow *flow, kv_position start, scan *s) {
@@ -636,7 +651,7 @@ static kv_status flow_recover(kv_flow *flow, kv_position start, scan *s) {
     atomic_store(&flow->tail, kv_position_order(end));
     if (flow->options.readonly) goto out;
     status = check_behind_end(flow, &l, end, s->fault);
-    if (status == KV_OK) status = make_definite(flow, &l, end);
+    if (status == KV_OK) status = become_writer(flow, &l, end);
 out:
     listing_clear(&l);
     return status;

@@ -272,9 +272,9 @@ static kv_status open_store(kv_store *store, const uint8_t *checkpoint, size_t s
     if (kv_flow_sequence(store->flow) < store->checkpoint_sequence)
         kv_flow_set_sequence(store->flow, store->checkpoint_sequence);
     if (readonly) return KV_OK;
-    uint32_t tail = kv_flow_tail(store->flow).segment;
-    store->generation = store->was_clean ? tail + 1 : tail;
-    status = big_sweep(store);
+    store->generation = kv_flow_first(store->flow);
+    if (store->options.sync != KV_SYNC_NONE) status = kv_flow_sync(store->flow, kv_flow_tail(store->flow));
+    if (status == KV_OK) status = big_sweep(store);
     if (status == KV_OK) status = checkpoint_sweep(store, checkpoint, size);
     atomic_store(&store->state, STORE_OPEN);
     return status == KV_OK ? wake_start(store) : status;
