@@ -134,6 +134,8 @@ def _restore(origin: Path, destination: str | os.PathLike[str], progress: Progre
     for directory in DIRECTORIES:
         sync_directory(target / directory)
     sync_directory(target)
+    with suppress(PermissionError):  # As with a new store: who may not look into the parent cannot sync it.
+        sync_directory(target.parent)
     handle = Handle(str(target), Config(), None, sequence_min=manifest["version"] + VERSION_JUMP)
     try:
         handle.close()

@@ -224,10 +224,14 @@ kv_status big_sweep(kv_store *store) {
         uint64_t id;
         char path[PATH_SIZE];
         if (!file_name_id(names[i], ".val", &id) || big_set_has(&store->bigs, id)) continue;
+        /* What took its place may not be durable yet: the log may have been found, and not synced since. */
+        status = kv_flow_sync(store->flow, kv_flow_tail(store->flow));
+        if (status != KV_OK) break;
         big_path(id, path);
         store->io->unlink(store->io, path);
     }
     free(names);
+    if (status != KV_OK) return status;
     store->retired_count = 0; /* What a replay retired is among what was just removed. */
     store->retired_size = 0;
     return KV_OK;

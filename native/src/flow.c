@@ -133,17 +133,17 @@ static kv_status segment_write_seal(kv_flow *flow, segment *one) {
     return flow_fail(flow, flow->io->write_at(flow->io, one->file, bytes, sizeof bytes, HEADER_SEAL));
 }
 
-/* Ends a segment at `offset` with a SEAL record. */
-kv_status segment_write_seal_record(kv_flow *flow, segment *one, uint32_t offset, uint32_t next) {
+/* Ends a segment at `offset` with a SEAL record; no record before it has a number above `sequence`. */
+kv_status segment_write_seal_record(kv_flow *flow, segment *one, uint32_t offset, uint32_t next, uint64_t sequence) {
     uint8_t value[4], bytes[KV_SEAL_SIZE];
     kv_store32(value, next);
-    kv_record seal = {.kind = KV_KIND_SEAL, .version = flow->sequence, .value = value, .value_size = sizeof value};
+    kv_record seal = {.kind = KV_KIND_SEAL, .version = sequence, .value = value, .value_size = sizeof value};
     KV_ASSERT(kv_record_size(&seal) == KV_SEAL_SIZE);
     kv_record_encode(&seal, kv_place(flow->salt, one->id, offset), bytes);
     kv_status status = flow->io->write_at(flow->io, one->file, bytes, sizeof bytes, offset);
     if (status != KV_OK) return flow_fail(flow, status);
     one->next = next;
-    one->last_sequence = flow->sequence;
+    one->last_sequence = sequence;
     atomic_store_explicit(&one->end, offset + KV_SEAL_SIZE, memory_order_release);
     atomic_store_explicit(&one->ended, true, memory_order_release);
     return KV_OK;
@@ -211,6 +211,7 @@ static kv_status segment_prepare(kv_flow *flow, uint32_t size) {
     atomic_init(&one->end, KV_SEGMENT_HEADER_SIZE);
 
     kv_status status = segment_make(flow, one);
+    if (status == KV_OK) status = segments_unlink_behind(flow);
     if (status != KV_OK) {
         int os_error = errno;
         if (one->file != NULL && status == KV_ENOSPC) flow->io->unlink(flow->io, SEGMENT_TEMPORARY);
@@ -316,6 +317,15 @@ static kv_status name_successor(kv_flow *flow, uint32_t id) {
     return status;
 }
 
+/* Ends the segment before `id`, naming that. Numbers went on above the ceilings of a log that was not closed, so there the
+ * last one used is what was found. */
+static kv_status seal_for(kv_flow *flow, uint32_t id) {
+    bool found = flow->active == NULL;
+    segment *last = found ? flow->recovered : flow->active;
+    if (last == NULL) return name_successor(flow, id);
+    return segment_write_seal_record(flow, last, atomic_load(&last->end), id, found ? last->last_sequence : flow->sequence);
+}
+
 /* Moves on to the prepared segment: the one before is sealed only when the next is there to be named. */
 static kv_status flow_roll(kv_flow *flow, uint64_t size) {
     uint64_t whole = KV_SEGMENT_HEADER_SIZE + size + KV_SEAL_SIZE;
@@ -325,18 +335,17 @@ static kv_status flow_roll(kv_flow *flow, uint64_t size) {
     kv_status status = next == NULL || next->size < whole ? kv_flow_prepare(flow, (uint32_t)whole) : KV_OK;
     if (status != KV_OK) return status;
     next = atomic_load(&flow->next);
-    segment *active = flow->active;
     /* First what can fail without a trace: behind a SEAL nothing may be appended any more. */
     status = segment_register(flow, next);
     if (status != KV_OK) return status;
-    status = active == NULL ? name_successor(flow, next->id)
-                            : segment_write_seal_record(flow, active, atomic_load(&active->end), next->id);
+    status = seal_for(flow, next->id);
     if (status != KV_OK) {
         segment_forget(flow, next->id);
         return status;
     }
     atomic_store(&flow->next, NULL);
     flow->active = next;
+    flow->recovered = NULL;
     tail_publish(flow, next);
     return KV_OK;
 }
@@ -663,10 +672,12 @@ kv_status kv_flow_remove(kv_flow *flow, pthread_mutex_t *writer_lock, const uint
 /* --- the end --- */
 
 static kv_status close_writer(kv_flow *flow) {
-    kv_status status = KV_OK;
+    kv_status status = flow->recovered != NULL ? flow_roll(flow, 0) : KV_OK;
+    /* On a full disk a log that was not closed, and not written to since, stays as it was found. */
+    if (status == KV_ENOSPC) return KV_OK;
     segment *active = flow->active;
-    if (active != NULL) {
-        status = segment_write_seal_record(flow, active, atomic_load(&active->end), 0);
+    if (status == KV_OK && active != NULL) {
+        status = segment_write_seal_record(flow, active, atomic_load(&active->end), 0, flow->sequence);
         if (status == KV_OK) tail_publish(flow, active);
     }
     if (status == KV_OK) status = kv_flow_sync(flow, kv_flow_tail(flow));
@@ -704,6 +715,7 @@ void kv_flow_free(kv_flow *flow) {
         segment_release(flow, one);
     }
     free(flow->scratch);
+    free(flow->behind);
     free(flow->damages);
     pthread_mutex_destroy(&flow->prepare_lock);
     pthread_mutex_destroy(&flow->sync_lock);
@@ -775,4 +787,5 @@ const uint8_t *kv_flow_store_id(const kv_flow *flow) { return flow->store_id; }
 bool kv_flow_was_clean(const kv_flow *flow) { return flow->was_clean; }
 uint64_t kv_flow_sequence(const kv_flow *flow) { return flow->sequence; }
 uint64_t kv_flow_ceiling(const kv_flow *flow) { return flow->ceiling; }
+uint32_t kv_flow_first(const kv_flow *flow) { return flow->active != NULL ? flow->active->id : flow->next_id; }
 void kv_flow_set_sequence(kv_flow *flow, uint64_t sequence) { flow->sequence = sequence; }

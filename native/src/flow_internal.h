@@ -103,7 +103,8 @@ struct kv_flow {
     _Atomic(segment_map *) map;
 
     /* The holder of the writer lock. */
-    segment *active; /* NULL until the first write after a clean open */
+    segment *active;    /* NULL until the first write, but in a new store */
+    segment *recovered; /* where the log ended that was not closed, until the first write seals it there; else NULL */
     uint64_t sequence;
     uint8_t *scratch; /* write calls: where a record is put together */
     size_t scratch_size;
@@ -116,6 +117,8 @@ struct kv_flow {
     uint32_t next_size;     /* by the schedule */
     uint64_t ceiling;       /* the highest reserved so far */
     uint64_t warm_syncs;    /* sync_count when kv_flow_warm() last looked */
+    uint32_t *behind;       /* files behind the end of a log that was not closed: they go when the next is there */
+    size_t behind_count;
 
     /* sync(): one leader at a time. */
     pthread_mutex_t sync_lock;
@@ -157,14 +160,16 @@ void segment_forget(kv_flow *flow, uint32_t id);
 void segment_release(kv_flow *flow, segment *one);
 void segments_release(kv_flow *flow); /* all, and the map; nobody looks any more */
 kv_status segment_write_watermark(kv_flow *flow, segment *one, uint32_t offset);
-kv_status segment_write_seal_record(kv_flow *flow, segment *one, uint32_t offset, uint32_t next);
+kv_status segment_write_seal_record(kv_flow *flow, segment *one, uint32_t offset, uint32_t next, uint64_t sequence);
 kv_status segment_finish(kv_flow *flow, segment *one);
 uint32_t watermark_check(const kv_flow *flow, uint32_t id, uint32_t offset);
 kv_status flow_fail(kv_flow *flow, kv_status status);
 
-bool segment_parse_name(const char *name, uint32_t *id); /* recover.c, as the next three */
+bool segment_parse_name(const char *name, uint32_t *id); /* recover.c, as the next four */
 uint32_t segment_successor(const segment *one);
 void segment_decode_header(kv_flow *flow, const uint8_t *page, segment *one);
+/* Unlinks what was found behind the end of the log, durably. The segment that follows it is there. */
+kv_status segments_unlink_behind(kv_flow *flow);
 /* The only code that truncates. */
 kv_status segment_cut(kv_flow *flow, segment *one, uint32_t offset);
 

@@ -306,11 +306,11 @@ static kv_status try_lock(int fd, int64_t *holder) {
     return KV_ELOCKED;
 }
 
-/* For the message of whoever finds it locked. What decides is the lock, so a failure here (a full disk) does not count. */
+/* For the message of whoever finds it locked. What decides is the lock, so a failure here (a full disk) does not count.
+ * Always as long, so that the file is never cut: that would wait for whatever the file system's journal is busy with. */
 static void write_holder(int fd) {
     char text[32];
-    int size = snprintf(text, sizeof text, "%ld\n", (long)getpid());
-    if (ftruncate(fd, 0) != 0) return;
+    int size = snprintf(text, sizeof text, "%-19ld\n", (long)getpid());
     ssize_t written = pwrite(fd, text, (size_t)size, 0);
     (void)written;
 }
@@ -383,8 +383,9 @@ static void directory_free(kv_io *io) {
     free(self);
 }
 
-/* Makes the directory's own name durable, each time: whoever created it may have been killed before its sync. A
- * parent that may be passed through but not be read cannot be synced by us, and that is its owner's wish. */
+/* Makes the directory's own name durable, until there is a flow in it: whoever created it may have been killed before its
+ * sync, but whoever began a flow had come to the end of this. A parent that may be passed through but not be read cannot
+ * be synced by us, and that is its owner's wish. */
 static kv_status sync_parent(int root_fd) {
     kv_status status = sync_directory(root_fd, "..");
     return status != KV_OK && errno == EACCES ? KV_OK : status;
@@ -394,7 +395,7 @@ static kv_status open_root(const char *root, bool create, int *out) {
     if (create && mkdir(root, DIRECTORY_MODE) != 0 && errno != EEXIST) return failure_of_name();
     int fd = (int)TEMP_FAILURE_RETRY(open(root, O_RDONLY | O_DIRECTORY | O_CLOEXEC));
     if (fd < 0) return failure_of_name();
-    kv_status status = create ? sync_parent(fd) : KV_OK;
+    kv_status status = create && faccessat(fd, "flow", F_OK, 0) != 0 ? sync_parent(fd) : KV_OK;
     if (status != KV_OK) {
         close_quietly(fd);
         return status;

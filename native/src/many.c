@@ -302,8 +302,12 @@ static kv_status heads_show(kv_caller *c, envelope *e, kv_position position) {
 
 static kv_status envelope_show(kv_caller *c, envelope *e, kv_position position) {
     kv_status status = KV_OK;
-    for (size_t i = 0; status == KV_OK && i < e->count; i++)
-        if (e->items[i].size != 0) status = item_show(c, e, &e->items[i], position);
+    for (size_t from = 0; from < e->count; from += BLOCK) {
+        size_t until = from + BLOCK < e->count ? from + BLOCK : e->count;
+        prefetch_items(c->store, e->items + from, until - from);
+        for (size_t i = from; status == KV_OK && i < until; i++)
+            if (e->items[i].size != 0) status = item_show(c, e, &e->items[i], position);
+    }
     if (status == KV_OK) status = heads_show(c, e, position);
     /* In the log and not wholly in the index: only a reopen brings the two together again. */
     if (status != KV_OK) kv_flow_set_poison(c->store->flow, status, 0);

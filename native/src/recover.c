@@ -1,4 +1,4 @@
-/* recover.c -- finds the end of the log, hands its records to a resolver, and makes that end definite. The only code
+/* recover.c -- finds the end of the log and hands its records to a resolver. The only code
  * that truncates.
  *
  * The reader's algorithm:
@@ -13,12 +13,14 @@
  *   - A segment behind the end may hold no watermark: one that does was durable once, which says that the end is
  *     damage as well.
  *
- * What a writer does when the opener before it did not close, each step durable before the next:
- *   1. cut the segment at the end of the log: stale records behind it can never join the log again;
- *   2. make the next segment, with a number that was never used and a ceiling above all ceilings seen;
- *   3. unlink the segments behind the end;
- *   4. SEAL the cut segment, naming the new one; say so in its header.
- * A crash between any two of them leaves a log with the same end. */
+ * What a writer does when the opener before it did not close: nothing, at first. The segment that the log ends in counts
+ * as full. The first write, or the close, goes on like behind any full segment (flow.c), in this order:
+ *   1. the next segment is made, durably, with a number that was never used and a ceiling above all ceilings seen;
+ *   2. the segments behind the end are unlinked, durably; 1 and 2 are done ahead, by whoever prepares segments;
+ *   3. a SEAL is written over whatever stands at the end, naming the new one, and only then a record into that;
+ *   4. a sync makes durable all that was found and the SEAL, then the header says so and the file is cut behind it.
+ * A crash between any two of them leaves a log with the same end, as far as what was found was durable. Stale records
+ * behind the end can never join the log: nothing but a SEAL is ever written where it ended. */
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -176,11 +178,22 @@ static kv_status segment_open(kv_flow *flow, uint32_t id, kv_fault *fault, segme
 
 /* --- records --- */
 
-static kv_status deliver(scan *s, const kv_record *record, uint32_t id, uint32_t offset, uint32_t used) {
-    if (record->sequence > s->sequence) s->sequence = record->sequence;
-    if (s->replay == NULL) return KV_OK;
-    return s->replay(s->context, record, (kv_position){.segment = id, .offset = offset}, used);
-}
+enum { BLOCK = 32 };
+
+/* Valid records that follow one another. Replay waits for memory more than for anything else, so the resolver hears of
+ * a whole block before it is to apply the first of it. */
+typedef struct block {
+    kv_record records[BLOCK];
+    struct {
+        uint32_t offset;
+        uint32_t used;
+        uint32_t behind; /* where the log goes on once it is applied; within an envelope: again at its head */
+    } at[BLOCK];
+    size_t count;
+    uint32_t next; /* behind the last of them */
+    /* The envelope before `next`: its head, and where it ends. What lies between was found valid. */
+    uint32_t head, whole;
+} block;
 
 /* Every record inside is valid and together they fill it. */
 static bool envelope_whole(const scan *s, const segment *one, uint32_t offset, uint32_t end) {
@@ -195,17 +208,58 @@ static bool envelope_whole(const scan *s, const segment *one, uint32_t offset, u
     return offset == end;
 }
 
-static kv_status deliver_envelope(scan *s, const segment *one, uint32_t offset, uint32_t end) {
-    kv_record record;
-    uint32_t used;
-    kv_status status = KV_OK;
-    while (status == KV_OK && offset < end) {
-        uint64_t place = kv_place(s->flow->salt, one->id, offset);
-        status = kv_record_peek(one->bytes + offset, end - offset, place, &record, &used);
-        if (status == KV_OK) status = deliver(s, &record, one->id, offset, used);
-        offset += used;
+/* KV_OK: the record at b->next, `used` bytes of it, is records[count]. */
+static kv_status block_decode(block *b, const scan *s, const segment *one, uint32_t limit, uint32_t *used) {
+    const uint8_t *bytes = one->bytes + b->next;
+    uint64_t place = kv_place(s->flow->salt, one->id, b->next);
+    if (b->next < b->whole) return kv_record_peek(bytes, b->whole - b->next, place, &b->records[b->count], used);
+    uint64_t left = b->next < limit ? limit - b->next : 0;
+    kv_status status = kv_record_decode(bytes, left, place, &b->records[b->count], used);
+    return status == KV_OK || status == KV_EFORMAT ? status : KV_EOF;
+}
+
+/* KV_MORE: the block is full. KV_OK: a SEAL is next, records[count]. KV_EOF: nothing valid is. KV_EFORMAT: nothing that
+ * this version knows. */
+static kv_status block_fill(block *b, const scan *s, const segment *one, uint32_t limit) {
+    for (b->count = 0; b->count < BLOCK;) {
+        uint32_t used = 0, offset = b->next;
+        const kv_record *record = &b->records[b->count];
+        kv_status status = block_decode(b, s, one, limit, &used);
+        b->at[b->count].used = used;
+        if (status != KV_OK || record->kind == KV_KIND_SEAL) return status;
+        if (record->kind == KV_KIND_ENVELOPE) {
+            uint32_t end = offset + used + record->value_size;
+            if (!envelope_whole(s, one, offset + used, end)) return KV_EOF;
+            b->head = offset;
+            b->whole = end;
+            b->next += used;
+            continue;
+        }
+        b->next += used;
+        b->at[b->count].offset = offset;
+        b->at[b->count++].behind = b->next < b->whole ? b->head : b->next;
     }
-    return status;
+    return KV_MORE;
+}
+
+static kv_status deliver(scan *s, const kv_record *record, uint32_t id, uint32_t offset, uint32_t used) {
+    if (record->sequence > s->sequence) s->sequence = record->sequence;
+    if (s->replay == NULL) return KV_OK;
+    return s->replay(s->context, record, (kv_position){.segment = id, .offset = offset}, used);
+}
+
+/* In order. *offset: where the log goes on behind what was applied. */
+static kv_status block_apply(scan *s, const block *b, segment *one, uint32_t *offset) {
+    if (s->replay != NULL && s->flow->options.ahead != NULL) s->flow->options.ahead(s->context, b->records, b->count);
+    for (size_t i = 0; i < b->count; i++) {
+        kv_status status = deliver(s, &b->records[i], one->id, b->at[i].offset, b->at[i].used);
+        if (status != KV_OK) return status;
+        *offset = b->at[i].behind;
+        if (!one->sealed) atomic_store(&one->end, *offset);
+    }
+    *offset = b->next < b->whole ? b->head : b->next; /* An envelope may be empty. */
+    if (!one->sealed) atomic_store(&one->end, *offset);
+    return KV_OK;
 }
 
 /* Never a torn tail, which could be cut: a newer version's records must not be lost to an older one. */
@@ -216,38 +270,28 @@ static kv_status unknown_record(scan *s, const segment *one, uint32_t offset) {
     return KV_EFORMAT;
 }
 
+/* KV_EOF: it cannot be one. */
+static kv_status take_seal(segment *one, const kv_record *record, uint32_t used, uint32_t *offset) {
+    if (record->value_size != 4 || !leads_on(one, kv_load32(record->value))) return KV_EOF;
+    if (!one->sealed) one->next = kv_load32(record->value); /* The header may have been told more since. */
+    *offset += used;
+    atomic_store(&one->ended, true);
+    atomic_store(&one->end, *offset);
+    return KV_OK;
+}
+
 /* Replays from *offset. KV_OK: a SEAL ended the segment, *offset is behind it. KV_EOF: no valid record at *offset.
  * Anything else is the resolver's word. */
 static kv_status scan_segment(scan *s, segment *one, uint32_t limit, uint32_t *offset) {
-    for (;;) {
-        kv_record record;
-        uint32_t used;
-        uint64_t place = kv_place(s->flow->salt, one->id, *offset);
-        uint64_t left = *offset < limit ? limit - *offset : 0;
-        kv_status status = kv_record_decode(one->bytes + *offset, left, place, &record, &used);
-        if (status == KV_EFORMAT) return unknown_record(s, one, *offset);
-        if (status != KV_OK) return KV_EOF;
-        uint32_t next = *offset + used;
-        if (record.kind == KV_KIND_SEAL) {
-            if (record.value_size != 4 || !leads_on(one, kv_load32(record.value))) return KV_EOF;
-            if (!one->sealed) one->next = kv_load32(record.value); /* The header may have been told more since. */
-            atomic_store(&one->ended, true);
-            atomic_store(&one->end, next);
-            *offset = next;
-            return KV_OK;
-        }
-        if (record.kind == KV_KIND_ENVELOPE) {
-            uint32_t end = next + record.value_size;
-            if (!envelope_whole(s, one, next, end)) return KV_EOF;
-            status = deliver_envelope(s, one, next, end);
-            next = end;
-        } else {
-            status = deliver(s, &record, one->id, *offset, used);
-        }
+    block b = {.next = *offset};
+    kv_status ending = KV_MORE;
+    while (ending == KV_MORE) {
+        ending = block_fill(&b, s, one, limit);
+        kv_status status = block_apply(s, &b, one, offset);
         if (status != KV_OK) return status;
-        *offset = next;
-        if (!one->sealed) atomic_store(&one->end, next);
     }
+    if (ending == KV_EFORMAT) return unknown_record(s, one, *offset);
+    return ending == KV_OK ? take_seal(one, &b.records[b.count], b.at[b.count].used, offset) : ending;
 }
 
 /* What an end of valid records at `offset` means. KV_EOF: the log ends there. */
@@ -454,7 +498,7 @@ static kv_status check_behind_end(kv_flow *flow, const listing *l, kv_position e
     return KV_OK;
 }
 
-/* --- making the end definite --- */
+/* --- taking the end over --- */
 
 static kv_status activate_next(kv_flow *flow) {
     kv_status status = segment_register(flow, atomic_load(&flow->next));
@@ -466,60 +510,75 @@ static kv_status activate_next(kv_flow *flow) {
     return KV_OK;
 }
 
-static kv_status unlink_behind(kv_flow *flow, const uint32_t *ids, size_t count, uint32_t last) {
-    bool any = false;
-    for (size_t i = 0; i < count; i++) {
-        if (ids[i] <= last) continue;
+kv_status segments_unlink_behind(kv_flow *flow) {
+    for (size_t i = 0; i < flow->behind_count; i++) {
         char path[SEGMENT_PATH_SIZE];
-        segment_path(ids[i], path);
+        segment_path(flow->behind[i], path);
         kv_status status = flow->io->unlink(flow->io, path);
-        if (status != KV_OK) return flow_fail(flow, status);
-        segment *one = segment_find(flow, ids[i]);
-        segment_forget(flow, ids[i]);
-        segment_release(flow, one);
-        any = true;
+        if (status != KV_OK && status != KV_ABSENT) return status;
     }
-    return any ? flow_fail(flow, flow->io->sync_dir(flow->io, "flow")) : KV_OK;
-}
-
-static kv_status finish_recovered(kv_flow *flow, const uint32_t *ids, size_t count, kv_position end) {
-    kv_status status = KV_OK;
-    for (size_t i = 0; status == KV_OK && i < count && ids[i] <= end.segment; i++) {
-        segment *one = segment_find(flow, ids[i]);
-        if (!one->sealed) status = segment_finish(flow, one);
-    }
+    kv_status status = flow->behind_count != 0 ? flow->io->sync_dir(flow->io, "flow") : KV_OK;
+    if (status == KV_OK) flow->behind_count = 0;
     return status;
 }
 
-/* The four steps of the head of this file. */
-static kv_status cut_and_seal(kv_flow *flow, const uint32_t *ids, size_t count, kv_position end) {
-    kv_status status = KV_OK;
-    segment *last = segment_find(flow, end.segment);
-    for (size_t i = 0; status == KV_OK && i < count && ids[i] < end.segment; i++) {
-        segment *one = segment_find(flow, ids[i]);
-        if (one->sealed) continue;
-        one->last_sequence = flow->sequence;
-        status = flow_fail(flow, flow->io->sync(flow->io, one->file));
+/* Nobody looks at them any more; their files have to wait for the next segment, whose header takes over their ceilings. */
+static kv_status set_behind_apart(kv_flow *flow, const listing *l, uint32_t last) {
+    flow->behind = calloc(l->count, sizeof *flow->behind);
+    if (flow->behind == NULL) return KV_ENOMEM;
+    for (size_t i = 0; i < l->count; i++) {
+        if (l->ids[i] <= last) continue;
+        flow->behind[flow->behind_count++] = l->ids[i];
+        segment *one = segment_find(flow, l->ids[i]);
+        segment_forget(flow, l->ids[i]);
+        segment_release(flow, one);
     }
-    /* The SEAL of a close that did not get to the header lies below the watermark and goes: the watermark first. */
-    if (status == KV_OK && last->watermark > end.offset) {
-        status = segment_write_watermark(flow, last, end.offset);
+    return KV_OK;
+}
+
+/* A clean close that did not get as far as the header. Its SEAL will be written anew, naming the next segment; it lies
+ * below the watermark, and a half of it may not pass for damage: the watermark goes first, durably. */
+static kv_status take_seal_back(kv_flow *flow, segment *last, kv_position *end) {
+    end->offset -= KV_SEAL_SIZE;
+    kv_status status = KV_OK;
+    if (last->watermark > end->offset) {
+        status = segment_write_watermark(flow, last, end->offset);
         if (status == KV_OK) status = flow_fail(flow, flow->io->sync(flow->io, last->file));
     }
-    if (status == KV_OK) status = segment_cut(flow, last, end.offset);
-    if (status != KV_OK) return status;
-
-    if (flow->ceiling < flow->options.sequence_min) flow->ceiling = flow->options.sequence_min;
-    uint64_t ceiling = flow->ceiling;
-    status = kv_flow_prepare(flow, 0);
-    if (status == KV_OK) status = unlink_behind(flow, ids, count, end.segment);
-    if (status == KV_OK) status = segment_write_seal_record(flow, last, end.offset, atomic_load(&flow->next)->id);
-    /* The record first, then the header that vouches for it. */
-    if (status == KV_OK) status = flow_fail(flow, flow->io->sync(flow->io, last->file));
-    if (status == KV_OK) status = finish_recovered(flow, ids, count, end);
-    if (status == KV_OK) status = activate_next(flow);
-    flow->sequence = ceiling;
+    if (status == KV_OK) status = segment_cut(flow, last, end->offset);
+    last->next = 0;
+    atomic_store(&last->end, end->offset);
+    atomic_store(&last->ended, false);
     return status;
+}
+
+/* Known to be durable: where the oldest segment that is not sealed says so. */
+static kv_position known_durable(const kv_flow *flow, const listing *l) {
+    for (size_t i = 0; i < l->count; i++) {
+        const segment *one = segment_find(flow, l->ids[i]);
+        if (one->sealed) continue;
+        uint32_t offset = one->watermark > KV_SEGMENT_HEADER_SIZE ? one->watermark : KV_SEGMENT_HEADER_SIZE;
+        return (kv_position){.segment = one->id, .offset = offset};
+    }
+    KV_ASSERT(!"the last segment of a log that was not closed is not sealed");
+}
+
+/* From here on the end is that of a segment which is full: the first write seals it there and goes on in a new one, a sync
+ * reaches what was found as if it had just been written. */
+static kv_status take_over(kv_flow *flow, const listing *l, kv_position end) {
+    segment *last = segment_find(flow, end.segment);
+    kv_status status = atomic_load(&last->ended) ? take_seal_back(flow, last, &end) : KV_OK;
+    if (status != KV_OK) return status;
+    atomic_store(&flow->durable, kv_position_order(known_durable(flow, l)));
+    atomic_store(&flow->tail, kv_position_order(end));
+    for (size_t i = 0; i < l->count && l->ids[i] <= end.segment; i++) {
+        segment *one = segment_find(flow, l->ids[i]);
+        if (!one->sealed) one->last_sequence = flow->sequence;
+    }
+    flow->recovered = last;
+    if (flow->ceiling < flow->options.sequence_min) flow->ceiling = flow->options.sequence_min;
+    flow->sequence = flow->ceiling;
+    return set_behind_apart(flow, l, end.segment);
 }
 
 static kv_status make_new(kv_flow *flow) {
@@ -543,7 +602,7 @@ static void unlink_leftovers(kv_flow *flow, const listing *l) {
 }
 
 /* A writer's open, after the replay. */
-static kv_status make_definite(kv_flow *flow, const listing *l, kv_position end) {
+static kv_status become_writer(kv_flow *flow, const listing *l, kv_position end) {
     segment *last = segment_find(flow, end.segment);
     flow->was_clean = last->sealed && last->next == 0;
     flow->next_id = l->highest + 1;
@@ -555,9 +614,7 @@ static kv_status make_definite(kv_flow *flow, const listing *l, kv_position end)
         atomic_store(&flow->durable, kv_position_order(end));
         return KV_OK;
     }
-    /* A clean close that did not get as far as the header: the SEAL is written anew, naming the next segment. */
-    if (atomic_load(&last->ended)) end.offset -= KV_SEAL_SIZE;
-    return cut_and_seal(flow, l->ids, l->count, end);
+    return take_over(flow, l, end);
 }
 
 static kv_status flow_recover(kv_flow *flow, kv_position start, scan *s) {
@@ -594,7 +651,7 @@ static kv_status flow_recover(kv_flow *flow, kv_position start, scan *s) {
     atomic_store(&flow->tail, kv_position_order(end));
     if (flow->options.readonly) goto out;
     status = check_behind_end(flow, &l, end, s->fault);
-    if (status == KV_OK) status = make_definite(flow, &l, end);
+    if (status == KV_OK) status = become_writer(flow, &l, end);
 out:
     listing_clear(&l);
     return status;

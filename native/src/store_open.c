@@ -138,6 +138,17 @@ static kv_status store_replay(void *context, const kv_record *record, kv_positio
     }
 }
 
+/* What the records will change or replace lies anywhere in memory: slots first, then what they point at. */
+static void store_replay_ahead(void *context, const kv_record *records, size_t count) {
+    const replaying *r = context;
+    kv_store *store = r->store;
+    kv_probe probe;
+    if (store->hash_seed == 0) set_hash_seed(store);
+    for (size_t i = 0; i < count; i++) kv_index_prefetch(store->index, target_of(store, &records[i]).hash);
+    for (size_t i = 0; i < count; i++)
+        store_prefetch(store, kv_index_first(store->index, target_of(store, &records[i]).hash, &probe));
+}
+
 static void state_clear(kv_store *store) {
     kv_index_free(store->index);
     kv_order_free(store->order);
@@ -172,6 +183,7 @@ static kv_status open_flow(kv_store *store, kv_position start, const uint8_t *st
                                .sequence_min = o->sequence_min,
                                .salvage = o->salvage != 0,
                                .warm = o->sync == KV_SYNC_NONE,
+                               .ahead = store_replay_ahead,
                                .write_watermark_always = !o->background};
     replaying r = {.store = store, .fault = fault};
     return kv_flow_open(store->io, store->epoch, &options, start, store_replay, &r, fault, &store->flow);
@@ -261,9 +273,9 @@ static kv_status open_store(kv_store *store, const uint8_t *checkpoint, size_t s
     if (kv_flow_sequence(store->flow) < store->checkpoint_sequence)
         kv_flow_set_sequence(store->flow, store->checkpoint_sequence);
     if (readonly) return KV_OK;
-    uint32_t tail = kv_flow_tail(store->flow).segment;
-    store->generation = store->was_clean ? tail + 1 : tail;
-    status = big_sweep(store);
+    store->generation = kv_flow_first(store->flow);
+    if (store->options.sync != KV_SYNC_NONE) status = kv_flow_sync(store->flow, kv_flow_tail(store->flow));
+    if (status == KV_OK) status = big_sweep(store);
     if (status == KV_OK) status = checkpoint_sweep(store, checkpoint, size);
     atomic_store(&store->state, STORE_OPEN);
     return status == KV_OK ? wake_start(store) : status;

@@ -285,7 +285,8 @@ static kv_status open_with(kv_sim *sim, const kv_options *options, const catalog
     return KV_OK;
 }
 
-/* Everything that a returned open shows is durable: what it found unsynced, it synced. */
+/* Everything that a returned open shows is durable: what it found unsynced, it synced. Not so with KV_SYNC_NONE, where an
+ * opener that finds the log not closed leaves that to the first sync. */
 static void history_open(history *h, int64_t entry) {
     kv_fault fault;
     observed o;
@@ -303,7 +304,7 @@ static void history_open(history *h, int64_t entry) {
     if (differs != NULL) history_fail(h, "reopened with another %s (catalog %" PRId64 ")", differs, entry);
     if (o.stats.sequence < h->version_max[last_state(h)])
         history_fail(h, "reopened behind a version that was returned");
-    acknowledge(h, true);
+    acknowledge(h, o.stats.was_clean || h->options.sync != KV_SYNC_NONE);
 }
 
 /* The snapshot still shows what it was opened on. */

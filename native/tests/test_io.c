@@ -337,7 +337,7 @@ TEST(the_lock_keeps_other_processes_out_and_names_its_holder) {
     waitpid(child, &status, 0);
     CHECK_EQ(status, 0);
     char expected[32];
-    snprintf(expected, sizeof expected, "%ld\n", (long)getpid());
+    snprintf(expected, sizeof expected, "%-19ld\n", (long)getpid());
     w.io->free(w.io);
     CHECK_EQ(kv_io_posix_new(w.root, false, &w.io), KV_OK);
     CHECK_TEXT(w.io, "LOCK", expected);

@@ -50,6 +50,10 @@ static inline uint64_t kv_position_order(kv_position p) { return (uint64_t)p.seg
 
 typedef struct kv_flow kv_flow;
 
+/* Called, by those who ask for it, with records that kv_replay will be called for next, unless one before them ends the
+ * replay: to have fetched what they will need. Changes nothing that counts. */
+typedef void (*kv_replay_ahead)(void *context, const kv_record *records, size_t count);
+
 typedef struct kv_flow_options {
     bool readonly;
     bool write_calls;          /* use write_at() instead of stores through the mapping */
@@ -59,6 +63,7 @@ typedef struct kv_flow_options {
     uint64_t sequence_min;     /* of a flow that was not closed: numbers go on above it */
     bool salvage;              /* a reader that goes on behind damage, and notes it (kv_flow_damages) */
     bool warm;                 /* nobody syncs on their own account: kv_flow_warm() is worth its while */
+    kv_replay_ahead ahead;     /* or NULL */
     bool write_watermark_always; /* after every sync, whatever the clock says: for recorded histories */
 } kv_flow_options;
 
@@ -82,8 +87,9 @@ typedef struct kv_segment_info {
     bool sealed;
 } kv_segment_info;
 
-/* Opens the flow, finds its end and replays from `start` (segment 0: everything). A writer then makes the end
- * definite: what follows it is cut, durably, the segment is sealed there and a new one will take the next record.
+/* Opens the flow, finds its end and replays from `start` (segment 0: everything). What follows the end is nobody's: the
+ * first write seals the segment there, over it, and goes to a new one; until then nothing on the disk says where the log
+ * ended but its records. Nor are they durable before the next sync that reaches them.
  * An empty directory: a new store (a writer creates it; a reader gets KV_ENOTFOUND). KV_ECORRUPT: `fault` tells
  * where, and nothing on the disk was changed. `start` that is not in the log, or older than the `required` of a
  * removal: KV_EUSAGE, nothing was replayed or changed. *out is set before the first record is replayed, so that the
@@ -105,6 +111,7 @@ uint64_t kv_flow_sync_count(const kv_flow *flow); /* fdatasyncs since open */
 bool kv_flow_was_clean(const kv_flow *flow);     /* the opener before closed it */
 uint64_t kv_flow_sequence(const kv_flow *flow);  /* the last one used; the next is above */
 uint64_t kv_flow_ceiling(const kv_flow *flow);   /* no record has a sequence above it */
+uint32_t kv_flow_first(const kv_flow *flow);     /* right after open: the segment this opener will write first */
 void kv_flow_set_sequence(kv_flow *flow, uint64_t sequence); /* writer lock */
 
 /* Room for `size` bytes that no segment boundary splits: *bytes is where to put them, *position their place. May
