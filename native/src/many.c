@@ -14,7 +14,7 @@
 
 #include "store_internal.h"
 
-enum { BLOCK = 32, ENVELOPE_SIZE_MAX = 1 << 20, ENVELOPE_COUNT_MAX = 8192 };
+enum { BLOCK = 32, ENVELOPE_SIZE_MAX = 1 << 20, ENVELOPE_COUNT_MAX = 1024 };
 
 enum { NO_TABLE = -1 };
 
