@@ -42,6 +42,8 @@ enum {
     MERGE_RATIO = 8,        /* a chunk has more than so many times the items of the one behind it */
     WORD_SIZE = 8,
     AHEAD = 24,             /* records prefetched before they are read */
+    AHEAD_SEEK = 8,         /* of those, at a seek */
+    AHEAD_STEP = 2,         /* and at a step */
     RECORD_LINES = 3,       /* of each: what a record of some 100 bytes lies in */
     LINE_SIZE = 64,
     DEAD_SLACK = 1 << 14,   /* so many dead names in runs are not worth the work */
@@ -650,6 +652,7 @@ typedef struct source {
     const order_chunk *chunk; /* NULL: a run */
     const order_run *run;
     size_t at;
+    size_t ahead; /* of a chunk: so many items from `at` on were prefetched */
     bool ended;
     bool spent; /* its name was handed out: step before the next look */
     uint64_t word;
@@ -734,14 +737,24 @@ static kv_status item_name(kv_order_cursor *cursor, source *s, size_t at) {
     return KV_OK;
 }
 
+/* Prefetches up to `count` records more, but none that is AHEAD items away: some at a seek, since the first ones are
+ * wanted at once, and then by and by more, since many seeks want no more than those. */
+static void source_ahead(const kv_order_cursor *cursor, source *s, size_t count) {
+    for (; count != 0 && s->ahead < AHEAD; count--) {
+        size_t at = cursor->reverse ? s->at - s->ahead : s->at + s->ahead;
+        if (at < s->chunk->count) prefetch(cursor->flow, s->chunk->items[at].location);
+        s->ahead++;
+    }
+}
+
 static kv_status chunk_stand(kv_order_cursor *cursor, source *s, size_t at) {
     const order_chunk *chunk = s->chunk;
     s->at = at;
     s->ended = at >= chunk->count; /* One below 0 is above everything. */
     if (s->ended) return KV_OK;
     s->word = chunk->items[at].word;
-    size_t ahead = cursor->reverse ? at - AHEAD : at + AHEAD;
-    if (ahead < chunk->count) prefetch(cursor->flow, chunk->items[ahead].location);
+    source_ahead(cursor, s, AHEAD_STEP);
+    s->ahead--; /* as seen from the next one */
     return item_name(cursor, s, at);
 }
 
@@ -761,7 +774,10 @@ static kv_status chunk_seek(kv_order_cursor *cursor, source *s, enum kv_seek how
         if (order < 0 || (order == 0 && or_equal)) low = at + 1;
         else high = at;
     }
-    return chunk_stand(cursor, s, cursor->reverse ? low - 1 : low);
+    s->at = cursor->reverse ? low - 1 : low;
+    s->ahead = 0;
+    source_ahead(cursor, s, AHEAD_SEEK);
+    return chunk_stand(cursor, s, s->at);
 }
 
 static kv_status run_stood(kv_order_cursor *cursor, source *s, kv_status status) {
