@@ -400,17 +400,25 @@ kv_status kv_flow_commit(kv_flow *flow, kv_position position, uint64_t size) {
 
 /* --- group sync --- */
 
-/* One thread at a time makes things durable: it leads, the others wait for what it reaches. */
-static void lead(kv_flow *flow) {
-    while (flow->syncing) pthread_cond_wait(&flow->sync_done, &flow->sync_lock);
+/* One thread at a time makes things durable: it leads, the others wait for what it reaches. Who is beyond its target waits
+ * for the next turn, and of those one is woken when this turn ends, to lead: so everybody is woken once, and the disk is
+ * busy again before the first of those who have what they wanted runs. Lock held; let go on return. */
+static void lead(kv_flow *flow, uint64_t target) {
+    while (flow->syncing) pthread_cond_wait(&flow->sync_done[flow->turn], &flow->sync_lock);
     flow->syncing = true;
+    flow->turn ^= 1;
+    flow->sync_target = target;
     pthread_mutex_unlock(&flow->sync_lock);
 }
 
 static void follow(kv_flow *flow) {
     pthread_mutex_lock(&flow->sync_lock);
+    pthread_cond_t *done = &flow->sync_done[flow->turn], *late = &flow->sync_done[flow->turn ^ 1];
     flow->syncing = false;
-    pthread_cond_broadcast(&flow->sync_done);
+    flow->sync_target = 0;
+    pthread_mutex_unlock(&flow->sync_lock);
+    pthread_cond_signal(late);
+    pthread_cond_broadcast(done);
 }
 
 /* Leader. Oldest first: durable is a prefix of the log, never a patchwork. */
@@ -442,8 +450,7 @@ static kv_status watermark_note(kv_flow *flow, kv_position durable) {
     return KV_OK;
 }
 
-static kv_status sync_lead(kv_flow *flow) {
-    kv_position target = kv_flow_tail(flow);
+static kv_status sync_lead(kv_flow *flow, kv_position target) {
     kv_position durable = kv_flow_durable(flow);
     kv_status status = sync_files(flow, durable, target);
     if (status != KV_OK) return status;
@@ -457,20 +464,23 @@ static kv_status sync_lead(kv_flow *flow) {
 kv_status kv_flow_sync(kv_flow *flow, kv_position upto) {
     uint64_t wanted = kv_position_order(upto);
     if (atomic_load_explicit(&flow->durable, memory_order_acquire) >= wanted) return KV_OK;
-    kv_status status = KV_OK;
     pthread_mutex_lock(&flow->sync_lock);
-    while (status == KV_OK && atomic_load(&flow->durable) < wanted) {
-        if (kv_flow_poison(flow, NULL) != KV_OK) {
-            status = KV_EPOISONED;
-        } else if (flow->syncing) {
-            pthread_cond_wait(&flow->sync_done, &flow->sync_lock);
-        } else {
-            lead(flow);
-            status = sync_lead(flow);
-            follow(flow);
-        }
+    while (flow->syncing && atomic_load(&flow->durable) < wanted && kv_flow_poison(flow, NULL) == KV_OK) {
+        unsigned turn = wanted <= flow->sync_target ? flow->turn : flow->turn ^ 1;
+        pthread_cond_wait(&flow->sync_done[turn], &flow->sync_lock);
     }
-    pthread_mutex_unlock(&flow->sync_lock);
+    bool done = atomic_load(&flow->durable) >= wanted, failed = kv_flow_poison(flow, NULL) != KV_OK;
+    if (done || failed) {
+        pthread_mutex_unlock(&flow->sync_lock);
+        if (done) return KV_OK;
+        /* Perhaps this was the one that was woken to lead: the others have to hear of it. */
+        for (size_t i = 0; i < 2; i++) pthread_cond_broadcast(&flow->sync_done[i]);
+        return KV_EPOISONED;
+    }
+    kv_position target = kv_flow_tail(flow);
+    lead(flow, kv_position_order(target));
+    kv_status status = sync_lead(flow, target);
+    follow(flow);
     return status;
 }
 
@@ -519,10 +529,9 @@ static kv_status settle_lead(kv_flow *flow) {
 kv_status kv_flow_settle(kv_flow *flow) {
     if (kv_flow_poison(flow, NULL) != KV_OK) return KV_EPOISONED;
     pthread_mutex_lock(&flow->sync_lock);
-    lead(flow);
+    lead(flow, 0);
     kv_status status = settle_lead(flow);
     follow(flow);
-    pthread_mutex_unlock(&flow->sync_lock);
     return status;
 }
 
@@ -621,7 +630,7 @@ static void segment_reclaim(void *context, void *memory) {
 /* Leading, because a leader looks at segments without being inside the epoch. */
 static void removal_take_out(kv_flow *flow, pthread_mutex_t *writer_lock, const removal *r) {
     pthread_mutex_lock(&flow->sync_lock);
-    lead(flow);
+    lead(flow, 0);
     pthread_mutex_lock(writer_lock);
     r->target->link = r->link;
     for (uint32_t id = r->first; id <= r->last; id++) {
@@ -637,7 +646,6 @@ static void removal_take_out(kv_flow *flow, pthread_mutex_t *writer_lock, const 
     }
     pthread_mutex_unlock(writer_lock);
     follow(flow);
-    pthread_mutex_unlock(&flow->sync_lock);
 }
 
 /* Oldest first, so that a reader in one of them that is still there finds the next, or finds that it is behind. Neither
@@ -719,7 +727,7 @@ void kv_flow_free(kv_flow *flow) {
     free(flow->damages);
     pthread_mutex_destroy(&flow->prepare_lock);
     pthread_mutex_destroy(&flow->sync_lock);
-    pthread_cond_destroy(&flow->sync_done);
+    for (size_t i = 0; i < 2; i++) pthread_cond_destroy(&flow->sync_done[i]);
     free(flow);
 }
 

@@ -120,10 +120,13 @@ struct kv_flow {
     uint32_t *behind;       /* files behind the end of a log that was not closed: they go when the next is there */
     size_t behind_count;
 
-    /* sync(): one leader at a time. */
+    /* sync(): one leader at a time. Turns are numbered by one bit: sync_done[turn] is for those whom this turn's leader
+     * makes durable, the other one for those who came too late for it. */
     pthread_mutex_t sync_lock;
-    pthread_cond_t sync_done;
+    pthread_cond_t sync_done[2];
+    unsigned turn;
     bool syncing;
+    uint64_t sync_target;   /* how far this turn's leader goes, as kv_position_order(); 0: it syncs nothing */
     _Atomic uint64_t durable;
     int64_t watermark_ms;   /* when the header was last written, monotonic */
     bool watermark_dirty;   /* written and not synced since */

@@ -16,7 +16,14 @@
  * Names often begin alike, so comparing prefixes would end in the flow each time. Sorting therefore goes eight bytes at
  * a time: load the bytes of all names, sort by them, go on with each group that is still equal (multikey sorting as in
  * Bentley and Sedgewick, "Fast algorithms for sorting and searching strings", 1997). Each name is fetched once for
- * every eight bytes it has in common with another, not once for every comparison. */
+ * every eight bytes it has in common with another, not once for every comparison.
+ *
+ * The first word of a name is what nearly all comparisons end with, so it has to tell names apart. The first eight bytes
+ * of a row's name are the same in the whole table, and mostly zeros. Therefore a word holds no bytes but digits, which
+ * leave leading zeros out (first_word). All it promises is that a lower name never has a higher word.
+ *
+ * A scan behind every write is a usual thing. So what was created since the last one is merged, before anybody sees it, with
+ * all small chunks and with those that are not far larger. */
 #include "kv/order.h"
 
 #include <stdatomic.h>
@@ -29,8 +36,14 @@
 enum {
     BLOCK_COUNT = 8192,     /* locations in a block */
     PIECE_COUNT = 1 << 18,  /* sorted at a time */
+    RADIX_COUNT_MIN = 512,  /* fewer items are sorted by comparing */
+    DIGIT_BITS = 11,
+    SMALL_COUNT = 512,      /* chunks that together have no more are one */
+    MERGE_RATIO = 8,        /* a chunk has more than so many times the items of the one behind it */
     WORD_SIZE = 8,
     AHEAD = 24,             /* records prefetched before they are read */
+    AHEAD_SEEK = 8,         /* of those, at a seek */
+    AHEAD_STEP = 2,         /* and at a step */
     RECORD_LINES = 3,       /* of each: what a record of some 100 bytes lies in */
     LINE_SIZE = 64,
     DEAD_SLACK = 1 << 14,   /* so many dead names in runs are not worth the work */
@@ -46,7 +59,7 @@ typedef struct passing {
 } passing;
 
 typedef struct order_item {
-    uint64_t word;     /* the name's first 8 bytes, the first the highest */
+    uint64_t word;     /* the name's first_word(); while sorting, any eight bytes of it, the first the highest */
     uint64_t location; /* with CHANGE or without; while sorting, bits 56 to 59: how much of the name the word holds */
 } order_item;
 
@@ -155,11 +168,63 @@ static uint64_t name_word(const flow_name *name, uint64_t from, unsigned *held) 
     return word;
 }
 
+/* Up to 8 bytes as a number, the first the highest, zeros behind their end. */
 static uint64_t bytes_word(const uint8_t *bytes, size_t size) {
     uint64_t word = 0;
     if (size >= WORD_SIZE) return __builtin_bswap64(kv_load64(bytes));
     for (size_t i = 0; i < WORD_SIZE; i++) word = word << 8 | (i < size ? bytes[i] : 0);
     return word;
+}
+
+/* A word that is being put together, the highest bits first; what no longer fits is left out. */
+typedef struct word_bits {
+    uint64_t word;
+    unsigned left;
+} word_bits;
+
+static void add_bits(word_bits *to, uint64_t bits, unsigned count) {
+    if (to->left == 0) return;
+    if (count > to->left) {
+        bits >>= count - to->left;
+        count = to->left;
+    }
+    to->left -= count;
+    to->word |= bits << to->left;
+}
+
+/* A number of 8 bytes: how many of them it needs, then those. */
+static void add_number(word_bits *to, uint64_t number) {
+    unsigned size = number == 0 ? 0 : WORD_SIZE - (unsigned)__builtin_clzll(number) / 8;
+    add_bits(to, size, 4);
+    add_bits(to, number, 8 * size);
+}
+
+/* A row: its first 8 bytes as a number, and what is behind them. Zeros alone, however many, come before whatever they
+ * begin, and so does the word they give. */
+static void add_row(word_bits *to, const uint8_t *row, size_t size) {
+    add_number(to, bytes_word(row, size));
+    if (size > WORD_SIZE) add_bits(to, bytes_word(row + WORD_SIZE, size - WORD_SIZE), 64);
+}
+
+/* Of a name, or of a bound that need not be one: its missing bytes count as zeros. A lower string never has a higher word.
+ * `head` holds what comes before `key`. Of a key it is the first 8 bytes of the name. */
+static uint64_t first_word(const uint8_t *head, size_t head_size, const uint8_t *key, size_t key_size) {
+    unsigned space = head_size == 0 ? 0 : head[0];
+    if (space == KV_SPACE_KEYS) return bytes_word(key, key_size) >> 8;
+    if (space > KV_SPACE_CHANGES) return UINT64_MAX;
+    word_bits to = {.word = (uint64_t)space << 56, .left = 56};
+    add_number(&to, bytes_word(head + 1, head_size - 1));
+    if (space == KV_SPACE_CHANGES)
+        add_number(&to, head_size > KV_NAME_ROW_HEAD_SIZE
+                            ? bytes_word(head + KV_NAME_ROW_HEAD_SIZE, head_size - KV_NAME_ROW_HEAD_SIZE) : 0);
+    add_row(&to, key, key_size);
+    return to.word;
+}
+
+static uint64_t bound_word(const uint8_t *name, size_t size) {
+    size_t head = size == 0 || name[0] == KV_SPACE_KEYS ? 1 : name[0] == KV_SPACE_ROWS ? KV_NAME_ROW_HEAD_SIZE : KV_NAME_HEAD_MAX;
+    if (head > size) head = size;
+    return first_word(name, head, name + head, size - head);
 }
 
 /* --- sorting --- */
@@ -173,17 +238,21 @@ static int by_word(const void *left, const void *right) {
     return (int)item_held(a) - (int)item_held(b);
 }
 
-static kv_status load_words(const kv_flow *flow, order_item *items, size_t count, uint64_t from, uint64_t *damaged) {
+enum { FROM_START = -1 }; /* the first_word(), not the bytes from some place on */
+
+static kv_status load_words(const kv_flow *flow, order_item *items, size_t count, int64_t from, uint64_t *damaged) {
     for (size_t i = 0; i < count; i++) {
         flow_name name;
-        unsigned held;
+        unsigned held = WORD_SIZE + 1; /* What a row's first word holds is no part of its name. */
         uint64_t location = item_location(&items[i]);
         if (i + AHEAD < count) prefetch(flow, items[i + AHEAD].location);
-        if (name_at(flow, location, from == 0, &name) != KV_OK) {
+        if (name_at(flow, location, from == FROM_START, &name) != KV_OK) {
             *damaged = location;
             return KV_ECORRUPT;
         }
-        items[i].word = name_word(&name, from, &held);
+        bool row = from == FROM_START && name.head[0] != KV_SPACE_KEYS;
+        items[i].word = row ? first_word(name.head, name.head_size, name.key, name.key_size)
+                            : name_word(&name, from == FROM_START ? 0 : (uint64_t)from, &held);
         items[i].location = (uint64_t)held << 56 | location;
     }
     return KV_OK;
@@ -198,26 +267,73 @@ static void keep_newest(order_item *items, size_t count) {
         if (i != newest) items[i].location = 0;
 }
 
-/* Sorts items whose names agree in the first `from` bytes. Afterwards all have the word that begins there. As deep as
- * names are long, eight bytes a level, in the worst of cases. */
-static kv_status sort_items(const kv_flow *flow, order_item *items, size_t count, uint64_t from, uint64_t *damaged) {
-    kv_status status = load_words(flow, items, count, from, damaged);
-    if (status != KV_OK) return status;
+/* By one digit of the word, into `to`. false: all have the same one, and nothing was done. */
+static bool radix_pass(const order_item *items, order_item *to, size_t count, unsigned shift) {
+    size_t starts[1 << DIGIT_BITS] = {0};
+    const size_t digit_mask = ((size_t)1 << DIGIT_BITS) - 1;
+    for (size_t i = 0; i < count; i++) starts[items[i].word >> shift & digit_mask]++;
+    if (starts[items[0].word >> shift & digit_mask] == count) return false;
+    for (size_t i = 0, sum = 0; i <= digit_mask; i++) {
+        size_t here = starts[i];
+        starts[i] = sum;
+        sum += here;
+    }
+    for (size_t i = 0; i < count; i++) to[starts[items[i].word >> shift & digit_mask]++] = items[i];
+    return true;
+}
+
+/* Digit by digit, the lowest first. Many items are too many for comparing; where there is no memory for a second place to
+ * put them, that will do. */
+static void sort_by_word(order_item *items, size_t count) {
+    order_item *other = count < RADIX_COUNT_MIN ? NULL : malloc(count * sizeof *other), *from = items, *to = other;
+    if (other == NULL) {
+        qsort(items, count, sizeof *items, by_word);
+        return;
+    }
+    for (unsigned shift = 0; shift < 64; shift += DIGIT_BITS) {
+        if (!radix_pass(from, to, count, shift)) continue;
+        order_item *sorted = to;
+        to = from;
+        from = sorted;
+    }
+    if (from != items) memcpy(items, from, count * sizeof *items);
+    free(other);
+}
+
+static kv_status sort_items(const kv_flow *flow, order_item *items, size_t count, int64_t from, uint64_t *damaged);
+
+/* Items with the same word: by how much of it their names hold, then each such group by what is behind it. */
+static kv_status sort_equal(const kv_flow *flow, order_item *items, size_t count, int64_t from, uint64_t *damaged) {
+    uint64_t word = items[0].word;
+    if (from == FROM_START && word >> 56 == KV_SPACE_KEYS) from = 0; /* A key's first word is its first 8 bytes. */
+    int64_t behind = from == FROM_START ? 0 : from + WORD_SIZE;
     qsort(items, count, sizeof *items, by_word);
     for (size_t at = 0, end; at < count; at = end) {
-        uint64_t word = items[at].word;
         unsigned held = item_held(&items[at]);
-        for (end = at + 1; end < count && items[end].word == word && item_held(&items[end]) == held;) end++;
+        for (end = at + 1; end < count && item_held(&items[end]) == held;) end++;
         if (end - at == 1) continue;
         if (held <= WORD_SIZE) {
             keep_newest(items + at, end - at);
             continue;
         }
-        status = sort_items(flow, items + at, end - at, from + WORD_SIZE, damaged);
+        kv_status status = sort_items(flow, items + at, end - at, behind, damaged);
         if (status != KV_OK) return status;
         for (size_t i = at; i < end; i++) items[i].word = word;
     }
     return KV_OK;
+}
+
+/* Sorts items whose names agree in the first `from` bytes. Afterwards all have the word that begins there. As deep as
+ * names are long, eight bytes a level, in the worst of cases. */
+static kv_status sort_items(const kv_flow *flow, order_item *items, size_t count, int64_t from, uint64_t *damaged) {
+    kv_status status = load_words(flow, items, count, from, damaged);
+    if (status != KV_OK) return status;
+    sort_by_word(items, count);
+    for (size_t at = 0, end; at < count && status == KV_OK; at = end) {
+        for (end = at + 1; end < count && items[end].word == items[at].word;) end++;
+        if (end - at > 1) status = sort_equal(flow, items + at, end - at, from, damaged);
+    }
+    return status;
 }
 
 static void chunk_free(passing *self) { free(self); }
@@ -231,7 +347,7 @@ static order_chunk *chunk_new(uint64_t from, uint64_t to, size_t count) {
 
 static kv_status chunk_sort(const kv_flow *flow, order_chunk *chunk, uint64_t *damaged) {
     size_t kept = 0;
-    kv_status status = sort_items(flow, chunk->items, chunk->count, 0, damaged);
+    kv_status status = sort_items(flow, chunk->items, chunk->count, FROM_START, damaged);
     if (status != KV_OK) return status;
     for (size_t i = 0; i < chunk->count; i++) {
         uint64_t location = item_location(&chunk->items[i]);
@@ -257,25 +373,51 @@ static kv_status compare_in_flow(const kv_flow *flow, uint64_t left, uint64_t ri
     return KV_OK;
 }
 
+static kv_status item_compare(const kv_flow *flow, const order_item *a, const order_item *b, int *order, uint64_t *damaged) {
+    *order = a->word < b->word ? -1 : a->word > b->word;
+    return *order != 0 ? KV_OK : compare_in_flow(flow, a->location, b->location, order, damaged);
+}
+
+/* How many items of a chunk, from `from` on, come before an item: looked for in steps that double, so what is near costs
+ * little, and a few items among many do as well. *same: the next one has its name. */
+static kv_status count_below(const kv_flow *flow, const order_chunk *chunk, size_t from, const order_item *item,
+                             size_t *out, bool *same, uint64_t *damaged) {
+    size_t low = from, high = chunk->count;
+    *same = false;
+    for (size_t step = 1; low < high;) {
+        bool leaping = high == chunk->count;
+        size_t at = leaping && step < high - low ? low + step - 1 : low + (high - low) / 2;
+        int order;
+        kv_status status = item_compare(flow, &chunk->items[at], item, &order, damaged);
+        if (status != KV_OK) return status;
+        if (order < 0) low = at + 1;
+        else high = at;
+        if (order == 0) *same = true; /* Names differ within a chunk: what is looked at from now on is below. */
+        step *= 2;
+    }
+    *out = low - from;
+    return KV_OK;
+}
+
 static kv_status chunk_merge(const kv_flow *flow, const order_chunk *old, const order_chunk *new, order_chunk *out,
                              uint64_t *damaged) {
-    size_t i = 0, j = 0, count = 0;
-    while (i < old->count && j < new->count) {
-        const order_item *a = &old->items[i], *b = &new->items[j];
-        int order = a->word < b->word ? -1 : a->word > b->word;
-        if (order == 0) {
-            if (i + AHEAD < old->count) prefetch(flow, old->items[i + AHEAD].location);
-            if (j + AHEAD < new->count) prefetch(flow, new->items[j + AHEAD].location);
-            kv_status status = compare_in_flow(flow, a->location, b->location, &order, damaged);
-            if (status != KV_OK) return status;
-        }
-        out->items[count++] = order < 0 ? *a : *b;
-        if (order <= 0) i++;
-        if (order >= 0) j++;
+    size_t i = 0, count = 0;
+    for (size_t j = 0; j < new->count; j++) {
+        size_t below;
+        bool same, near = i < old->count && old->items[i].word == new->items[j].word;
+        /* Where words do not tell names apart, both are read. */
+        if (near && i + AHEAD < old->count) prefetch(flow, old->items[i + AHEAD].location);
+        if (near && j + AHEAD < new->count) prefetch(flow, new->items[j + AHEAD].location);
+        kv_status status = count_below(flow, old, i, &new->items[j], &below, &same, damaged);
+        if (status != KV_OK) return status;
+        memcpy(out->items + count, old->items + i, below * sizeof *out->items);
+        i += below;
+        count += below;
+        out->items[count++] = new->items[j];
+        if (same) i++;
     }
-    while (i < old->count) out->items[count++] = old->items[i++];
-    while (j < new->count) out->items[count++] = new->items[j++];
-    out->count = count;
+    memcpy(out->items + count, old->items + i, (old->count - i) * sizeof *out->items);
+    out->count = count + old->count - i;
     return KV_OK;
 }
 
@@ -449,20 +591,40 @@ static void skip_created(kv_order *order, uint64_t count) {
     }
 }
 
-/* Sort lock. One chunk more, of creations up to `until`. The cut is loaded after the count that `until` comes from: one
- * that was set before any creation beyond it is seen. */
+/* Sort lock. Takes in the chunks before it as long as they are small or not far larger, and on one side of the cut: each
+ * creation is moved some 4 log8(n) times, and there are log8(n) chunks. *kept: how many chunks of the view stay. */
+static kv_status merge_into(kv_order *order, const kv_flow *flow, order_chunk **chunk, size_t *kept, uint64_t *damaged) {
+    const order_view *view = view_now(order);
+    for (*kept = view->chunk_count; *kept != 0; --*kept) {
+        const order_chunk *old = view->chunks[*kept - 1], *new = *chunk;
+        bool small = old->count + new->count <= SMALL_COUNT;
+        if ((!small && old->count / MERGE_RATIO > new->count) || new->from == atomic_load(&order->cut)) return KV_OK;
+        order_chunk *merged = chunk_new(old->from, new->to, old->count + new->count);
+        if (merged == NULL) return KV_ENOMEM;
+        kv_status status = chunk_make(flow, old, new, merged, damaged);
+        free(status == KV_OK ? *chunk : merged);
+        if (status != KV_OK) return status;
+        *chunk = merged;
+    }
+    return KV_OK;
+}
+
+/* Sort lock. Creations up to `until` become a chunk. The cut is loaded after the count that `until` comes from: one that was
+ * set before any creation beyond it is seen. */
 static kv_status sort_piece(kv_order *order, const kv_flow *flow, uint64_t until, uint64_t *damaged) {
     uint64_t from = atomic_load_explicit(&order->sorted_count, memory_order_relaxed);
     uint64_t cut = atomic_load(&order->cut);
     if (from < cut && until > cut) until = cut;
     if (until - from > PIECE_COUNT) until = from + PIECE_COUNT;
     const order_view *before = view_now(order);
+    size_t kept = before->chunk_count;
+    order_view *view = NULL;
     order_chunk *chunk = chunk_new(from, until, until - from);
     if (chunk == NULL) return KV_ENOMEM;
     copy_created(order, chunk);
     kv_status status = chunk_make(flow, NULL, NULL, chunk, damaged);
-    order_view *view = NULL;
-    if (status == KV_OK) view = view_after(before, 0, before->chunk_count, chunk, before->run_count, NULL);
+    if (status == KV_OK) status = merge_into(order, flow, &chunk, &kept, damaged);
+    if (status == KV_OK) view = view_after(before, 0, kept, chunk, before->run_count, NULL);
     if (view == NULL) {
         free(chunk);
         return status == KV_OK ? KV_ENOMEM : status;
@@ -473,36 +635,13 @@ static kv_status sort_piece(kv_order *order, const kv_flow *flow, uint64_t until
     return KV_OK;
 }
 
-/* Sort lock. Merges the newest chunks as long as they are of comparable size and on one side of the cut: each creation
- * is moved some log2(n) times, and there are as many chunks. */
-static kv_status merge_chunks(kv_order *order, const kv_flow *flow, uint64_t *damaged) {
-    for (;;) {
-        const order_view *before = view_now(order);
-        size_t count = before->chunk_count;
-        if (count < 2) return KV_OK;
-        const order_chunk *old = before->chunks[count - 2], *new = before->chunks[count - 1];
-        if (old->count > 2 * new->count || new->from == atomic_load(&order->cut)) return KV_OK;
-        order_chunk *chunk = chunk_new(old->from, new->to, old->count + new->count);
-        if (chunk == NULL) return KV_ENOMEM;
-        kv_status status = chunk_make(flow, old, new, chunk, damaged);
-        order_view *view = status == KV_OK ? view_after(before, 0, count - 2, chunk, before->run_count, NULL) : NULL;
-        if (view == NULL) {
-            free(chunk);
-            return status == KV_OK ? KV_ENOMEM : status;
-        }
-        view_replace(order, view);
-    }
-}
-
 /* Inside the epoch. Returns with everything that was created before `until` in chunks. */
 static kv_status sort_created(kv_order *order, const kv_flow *flow, uint64_t until, uint64_t *damaged) {
     kv_status status = KV_OK;
     if (atomic_load_explicit(&order->sorted_count, memory_order_acquire) >= until) return KV_OK;
     pthread_mutex_lock(&order->sort_lock);
-    while (status == KV_OK && atomic_load_explicit(&order->sorted_count, memory_order_relaxed) < until) {
+    while (status == KV_OK && atomic_load_explicit(&order->sorted_count, memory_order_relaxed) < until)
         status = sort_piece(order, flow, until, damaged);
-        if (status == KV_OK) status = merge_chunks(order, flow, damaged);
-    }
     pthread_mutex_unlock(&order->sort_lock);
     return status;
 }
@@ -513,6 +652,7 @@ typedef struct source {
     const order_chunk *chunk; /* NULL: a run */
     const order_run *run;
     size_t at;
+    size_t ahead; /* of a chunk: so many items from `at` on were prefetched */
     bool ended;
     bool spent; /* its name was handed out: step before the next look */
     uint64_t word;
@@ -597,20 +737,30 @@ static kv_status item_name(kv_order_cursor *cursor, source *s, size_t at) {
     return KV_OK;
 }
 
+/* Prefetches up to `count` records more, but none that is AHEAD items away: some at a seek, since the first ones are
+ * wanted at once, and then by and by more, since many seeks want no more than those. */
+static void source_ahead(const kv_order_cursor *cursor, source *s, size_t count) {
+    for (; count != 0 && s->ahead < AHEAD; count--) {
+        size_t at = cursor->reverse ? s->at - s->ahead : s->at + s->ahead;
+        if (at < s->chunk->count) prefetch(cursor->flow, s->chunk->items[at].location);
+        s->ahead++;
+    }
+}
+
 static kv_status chunk_stand(kv_order_cursor *cursor, source *s, size_t at) {
     const order_chunk *chunk = s->chunk;
     s->at = at;
     s->ended = at >= chunk->count; /* One below 0 is above everything. */
     if (s->ended) return KV_OK;
     s->word = chunk->items[at].word;
-    size_t ahead = cursor->reverse ? at - AHEAD : at + AHEAD;
-    if (ahead < chunk->count) prefetch(cursor->flow, chunk->items[ahead].location);
+    source_ahead(cursor, s, AHEAD_STEP);
+    s->ahead--; /* as seen from the next one */
     return item_name(cursor, s, at);
 }
 
 static kv_status chunk_seek(kv_order_cursor *cursor, source *s, enum kv_seek how, const uint8_t *name, size_t size) {
     const order_chunk *chunk = s->chunk;
-    uint64_t word = bytes_word(name, size);
+    uint64_t word = bound_word(name, size);
     bool or_equal = how == KV_SEEK_GT || how == KV_SEEK_LE;
     size_t low = 0, high = chunk->count;
     while (low < high) {
@@ -624,7 +774,10 @@ static kv_status chunk_seek(kv_order_cursor *cursor, source *s, enum kv_seek how
         if (order < 0 || (order == 0 && or_equal)) low = at + 1;
         else high = at;
     }
-    return chunk_stand(cursor, s, cursor->reverse ? low - 1 : low);
+    s->at = cursor->reverse ? low - 1 : low;
+    s->ahead = 0;
+    source_ahead(cursor, s, AHEAD_SEEK);
+    return chunk_stand(cursor, s, s->at);
 }
 
 static kv_status run_stood(kv_order_cursor *cursor, source *s, kv_status status) {
@@ -633,7 +786,7 @@ static kv_status run_stood(kv_order_cursor *cursor, source *s, kv_status status)
     if (status != KV_OK) return s->ended ? KV_OK : status;
     s->name = s->cursor.name;
     s->name_size = s->cursor.name_size;
-    s->word = bytes_word(s->name, s->name_size);
+    s->word = bound_word(s->name, s->name_size);
     return KV_OK;
 }
 

@@ -671,7 +671,7 @@ kv_status kv_flow_open(kv_io *io, kv_epoch *epoch, const kv_flow_options *option
     atomic_init(&flow->content, UINT64_MAX);
     pthread_mutex_init(&flow->prepare_lock, NULL);
     pthread_mutex_init(&flow->sync_lock, NULL);
-    pthread_cond_init(&flow->sync_done, NULL);
+    for (size_t i = 0; i < 2; i++) pthread_cond_init(&flow->sync_done[i], NULL);
 
     scan s = {.flow = flow, .replay = replay, .context = context, .fault = fault};
     *out = flow;

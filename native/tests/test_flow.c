@@ -1205,6 +1205,89 @@ TEST(segments_go_while_others_append_sync_and_read) {
     CHECK_EQ(rmdir(directory), 0);
 }
 
+/* --- waiting for the disk together --- */
+
+enum { SYNCERS = 8, SYNCS_EACH = 100, SYNCS_GOOD = 50 };
+
+static kv_status (*disk_sync)(kv_io *io, kv_file *file);
+static _Atomic uint64_t syncs_left; /* before one fails */
+
+/* Long enough for others to come while it lasts. */
+static kv_status slow_sync(kv_io *io, kv_file *file) {
+    usleep(200);
+    if (atomic_load(&syncs_left) == 0) return KV_EDISK;
+    atomic_fetch_sub(&syncs_left, 1);
+    return disk_sync(io, file);
+}
+
+/* Its last status. */
+static void *put_and_sync(void *argument) {
+    crowd *c = argument;
+    kv_status status = KV_OK;
+    for (int i = 0; i < SYNCS_EACH && status == KV_OK; i++) {
+        pthread_mutex_lock(&writer_lock);
+        bool written = put(&c->r, 100) != 0;
+        kv_position upto = kv_flow_tail(c->r.flow);
+        pthread_mutex_unlock(&writer_lock);
+        status = kv_flow_sync(c->r.flow, upto);
+        if (!written) status = KV_EPOISONED;
+        if (status == KV_OK) CHECK(kv_position_order(kv_flow_durable(c->r.flow)) >= kv_position_order(upto));
+    }
+    return (void *)(intptr_t)status;
+}
+
+/* Whoever settles leads as well, and makes nothing durable that anybody waits for. */
+static void *settling_until_told(void *argument) {
+    crowd *c = argument;
+    while (!atomic_load(&c->stop)) {
+        kv_status status = kv_flow_settle(c->r.flow);
+        CHECK(status == KV_OK || status == KV_EPOISONED || status == KV_EDISK);
+    }
+    return NULL;
+}
+
+/* A waiter that nobody wakes is a test that does not end. */
+static size_t sync_together(crowd *c, uint64_t good_count, bool settle) {
+    pthread_t threads[SYNCERS], settler;
+    size_t good = 0;
+    atomic_store(&syncs_left, good_count);
+    atomic_store(&c->stop, false);
+    if (settle) CHECK_EQ(pthread_create(&settler, NULL, settling_until_told, c), 0);
+    for (int i = 0; i < SYNCERS; i++) CHECK_EQ(pthread_create(&threads[i], NULL, put_and_sync, c), 0);
+    for (int i = 0; i < SYNCERS; i++) {
+        void *status;
+        pthread_join(threads[i], &status);
+        good += (intptr_t)status == KV_OK;
+    }
+    atomic_store(&c->stop, true);
+    if (settle) pthread_join(settler, NULL);
+    return good;
+}
+
+TEST(everybody_who_waits_for_a_sync_is_woken_by_it_or_by_its_failure) {
+    static crowd c;
+    char directory[] = "/tmp/kv_flow_XXXXXX", path[64];
+    CHECK(mkdtemp(directory) != NULL);
+    CHECK_EQ(kv_io_posix_new(directory, false, &c.r.io), KV_OK);
+    CHECK_EQ(rig_open(&c.r, false), KV_OK);
+    disk_sync = c.r.io->sync;
+    c.r.io->sync = slow_sync;
+    CHECK_EQ(sync_together(&c, UINT64_MAX, false), SYNCERS);
+    CHECK_EQ(sync_together(&c, UINT64_MAX, true), SYNCERS);
+    CHECK_EQ(sync_together(&c, SYNCS_GOOD, false), 0);
+    uint32_t newest = kv_flow_tail(c.r.flow).segment + 1; /* and the one that was prepared */
+    rig_drop(&c.r);
+    for (uint32_t id = 1; id <= newest; id++) {
+        snprintf(path, sizeof path, "%s/flow/%08x.seg", directory, (unsigned)id);
+        unlink(path);
+    }
+    snprintf(path, sizeof path, "%s/flow/next.tmp", directory);
+    unlink(path);
+    snprintf(path, sizeof path, "%s/flow", directory);
+    CHECK_EQ(rmdir(path), 0);
+    CHECK_EQ(rmdir(directory), 0);
+}
+
 /* --- sizes --- */
 
 static uint32_t size_of(rig *r, uint32_t id) {
@@ -1403,6 +1486,7 @@ int main(void) {
     RUN(a_reader_that_opens_while_segments_go_is_not_told_of_damage);
     RUN(a_reader_that_opens_while_segments_go_has_the_log_of_one_moment);
     RUN(segments_go_while_others_append_sync_and_read);
+    RUN(everybody_who_waits_for_a_sync_is_woken_by_it_or_by_its_failure);
     RUN(segments_follow_the_size_of_what_is_live);
     RUN(segments_for_large_records_are_not_filled);
     RUN(a_note_is_of_one_record_and_goes_with_its_mapping);

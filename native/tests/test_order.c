@@ -351,6 +351,67 @@ TEST(long_names_that_share_nearly_everything_are_sorted) {
     rig_free(&r);
 }
 
+/* A number of any length, and its neighbours. */
+static uint64_t number_random(void) {
+    uint64_t most = ((uint64_t)1 << random_next() % 64) - random_next() % 2;
+    return random_next() % 2 ? most : most & random_next();
+}
+
+/* Sorted by words that leave out leading zeros, and sought by bounds that end anywhere. */
+TEST(numbers_of_any_length_are_in_order) {
+    static uint8_t bytes[KV_NAME_SIZE_MAX];
+    rig r;
+    rig_make(&r);
+    for (int i = 0; i < 4000; i++) {
+        uint8_t row[12] = {0};
+        kv_store64(row, __builtin_bswap64(number_random()));
+        size_t row_size = random_next() % 2 ? 8 : random_next() % sizeof row;
+        row[8] = (uint8_t)(random_next() % 3);
+        if (random_next() % 8 == 0) memset(row, 0, sizeof row);
+        unsigned space = 1 + (unsigned)random_next() % 2;
+        size_t size = name_make(bytes, space, number_random(), number_random(), row, row_size);
+        create(&r, bytes, size);
+        names_add(bytes, size);
+        const name *one = &names[random_next() % name_count];
+        size_t bound_size = random_next() % (one->size + 1);
+        if (i % 3 == 0) check_walk(&r, (enum kv_seek)(random_next() % 4), one->bytes, bound_size, 1 + random_next() % 4);
+        if (i % 1000 == 999) check_all(&r);
+        if (i == 2500) build(&r, r.slot, UINT64_MAX / 4, never_dead);
+    }
+    rig_free(&r);
+}
+
+/* Many at once take another way than few. */
+TEST(many_names_created_before_a_scan_are_sorted) {
+    rig r;
+    rig_make(&r);
+    for (size_t i = 0; i < 6; i++) {
+        create_random(&r, (size_t)1 << 2 * i, 9);
+        check_all(&r);
+    }
+    create_random(&r, 5000, 9);
+    check_all(&r);
+    rig_free(&r);
+}
+
+TEST(a_cursor_says_where_it_read_a_name) {
+    rig r;
+    const uint8_t key[] = {KV_SPACE_KEYS, 'k'}, *bytes;
+    size_t size;
+    rig_make(&r);
+    uint64_t location = create(&r, key, sizeof key);
+    names_add(key, sizeof key);
+    for (int built = 0; built < 2; built++) {
+        kv_epoch_enter(r.epoch, r.slot);
+        CHECK_EQ(kv_order_seek(r.order, r.flow, r.cursor, KV_SEEK_GE, key, sizeof key), KV_OK);
+        CHECK_EQ(kv_order_next(r.cursor, &bytes, &size), KV_OK);
+        CHECK_EQ(kv_order_seen(r.cursor), built ? 0 : kv_loc_make(kv_loc_segment(location), kv_loc_offset(location), 0));
+        kv_epoch_leave(r.slot);
+        build(&r, r.slot, 1, never_dead);
+    }
+    rig_free(&r);
+}
+
 TEST(a_name_created_again_is_listed_once) {
     rig r;
     rig_make(&r);
@@ -670,6 +731,9 @@ int main(void) {
     RUN(an_empty_order_lists_nothing);
     RUN(what_was_created_is_listed_in_order_both_ways);
     RUN(long_names_that_share_nearly_everything_are_sorted);
+    RUN(numbers_of_any_length_are_in_order);
+    RUN(many_names_created_before_a_scan_are_sorted);
+    RUN(a_cursor_says_where_it_read_a_name);
     RUN(a_name_created_again_is_listed_once);
     RUN(runs_are_merged_and_list_the_same);
     RUN(runs_of_dead_names_go);

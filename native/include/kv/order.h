@@ -1,7 +1,7 @@
 /* order.h -- every name there is, in order: the names created of late, and sorted runs of those before.
  *
  *   created, not sorted      8 bytes each: the location of the record that brought the name into being, and one bit
- *   chunks, sorted           16 bytes each: the name's first 8 bytes, the location; the rest is read in the flow
+ *   chunks, sorted           16 bytes each: a word that sorts as the name does, the location; the rest is read in the flow
  *   runs, on disk            see run.h
  *
  * Overwrites and deletes cost nothing here, so a name that is listed is a candidate only: whether it is live is the
