@@ -119,6 +119,15 @@ bool store_probe(kv_store *store, uint64_t hash, uint64_t location, kv_probe *pr
 
 bool found_intact(const found *f) { return f->intact || kv_record_intact(f->bytes, f->place, &f->record); }
 
+bool found_intact_once(const kv_store *store, const found *f) {
+    uint32_t segment = kv_loc_segment(f->location), offset = kv_loc_offset(f->location);
+    bool noted = f->record.value_size >= KV_NOTED_SIZE_MIN;
+    if (f->intact || (noted && kv_flow_was_intact(store->flow, segment, offset))) return true;
+    if (!kv_record_intact(f->bytes, f->place, &f->record)) return false;
+    if (noted) kv_flow_note_intact(store->flow, segment, offset);
+    return true;
+}
+
 bool found_tombstone(const found *f) { return (kv_loc_flags(f->location) & KV_LOC_TOMBSTONE) != 0; }
 bool found_table(const found *f) { return (kv_loc_flags(f->location) & KV_LOC_TABLE) != 0; }
 

@@ -570,7 +570,7 @@ static kv_status gather_once(kv_caller *c, const target *t, gathering *g, int64_
     kv_status status = reader_find(c, t, &f);
     *location = f.location;
     if (status != KV_OK) return status == KV_ABSENT ? KV_OK : status;
-    if (!found_intact(&f))
+    if (!found_intact_once(c->store, &f))
         return fault_corrupt(&c->answer.fault, f.location, "the record's checksum is wrong");
     if (found_tombstone(&f) || (found_table(&f) && g->skip_tables)) return KV_OK;
     if (!reader_alive(c, &f)) {

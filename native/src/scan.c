@@ -13,7 +13,9 @@
 #include "store_internal.h"
 
 enum {
-    PAGE_SIZE_MAX = 1 << 20,    /* a page is full when it has so many bytes; the entry that makes it so is in it */
+    PAGE_SIZE_MAX = 1 << 18,    /* a page is full when it has so many bytes; the entry that makes it so is in it. Small
+                                 * enough to be in the cache still when it is cut up */
+    CHANGES_SIZE_MAX = 1 << 20, /* the same of changes, whose pages end with a version only */
     LOOK_COUNT_MAX = 1 << 14,   /* candidates looked at for one page */
     BOUND_SIZE_MAX = KV_KEY_SIZE_MAX + 1, /* of a longer bound the first bytes say as much: keys are shorter */
     CHANGE_HEAD_SIZE = TABLE_NAME_SIZE + 8,
@@ -255,7 +257,7 @@ static kv_status page_add_plain(paging *p, const candidate *one, bool *added) {
     found f = {.location = one->location};
     if (store_look_at(c->store, t, &f, &unsaid) != KV_OK) return KV_OK;
     bool values = p->range->with_values;
-    if (values && !seen_there(one) && !found_intact(&f)) return KV_OK;
+    if (values && !seen_there(one) && !found_intact_once(c->store, &f)) return KV_OK;
     uint32_t value_size = values ? f.record.value_size : 0;
     uint64_t size = t->key_size + value_size;
     kv_status status = gather_room(c, p->gathered.used, size, &to);
@@ -427,7 +429,7 @@ static kv_status change_block(change_paging *p) {
         const candidate *one = &block->at[i];
         bool outside = one->space != KV_SPACE_CHANGES || one->at.table_id != base->table_id;
         if (outside || one->version > p->newest) return KV_EOF;
-        bool full = base->gathered.used >= PAGE_SIZE_MAX || base->page->count >= base->range->count_max ||
+        bool full = base->gathered.used >= CHANGES_SIZE_MAX || base->page->count >= base->range->count_max ||
                     base->looked_count >= LOOK_COUNT_MAX;
         if (full && one->version != p->out->version) {
             base->page->more = p->out->more = 1;

@@ -237,6 +237,7 @@ kv_status store_look_at(kv_store *store, const target *t, found *out, kv_fault *
 /* The slot with this hash that holds this location; false: there is none any more. Reads no record. */
 bool store_probe(kv_store *store, uint64_t hash, uint64_t location, kv_probe *probe);
 bool found_intact(const found *f); /* its checksum is right; verified once, by whoever asks first */
+bool found_intact_once(const kv_store *store, const found *f); /* the same, a large one once as long as it is mapped */
 bool found_tombstone(const found *f);
 bool found_table(const found *f);
 bool found_alive(kv_store *store, const found *f); /* there, no tombstone, not expired */
