@@ -220,8 +220,13 @@ class Operations:
         self._held: list[Any] = []
         self._packed = bytearray()
 
-    def add(self, batch: dict[Any, Content], table: bytes | None = None) -> bool:
-        """Keys, or rows of one table; False, and nothing was added, if a name is no bytes."""
+    def add(self, batch: dict[bytes, Content], table: bytes | None = None) -> None:
+        """Keys, or rows of one table."""
+        if not self.try_add(batch, table):
+            raise TypeError("names in a batch are bytes")
+
+    def try_add(self, batch: dict[Any, Content], table: bytes | None = None) -> bool:
+        """The same; False, and nothing was added, if a name is no bytes."""
         packed = pack(batch, table)
         if packed is None:
             return False

@@ -225,7 +225,7 @@ def write_rows(handle: Handle, table: bytes, rows: dict[bytes, Content]) -> int:
 def _packed(names: Names) -> tuple[Operations, list[tuple[Appended, int]]]:
     """The operations of keys, then table by table, as C likes it; and the index of each append."""
     operations = Operations()
-    if operations.add(names):
+    if operations.try_add(names):
         return operations, []
     keys: dict[bytes, Content] = {}
     tables: dict[bytes, dict[bytes, Content]] = {}

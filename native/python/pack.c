@@ -65,12 +65,14 @@ PyTypeObject collecting_type = {
     .tp_members = collecting_members,
 };
 
-/* One operation; false: an exception, or `name` is none of bytes. */
+/* One operation; false: an exception, or `name` is no bytes. */
 static bool operation_fill(kv_operation *operation, PyObject *name, PyObject *content, PyObject *table) {
-    if (!PyBytes_CheckExact(name)) return false;
-    if (!PyTuple_CheckExact(content) || PyTuple_GET_SIZE(content) != 2) return false;
-    PyObject *value = PyTuple_GET_ITEM(content, 0);
-    if (value != Py_None && !PyBytes_CheckExact(value)) return false;
+    if (!PyBytes_Check(name)) return false;
+    PyObject *value = PyTuple_CheckExact(content) && PyTuple_GET_SIZE(content) == 2 ? PyTuple_GET_ITEM(content, 0) : NULL;
+    if (value == NULL || (value != Py_None && !PyBytes_Check(value))) {
+        PyErr_SetString(PyExc_TypeError, "a content is a value, or None, and its ttl_ms");
+        return false;
+    }
     *operation = (kv_operation){.key = content_of(name), .key_size = (uint32_t)size_of(name)};
     operation->ttl_ms = PyLong_AsLongLong(PyTuple_GET_ITEM(content, 1));
     if (operation->ttl_ms == -1 && PyErr_Occurred() != NULL) return false;
@@ -87,7 +89,7 @@ static bool operation_fill(kv_operation *operation, PyObject *name, PyObject *co
 
 static PyObject *pack(PyObject *module, PyObject *const *args, Py_ssize_t count) {
     (void)module;
-    if (count != 2 || !PyDict_CheckExact(args[0]) || (args[1] != Py_None && !PyBytes_CheckExact(args[1]))) {
+    if (count != 2 || !PyDict_CheckExact(args[0]) || (args[1] != Py_None && !PyBytes_Check(args[1]))) {
         PyErr_SetString(PyExc_TypeError, "a dict and a table, or None, are wanted");
         return NULL;
     }

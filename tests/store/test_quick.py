@@ -186,6 +186,19 @@ def test_a_forked_child_is_refused(db: kvsvr.Engine) -> None:
     assert db.get(b"k") == b"v"
 
 
+def test_subclasses_of_bytes_are_bytes(db: kvsvr.Engine) -> None:
+    key, row, value = Subclass(b"key"), Subclass(b"row"), Subclass(b"value")
+    with db.batch() as batch:
+        batch.put(key, value)
+        batch.table(Subclass(b"t")).put(row, value)
+    db.put_many([(Subclass(b"other"), value)])
+    db.table(b"t").put_many([(Subclass(b"r2"), value)])
+    assert list(db.scan()) == [(b"key", b"value"), (b"other", b"value")]
+    assert db.table(Subclass(b"t")).last(2) == [(b"r2", b"value"), (b"row", b"value")]
+    assert db.get_many([key, Subclass(b"other")]) == [b"value", b"value"]
+    assert (db.get(key), db.delete(key), db.get(key)) == (b"value", True, None)
+
+
 def test_a_list_that_changes_meanwhile(db: kvsvr.Engine) -> None:
     """get_many reads a list of another thread's, which may shrink while C is away: an answer or none, no crash."""
     db.put_many((b"%05d" % i, b"v") for i in range(5000))
