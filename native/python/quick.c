@@ -1,7 +1,7 @@
 /* quick.c -- kvsvr._quick: a call of the engine where nothing about it is special, without the way through Python.
  *
  * Through cffi a get of a small value is 300 ns of which the core needs half: a Python frame, arguments checked and
- * converted one by one, a buffer sliced. docs/decisions/0022 has the measurement that let this file in.
+ * converted one by one, a buffer sliced. docs/decisions/0023 has the measurement that let this file in.
  *
  * A Quick is a method of a class that inherits from Quickened. It wraps the method written in Python, and is the one that
  * is called: if all arguments are plain - bytes, no options - and C can answer without waiting, that is the answer.

@@ -175,13 +175,20 @@ static kv_status fill_with_zeros(kv_flow *flow, segment *one) {
     return KV_OK;
 }
 
-/* Filled, a segment is written twice: that is worth it where many records share a page, and each would pay for the first
- * touch of one that was only allocated (docs/decisions/0020). */
 static bool records_are_large(const kv_flow *flow) {
     enum { LARGE_SIZE = 8192 };
     uint64_t content = atomic_load(&flow->content);
     return content != UINT64_MAX && content / LARGE_SIZE > atomic_load(&flow->content_count);
 }
+
+/* Nobody has synced of late, nor is going to. Prepare lock. */
+static bool is_warming(const kv_flow *flow) {
+    return flow->options.warm && !flow->options.write_calls && flow->warm_syncs == atomic_load(&flow->sync_count);
+}
+
+/* Filled, a segment is written twice: that is worth it where records share pages that are synced over and over, and each
+ * record would pay for the first touch of a page that was only allocated (docs/decisions/0020). */
+static bool wants_zeros(const kv_flow *flow) { return !records_are_large(flow) && !is_warming(flow); }
 
 static kv_status segment_make(kv_flow *flow, segment *one) {
     kv_io *io = flow->io;
@@ -192,7 +199,7 @@ static kv_status segment_make(kv_flow *flow, segment *one) {
 
     kv_status status = io->open(io, SEGMENT_TEMPORARY, KV_IO_CREATE, &one->file);
     if (status == KV_OK) status = io->allocate(io, one->file, one->size);
-    if (status == KV_OK && !records_are_large(flow)) status = fill_with_zeros(flow, one);
+    if (status == KV_OK && wants_zeros(flow)) status = fill_with_zeros(flow, one);
     if (status == KV_OK) status = io->write_at(io, one->file, header, sizeof header, 0);
     if (status == KV_OK) status = io->sync(io, one->file);
     if (status == KV_OK) status = io->rename(io, SEGMENT_TEMPORARY, path);
@@ -281,12 +288,11 @@ static void segment_warm(kv_flow *flow, const segment *one) {
 }
 
 void kv_flow_warm(kv_flow *flow) {
-    if (!flow->options.warm || flow->options.write_calls) return;
+    if (!flow->options.warm) return;
     pthread_mutex_lock(&flow->prepare_lock);
-    uint64_t sync_count = atomic_load(&flow->sync_count);
     const segment *next = atomic_load(&flow->next);
-    if (next != NULL && flow->warm_syncs == sync_count) segment_warm(flow, next);
-    flow->warm_syncs = sync_count;
+    if (next != NULL && is_warming(flow)) segment_warm(flow, next);
+    flow->warm_syncs = atomic_load(&flow->sync_count);
     pthread_mutex_unlock(&flow->prepare_lock);
 }
 

@@ -1399,9 +1399,13 @@ TEST(a_prepared_segment_is_warmed_whole_unless_somebody_syncs) {
     CHECK_EQ(prepare_and_warm(&r), SEGMENT_MAX);
     CHECK_EQ(sync_all(&r), KV_OK);
     roll(&r);
+    uint64_t writes = kv_sim_call_count(r.sim, KV_SIM_WRITE);
     CHECK_EQ(prepare_and_warm(&r), 0); /* The next sync would have to write all of it. */
+    CHECK(kv_sim_call_count(r.sim, KV_SIM_WRITE) - writes > 10); /* So it has zeros. */
     roll(&r);
-    CHECK_EQ(prepare_and_warm(&r), SEGMENT_MAX); /* Nobody has synced since. */
+    writes = kv_sim_call_count(r.sim, KV_SIM_WRITE);
+    CHECK_EQ(prepare_and_warm(&r), SEGMENT_MAX); /* Nobody has synced since: */
+    CHECK_EQ(kv_sim_call_count(r.sim, KV_SIM_WRITE) - writes, 1); /* only its header is written. */
     rig_close(&r);
     kv_sim_free(r.sim);
 }
