@@ -24,6 +24,7 @@
 
 #include "kv/guard.h"
 #include "kv/index.h"
+#include "kv/large.h"
 #include "kv/record.h"
 
 enum {
@@ -218,10 +219,10 @@ static kv_status sort_items(const kv_flow *flow, order_item *items, size_t count
     return KV_OK;
 }
 
-static void chunk_free(passing *self) { free(self); }
+static void chunk_free(passing *self) { kv_large_free(self); }
 
 static order_chunk *chunk_new(uint64_t from, uint64_t to, size_t count) {
-    order_chunk *chunk = malloc(sizeof *chunk + count * sizeof chunk->items[0]);
+    order_chunk *chunk = kv_large_new(sizeof *chunk + count * sizeof chunk->items[0]);
     if (chunk == NULL) return NULL;
     *chunk = (order_chunk){.passing = {.free_it = chunk_free}, .from = from, .to = to, .count = count};
     return chunk;
@@ -367,13 +368,14 @@ kv_status kv_order_new(kv_epoch *epoch, pthread_mutex_t *writer_lock, kv_order *
     order->epoch = epoch;
     order->writer_lock = writer_lock;
     order_view *view = view_new(0, 0);
-    order->tail = order->head = calloc(1, sizeof *order->tail);
+    order->tail = order->head = kv_large_new(sizeof *order->tail);
     if (view == NULL || order->tail == NULL || pthread_mutex_init(&order->sort_lock, NULL) != 0) {
         free(view);
-        free(order->tail);
+        kv_large_free(order->tail);
         free(order);
         return KV_ENOMEM;
     }
+    atomic_init(&order->tail->next, NULL);
     atomic_init(&order->view, view);
     atomic_init(&order->cut, NO_CUT);
     *out = order;
@@ -383,7 +385,7 @@ kv_status kv_order_new(kv_epoch *epoch, pthread_mutex_t *writer_lock, kv_order *
 void kv_order_free(kv_order *order) {
     if (order == NULL) return;
     order_view *view = view_now(order);
-    for (size_t i = 0; i < view->chunk_count; i++) free(view->chunks[i]);
+    for (size_t i = 0; i < view->chunk_count; i++) chunk_free(&view->chunks[i]->passing);
     for (size_t i = 0; i < view->run_count; i++) run_free(&view->runs[i]->passing);
     free(view);
     while (order->kept != NULL) {
@@ -394,7 +396,7 @@ void kv_order_free(kv_order *order) {
     while (order->head != NULL) {
         created_block *block = order->head;
         order->head = atomic_load(&block->next);
-        free(block);
+        kv_large_free(block);
     }
     pthread_mutex_destroy(&order->sort_lock);
     free(order);
@@ -405,7 +407,7 @@ void kv_order_free(kv_order *order) {
 kv_status kv_order_created(kv_order *order, uint64_t location, unsigned space) {
     KV_ASSERT(space <= KV_SPACE_CHANGES);
     if (KV_UNLIKELY(order->tail_used == BLOCK_COUNT)) {
-        created_block *block = malloc(sizeof *block);
+        created_block *block = kv_large_new(sizeof *block);
         if (block == NULL) return KV_ENOMEM;
         atomic_init(&block->next, NULL);
         atomic_store_explicit(&order->tail->next, block, memory_order_release);
@@ -439,7 +441,7 @@ static void skip_created(kv_order *order, uint64_t count) {
             created_block *spent = order->head;
             order->head = atomic_load_explicit(&spent->next, memory_order_acquire);
             order->head_used = 0;
-            free(spent);
+            kv_large_free(spent);
         }
         uint64_t left = BLOCK_COUNT - order->head_used, taken = count < left ? count : left;
         order->head_used += taken;
@@ -462,7 +464,7 @@ static kv_status sort_piece(kv_order *order, const kv_flow *flow, uint64_t until
     order_view *view = NULL;
     if (status == KV_OK) view = view_after(before, 0, before->chunk_count, chunk, before->run_count, NULL);
     if (view == NULL) {
-        free(chunk);
+        kv_large_free(chunk);
         return status == KV_OK ? KV_ENOMEM : status;
     }
     view_replace(order, view);
@@ -485,7 +487,7 @@ static kv_status merge_chunks(kv_order *order, const kv_flow *flow, uint64_t *da
         kv_status status = chunk_make(flow, old, new, chunk, damaged);
         order_view *view = status == KV_OK ? view_after(before, 0, count - 2, chunk, before->run_count, NULL) : NULL;
         if (view == NULL) {
-            free(chunk);
+            kv_large_free(chunk);
             return status == KV_OK ? KV_ENOMEM : status;
         }
         view_replace(order, view);

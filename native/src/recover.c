@@ -1,5 +1,4 @@
-/* recover.c -- finds the end of the log and hands its records to a resolver. The only code
- * that truncates.
+/* recover.c -- finds the end of the log and hands its records to a resolver. The only code that truncates.
  *
  * The reader's algorithm:
  *   - Segments are read in the order of their chain: each seal names the next (0, a clean close: id + 1, if there is
