@@ -3,8 +3,8 @@
 Policy is here, mechanism in C: everything is a row of short steps without the GIL, beside the writers. One daemon
 thread per store looks a few times a second, and goes on without a pause as long as there is something to do. A
 checkpoint is made when a reopen would have too much to replay (docs/decisions/0022), or when emptied segments wait
-for one. What fails costs
-nothing but time and room; it is logged, counted in stats(), and tried again after a pause that doubles.
+for one. What fails costs nothing but time and room; it is logged, counted in stats(), and tried again after a pause
+that doubles.
 
 Whoever wants the same by hand (compact, backup) does it in a thread of its own, one at a time: `alone` is the lock.
 

@@ -50,8 +50,9 @@ static inline uint64_t kv_position_order(kv_position p) { return (uint64_t)p.seg
 
 typedef struct kv_flow kv_flow;
 
-/* Called, by those who ask for it, with records that kv_replay will be called for next, unless one before them ends the
- * replay: to have fetched what they will need. Changes nothing that counts. */
+/* Called, by those who ask for it, with up to KV_REPLAY_BLOCK records that kv_replay will be called for next, unless one
+ * before them ends the replay: to have fetched what they will need. Changes nothing that counts. */
+enum { KV_REPLAY_BLOCK = 32 };
 typedef void (*kv_replay_ahead)(void *context, const kv_record *records, size_t count);
 
 typedef struct kv_flow_options {
