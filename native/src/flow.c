@@ -16,7 +16,7 @@
 
 #include "kv/xxh64.h"
 
-enum { MAP_CAPACITY_MIN = 64, RECORD_SIZE_MIN = KV_RECORD_HEAD_SIZE, CONTENT_SHARE = 8 };
+enum { MAP_CAPACITY_MIN = 64, WARM_SIZE = 64 << 10, RECORD_SIZE_MIN = KV_RECORD_HEAD_SIZE, CONTENT_SHARE = 8 };
 
 static int64_t monotonic_ms(void) {
     struct timespec now;
@@ -258,6 +258,26 @@ kv_status kv_flow_prepare(kv_flow *flow, uint32_t size) {
     return status;
 }
 
+/* A piece at a time: while the kernel works on one, whoever maps or unmaps memory in this process waits. Ends when a writer
+ * has moved on to the segment: making the one behind it is more urgent then. A writer does not get behind it meanwhile, for
+ * that wants the lock; so the segment stays where it is. */
+static void segment_warm(kv_flow *flow, const segment *one) {
+    for (uint32_t at = 0; at < one->size && atomic_load(&flow->next) == one; at += WARM_SIZE) {
+        uint32_t size = one->size - at < WARM_SIZE ? one->size - at : WARM_SIZE;
+        flow->io->warm(flow->io, one->bytes + at, size);
+    }
+}
+
+void kv_flow_warm(kv_flow *flow) {
+    if (!flow->options.warm || flow->options.write_calls) return;
+    pthread_mutex_lock(&flow->prepare_lock);
+    uint64_t sync_count = atomic_load(&flow->sync_count);
+    const segment *next = atomic_load(&flow->next);
+    if (next != NULL && flow->warm_syncs == sync_count) segment_warm(flow, next);
+    flow->warm_syncs = sync_count;
+    pthread_mutex_unlock(&flow->prepare_lock);
+}
+
 bool kv_flow_wants_prepare(const kv_flow *flow) { return atomic_load(&flow->next) == NULL; }
 
 /* --- appending --- */
@@ -298,9 +318,11 @@ static kv_status seal_for(kv_flow *flow, uint32_t id) {
 static kv_status flow_roll(kv_flow *flow, uint64_t size) {
     uint64_t whole = KV_SEGMENT_HEADER_SIZE + size + KV_SEAL_SIZE;
     if (whole > flow->options.segment_size_max) return KV_EBATCHSIZE;
-    kv_status status = kv_flow_prepare(flow, (uint32_t)whole);
-    if (status != KV_OK) return status;
+    /* What is there is the writer's to take, without the lock: the preparer may hold it to warm that very segment. */
     segment *next = atomic_load(&flow->next);
+    kv_status status = next == NULL || next->size < whole ? kv_flow_prepare(flow, (uint32_t)whole) : KV_OK;
+    if (status != KV_OK) return status;
+    next = atomic_load(&flow->next);
     /* First what can fail without a trace: behind a SEAL nothing may be appended any more. */
     status = segment_register(flow, next);
     if (status != KV_OK) return status;

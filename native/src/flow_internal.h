@@ -117,6 +117,7 @@ struct kv_flow {
     uint64_t ceiling;       /* the highest reserved so far */
     uint32_t *behind;       /* files behind the end of a log that was not closed: they go when the next is there */
     size_t behind_count;
+    uint64_t warm_syncs;    /* sync_count when kv_flow_warm() last looked */
 
     /* sync(): one leader at a time. */
     pthread_mutex_t sync_lock;

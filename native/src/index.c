@@ -16,7 +16,7 @@
 
 #include <stdlib.h>
 
-enum { CACHE_LINE_SIZE = 64, CAPACITY_STEP_SMALL = 16, CAPACITY_STEP = 128, CHUNKS_FROM_SIZE = 4 << 20 };
+enum { CACHE_LINE_SIZE = 64, CAPACITY_STEP_SMALL = 16, CAPACITY_STEP = 128, SLABS_FROM_SIZE = 4 << 20 };
 
 /* --- building blocks --- */
 
@@ -48,34 +48,38 @@ kv_directory *kv_directory_new(uint32_t depth) {
 /* malloc aligns to a slot, and not to a cache line: no slot straddles one either way, and the gaps that alignment leaves
  * behind were measured at 3 bytes a key. */
 kv_slot *kv_slots_new(const kv_index *index, const kv_index_table *table) {
-    return table->in_chunk ? kv_slots_take(index->slots_memory, table->capacity) : calloc(table->capacity, KV_SLOT_SIZE);
+    return table->in_slab ? kv_slots_take(index->slots_memory, table->capacity) : calloc(table->capacity, KV_SLOT_SIZE);
 }
 
 void kv_slots_free(const kv_index_table *table, kv_slot *slots) {
-    if (slots != NULL && table->in_chunk) kv_slots_give(slots, table->capacity);
+    if (slots != NULL && table->in_slab) kv_slots_give(slots, table->capacity);
     else free((void *)slots);
 }
 
-/* A small index is to stay small: a chunk would be most of it. */
+/* A small index is to stay small: a slab would be most of it. */
 kv_index_table *kv_table_new(uint32_t capacity, uint32_t depth, uint64_t index_size) {
     kv_index_table *table = calloc(1, sizeof *table);
     if (table == NULL) return NULL;
     table->capacity = capacity;
     table->depth = depth;
-    table->in_chunk = index_size >= CHUNKS_FROM_SIZE && kv_slots_fit_chunks(capacity);
+    table->in_slab = index_size >= SLABS_FROM_SIZE && kv_slots_fit_slabs(capacity);
     table->image_number = KV_NO_IMAGE;
     return table;
 }
 
-uint64_t kv_slots_put(kv_slot *slots, uint32_t capacity, uint32_t depth, uint64_t hash, uint64_t location) {
-    kv_slot *slot = &slots[kv_slot_first(hash, depth, capacity)];
+static inline uint64_t slots_put(kv_slot *slots, uint32_t capacity, uint32_t depth, uint64_t hash, uint64_t location) {
+    kv_slot *slot = &slots[kv_slot_first(hash, depth, capacity)], *end = slots + capacity;
     uint64_t held;
     while ((held = atomic_load_explicit(&slot->location, memory_order_relaxed)) > KV_LOCATION_REMOVED) {
-        if (++slot == slots + capacity) slot = slots;
+        if (++slot == end) slot = slots;
     }
     atomic_store_explicit(&slot->hash, hash, memory_order_relaxed);
     atomic_store_explicit(&slot->location, location, memory_order_release);
     return held;
+}
+
+uint64_t kv_slots_put(kv_slot *slots, uint32_t capacity, uint32_t depth, uint64_t hash, uint64_t location) {
+    return slots_put(slots, capacity, depth, hash, location);
 }
 
 static kv_slot *table_slots(const kv_index_table *table) {
@@ -104,7 +108,7 @@ static kv_index_table *table_new_empty(const kv_index *index, uint64_t slot_coun
 }
 
 static void table_put(kv_index_table *table, uint64_t hash, uint64_t location) {
-    uint64_t held = kv_slots_put(table_slots(table), table->capacity, table->depth, hash, location);
+    uint64_t held = slots_put(table_slots(table), table->capacity, table->depth, hash, location);
     table->slot_count++;
     table->used_count += held == KV_LOCATION_EMPTY;
 }
@@ -248,7 +252,7 @@ void kv_index_measure(const kv_index *index, kv_index_stats *out) {
         .table_count = index->table_count,
         .loaded_count = atomic_load_explicit(&index->loaded_count, memory_order_relaxed),
         .memory_size = sizeof *index + atomic_load_explicit(&index->memory_size, memory_order_relaxed),
-        .chunk_size = kv_slots_memory_size(index->slots_memory),
+        .slab_size = kv_slots_memory_size(index->slots_memory),
     };
 }
 
@@ -393,14 +397,24 @@ kv_status kv_index_remove(kv_index *index, const kv_probe *probe) {
 
 static unsigned half_of(uint64_t hash, uint32_t depth) { return hash >> (63 - depth) & 1; }
 
-/* Moves what a table holds into `to[0]` and `to[1]`, by the first hash bit it does not own. */
+/* Moves what a table holds into `to[0]` and `to[1]`, empty ones or twice the same, by the first hash bit it does not own. A
+ * fifth of what a new key costs is spent in this loop. */
 static void table_move(const kv_index_table *from, kv_index_table *const to[2]) {
-    const kv_slot *slots = table_slots(from);
-    for (uint32_t i = 0; i < from->capacity; i++) {
-        uint64_t location = atomic_load_explicit(&slots[i].location, memory_order_relaxed);
+    const kv_slot *slots = table_slots(from), *end = slots + from->capacity;
+    kv_slot *into[2] = {table_slots(to[0]), table_slots(to[1])};
+    const uint32_t capacity[2] = {to[0]->capacity, to[1]->capacity}, depth = to[0]->depth;
+    uint32_t counts[2] = {0, 0};
+    for (const kv_slot *slot = slots; slot != end; slot++) {
+        uint64_t location = atomic_load_explicit(&slot->location, memory_order_relaxed);
         if (location <= KV_LOCATION_REMOVED) continue;
-        uint64_t hash = atomic_load_explicit(&slots[i].hash, memory_order_relaxed);
-        table_put(to[half_of(hash, from->depth)], hash, location);
+        uint64_t hash = atomic_load_explicit(&slot->hash, memory_order_relaxed);
+        unsigned half = half_of(hash, from->depth);
+        slots_put(into[half], capacity[half], depth, hash, location);
+        counts[half]++;
+    }
+    for (int i = 0; i < 2; i++) {
+        to[i]->slot_count += counts[i];
+        to[i]->used_count += counts[i];
     }
 }
 

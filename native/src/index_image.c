@@ -90,9 +90,9 @@ static void table_copy(const kv_index_table *table, uint8_t *bytes) {
 
 static bool copy_new(kv_image_run *image, kv_image_entry *entry) {
     uint32_t capacity = (uint32_t)kv_align(entry->slot_count, COPY_UNIT);
-    bool chunks = entry->table->in_chunk && kv_slots_fit_chunks(capacity);
-    entry->copy_capacity = chunks ? capacity : 0;
-    entry->copy = chunks ? (uint8_t *)kv_slots_take(image->memory, capacity) : malloc(slots_size(entry->slot_count));
+    bool slabs = entry->table->in_slab && kv_slots_fit_slabs(capacity);
+    entry->copy_capacity = slabs ? capacity : 0;
+    entry->copy = slabs ? (uint8_t *)kv_slots_take(image->memory, capacity) : malloc(slots_size(entry->slot_count));
     return entry->copy != NULL;
 }
 

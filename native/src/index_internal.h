@@ -53,7 +53,7 @@ struct kv_index_table {
     _Atomic(kv_slot *) slots; /* NULL: still in the index file only */
     uint32_t capacity;
     uint32_t depth;
-    bool in_chunk;         /* where the slots are, or will be once they are loaded; else malloc has them */
+    bool in_slab;         /* where the slots are, or will be once they are loaded; else malloc has them */
     uint32_t slot_count;   /* occupied */
     uint32_t used_count;   /* occupied or removed: what a search walks over */
     uint32_t image_number; /* in the image under way, as long as that wants something of the table; KV_NO_IMAGE */
@@ -78,7 +78,7 @@ typedef struct kv_directory {
 typedef struct kv_image_entry {
     kv_index_table *table; /* as long as it is what the image is to show; else NULL */
     uint8_t *copy;         /* set aside by a writer about to change the table; or NULL */
-    uint32_t copy_capacity; /* in slots, of a copy that lies in the run's chunks; 0: malloc has it */
+    uint32_t copy_capacity; /* in slots, of a copy that lies in the run's slabs; 0: malloc has it */
     kv_table_place place;
     uint32_t slot_count;
     uint32_t depth;
@@ -170,8 +170,8 @@ void kv_index_count_slots(kv_index *index, const kv_index_table *table, int sign
 
 kv_slots_memory *kv_slots_memory_new(void);
 void kv_slots_memory_free(kv_slots_memory *memory); /* accepts NULL; what was taken and not given yet keeps it */
-uint64_t kv_slots_memory_size(const kv_slots_memory *memory); /* of its chunks, in use or not */
-bool kv_slots_fit_chunks(uint32_t capacity);
+uint64_t kv_slots_memory_size(const kv_slots_memory *memory); /* of its slabs, in use or not */
+bool kv_slots_fit_slabs(uint32_t capacity);
 kv_slot *kv_slots_take(kv_slots_memory *memory, uint32_t capacity); /* all empty; of a capacity that fits */
 void kv_slots_give(kv_slot *slots, uint32_t capacity);
 

@@ -164,6 +164,18 @@ static kv_status file_map(kv_io *io, kv_file *file, uint64_t size, bool writable
     return KV_OK;
 }
 
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23 /* Linux 5.14; older kernels refuse what they do not know */
+#endif
+
+/* MAP_POPULATE maps the pages of a shared file read-only: what makes one writable is a store, or this. */
+static void pages_warm(kv_io *io, uint8_t *pages, uint64_t size) {
+    (void)io;
+    int os_error = errno;
+    madvise(pages, size, MADV_POPULATE_WRITE);
+    errno = os_error;
+}
+
 static void file_unmap(kv_io *io, kv_file *file, uint8_t *mapping, uint64_t size) {
     (void)io;
     (void)file;
@@ -402,6 +414,7 @@ static const kv_io TABLE = {
     .truncate = file_truncate,
     .sync = file_sync,
     .map = file_map,
+    .warm = pages_warm,
     .unmap = file_unmap,
     .rename = name_rename,
     .unlink = name_unlink,

@@ -444,6 +444,13 @@ static void remove_mapping(kv_sim *sim, mapping **link) {
     free(removed);
 }
 
+/* Its mappings are memory. */
+static void sim_warm(kv_io *io, uint8_t *pages, uint64_t size) {
+    (void)io;
+    (void)pages;
+    (void)size;
+}
+
 static void sim_unmap(kv_io *io, kv_file *file, uint8_t *bytes, uint64_t size) {
     (void)file;
     kv_sim *sim = enter(io);
@@ -612,6 +619,7 @@ static const kv_io TABLE = {
     .truncate = sim_truncate,
     .sync = sim_sync,
     .map = sim_map,
+    .warm = sim_warm,
     .unmap = sim_unmap,
     .rename = sim_rename,
     .unlink = sim_unlink,

@@ -95,6 +95,7 @@ void store_prefetch(kv_store *store, uint64_t location) {
     if (bytes == NULL) return;
     __builtin_prefetch(bytes);
     __builtin_prefetch(bytes + 64);
+    __builtin_prefetch(bytes + 128);
 }
 
 /* Their hashes are set. */
@@ -370,13 +371,13 @@ static kv_status many_check(kv_caller *c, const kv_many *many) {
 }
 
 /* Takes items from the cursor until the envelope is full, a key comes again or a value wants a file of its own. */
-static void envelope_fill(kv_caller *c, many_cursor *m, int64_t ttl_ms, envelope *e, uint64_t *seen) {
+static void envelope_fill(kv_caller *c, many_cursor *m, int64_t ttl_ms, envelope *e, const name_set *names) {
     kv_store *store = c->store;
     uint64_t size = 0;
     uint8_t kind = m->many->values == NULL ? KV_KIND_DELETE : KV_KIND_PUT;
-    memset(seen, 0, 2 * ENVELOPE_COUNT_MAX * sizeof *seen);
+    memset(names->seen, 0, names->capacity * sizeof *names->seen);
     e->count = 0;
-    while (m->next < m->many->count && e->count < ENVELOPE_COUNT_MAX) {
+    while (m->next < m->many->count && e->count < names->capacity / 2) {
         item *one = &e->items[e->count];
         *one = (item){.at = {.key = m->key, .key_size = m->many->key_sizes[m->next]}, .value = m->value, .kind = kind,
                       .table = NO_TABLE};
@@ -387,7 +388,7 @@ static void envelope_fill(kv_caller *c, many_cursor *m, int64_t ttl_ms, envelope
         size += kv_record_size(&record);
         if (e->count > 0 && size > ENVELOPE_SIZE_MAX) return;
         one->at = target_key(store, one->at.key, one->at.key_size);
-        if (seen_before(seen, 2 * ENVELOPE_COUNT_MAX, one->at.hash)) return;
+        if (seen_before(names->seen, names->capacity, one->at.hash)) return;
         e->count++;
         cursor_step(m);
     }
@@ -396,14 +397,17 @@ static void envelope_fill(kv_caller *c, many_cursor *m, int64_t ttl_ms, envelope
 static kv_result write_many(kv_caller *c, const kv_many *many, int64_t ttl_ms, int durable) {
     kv_status status = many_check(c, many);
     if (status != KV_OK) return status;
-    item *items = malloc(ENVELOPE_COUNT_MAX * sizeof *items);
-    uint64_t *seen = malloc(2 * ENVELOPE_COUNT_MAX * sizeof *seen);
+    /* No larger than this call needs: a hundred keys must not pay for clearing, and faulting in, room for thousands. */
+    name_set names = {.capacity = 16};
+    while (names.capacity < 2 * ENVELOPE_COUNT_MAX && names.capacity < 2 * many->count) names.capacity *= 2;
+    item *items = malloc(names.capacity / 2 * sizeof *items);
+    names.seen = malloc(names.capacity * sizeof *names.seen);
     many_cursor m = {.many = many, .key = many->keys, .value = many->values};
     envelope e = {.items = items};
-    kv_result result = items == NULL || seen == NULL ? caller_fail(c, KV_ENOMEM, "no memory for an envelope") : 0;
+    kv_result result = items == NULL || names.seen == NULL ? caller_fail(c, KV_ENOMEM, "no memory for an envelope") : 0;
     kv_result written = 0;
     while (result >= 0 && m.next < many->count) {
-        envelope_fill(c, &m, ttl_ms, &e, seen);
+        envelope_fill(c, &m, ttl_ms, &e, &names);
         if (e.count > 0) {
             result = store_write(c, step_envelope, &e.base, durable && m.next == many->count);
             written += (kv_result)(result < 0 ? 0 : e.written_count);
@@ -414,7 +418,7 @@ static kv_result write_many(kv_caller *c, const kv_many *many, int64_t ttl_ms, i
         }
     }
     free(items);
-    free(seen);
+    free(names.seen);
     return result < 0 ? result : written;
 }
 

@@ -41,7 +41,8 @@ static uint64_t checksum(const uint8_t *bytes, uint64_t size, uint64_t place) {
 
 /* Bytes that the checksum covers, from the start of the record: without padding, of an envelope its head alone. */
 static uint64_t covered_size(uint8_t kind, uint16_t options, uint32_t key_size, uint32_t value_size) {
-    uint64_t size = KV_RECORD_HEAD_SIZE + (uint64_t)options_size(options) + key_size;
+    uint64_t size = KV_RECORD_HEAD_SIZE + (uint64_t)key_size;
+    if (KV_UNLIKELY(options != 0)) size += options_size(options);
     return kind == KV_KIND_ENVELOPE ? size : size + value_size;
 }
 
@@ -133,8 +134,9 @@ static bool never_written(const uint8_t *bytes) {
 }
 
 kv_status kv_record_peek(const uint8_t *bytes, uint64_t size, uint64_t place, kv_record *out, uint32_t *used) {
-    if (size < KV_RECORD_HEAD_SIZE || never_written(bytes)) return KV_EOF;
-    if (kv_load32(bytes + AT_HEAD_CHECK) != head_check(bytes, place)) return KV_ECORRUPT;
+    if (size < KV_RECORD_HEAD_SIZE) return KV_EOF;
+    if (KV_UNLIKELY(kv_load32(bytes + AT_HEAD_CHECK) != head_check(bytes, place) || bytes[AT_KIND] == 0))
+        return never_written(bytes) ? KV_EOF : KV_ECORRUPT;
 
     out->kind = bytes[AT_KIND];
     out->flags = bytes[AT_FLAGS];
@@ -145,7 +147,6 @@ kv_status kv_record_peek(const uint8_t *bytes, uint64_t size, uint64_t place, kv
     out->version = kv_load64(bytes + AT_VERSION);
     out->sequence = out->version;
     out->expires_ms = 0;
-    if (out->kind == 0) return KV_ECORRUPT;
     /* The head is whole, so somebody wrote these bits and meant something by them. */
     if ((out->flags & ~KV_FLAGS_KNOWN) || (out->options & ~KV_OPTIONS_KNOWN)) return KV_EFORMAT;
 

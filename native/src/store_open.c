@@ -186,6 +186,7 @@ static kv_status open_flow(kv_store *store, kv_position start, const uint8_t *st
                                .sequence_min = o->sequence_min,
                                .salvage = o->salvage != 0,
                                .ahead = store_replay_ahead,
+                               .warm = o->sync == KV_SYNC_NONE,
                                .write_watermark_always = !o->background};
     replaying r = {.store = store, .fault = fault};
     return kv_flow_open(store->io, store->epoch, &options, start, store_replay, &r, fault, &store->flow);

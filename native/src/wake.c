@@ -159,6 +159,7 @@ static void *preparer_main(void *argument) {
         store_note_content(store);
         pthread_mutex_unlock(&store->write_lock);
         kv_status status = kv_flow_prepare(store->flow, 0);
+        kv_flow_warm(store->flow);
         /* A full disk: the writer that needs the segment will try again, and hear of it. */
         if (status != KV_OK && !sleep_ms(store, &store->wake_preparer, FULL_DISK_MS)) break;
         pthread_mutex_lock(&store->write_lock);

@@ -20,6 +20,7 @@ typedef struct rig {
     size_t seen_count;
     uint32_t where[VERSION_MAX]; /* by version: the segment it went to */
     void (*before_open)(const char *path); /* the next open's files */
+    bool warm;
 } rig;
 
 static kv_status remember(void *context, const kv_record *record, kv_position position, uint32_t used) {
@@ -50,6 +51,7 @@ static kv_status rig_open_at(rig *r, bool readonly, kv_position start) {
     kv_flow_options options = {.readonly = readonly,
                                .segment_size_min = SEGMENT_MIN,
                                .segment_size_max = SEGMENT_MAX,
+                               .warm = r->warm,
                                .write_watermark_always = true};
     if (r->sim != NULL) r->io = kv_sim_io(r->sim);
     watch_opens(r);
@@ -1242,6 +1244,87 @@ TEST(segments_follow_the_size_of_what_is_live) {
     kv_sim_free(r.sim);
 }
 
+/* --- pages made ready ahead of time --- */
+
+static uint64_t warmed_size;
+
+static void count_warm(kv_io *io, uint8_t *pages, uint64_t size) {
+    (void)io;
+    (void)pages;
+    warmed_size += size;
+}
+
+/* What a round of the preparer warms. */
+static uint64_t prepare_and_warm(rig *r) {
+    warmed_size = 0;
+    CHECK_EQ(kv_flow_prepare(r->flow, 0), KV_OK);
+    kv_flow_warm(r->flow);
+    return warmed_size;
+}
+
+static void roll(rig *r) {
+    uint32_t segment = kv_flow_tail(r->flow).segment;
+    while (kv_flow_tail(r->flow).segment == segment) CHECK(put(r, 1000) != 0);
+}
+
+TEST(a_prepared_segment_is_warmed_whole_unless_somebody_syncs) {
+    rig r = {.sim = kv_sim_new(), .warm = true};
+    CHECK_EQ(rig_open(&r, false), KV_OK);
+    r.io->warm = count_warm;
+    CHECK_EQ(prepare_and_warm(&r), 2 * SEGMENT_MIN); /* The first there is since the store was opened. */
+    roll(&r);
+    roll(&r); /* Finds none, and makes it itself: nobody warms under the writer's lock. */
+    CHECK_EQ(warmed_size, 2 * SEGMENT_MIN);
+    CHECK_EQ(prepare_and_warm(&r), SEGMENT_MAX);
+    CHECK_EQ(sync_all(&r), KV_OK);
+    roll(&r);
+    CHECK_EQ(prepare_and_warm(&r), 0); /* The next sync would have to write all of it. */
+    roll(&r);
+    CHECK_EQ(prepare_and_warm(&r), SEGMENT_MAX); /* Nobody has synced since. */
+    rig_close(&r);
+    kv_sim_free(r.sim);
+}
+
+TEST(a_segment_is_not_warmed_where_writes_are_synced_as_a_rule) {
+    rig r = rig_new();
+    CHECK_EQ(rig_open(&r, false), KV_OK);
+    r.io->warm = count_warm;
+    CHECK_EQ(prepare_and_warm(&r), 0);
+    rig_close(&r);
+    kv_sim_free(r.sim);
+}
+
+typedef struct warmer {
+    rig *r;
+    atomic_bool stop;
+} warmer;
+
+static void *warming(void *argument) {
+    warmer *w = argument;
+    while (!atomic_load(&w->stop)) {
+        CHECK_EQ(kv_flow_prepare(w->r->flow, 0), KV_OK);
+        kv_flow_warm(w->r->flow);
+    }
+    return NULL;
+}
+
+TEST(segments_are_taken_while_they_are_warmed) {
+    rig r = {.sim = kv_sim_new(), .warm = true};
+    pthread_t thread;
+    kv_sim_set_recording(r.sim, 0);
+    CHECK_EQ(rig_open(&r, false), KV_OK);
+    warmer w = {.r = &r};
+    CHECK_EQ(pthread_create(&thread, NULL, warming, &w), 0);
+    for (uint64_t i = 1; i <= 2000; i++) CHECK_EQ(put(&r, 1000), i);
+    atomic_store(&w.stop, true);
+    pthread_join(thread, NULL);
+    rig_close(&r);
+    CHECK_EQ(rig_open(&r, false), KV_OK);
+    CHECK_EQ(r.seen_count, 2000);
+    rig_close(&r);
+    kv_sim_free(r.sim);
+}
+
 int main(void) {
     RUN(what_was_appended_is_replayed_in_order);
     RUN(segments_double_and_a_large_record_gets_a_segment_that_holds_it);
@@ -1283,5 +1366,8 @@ int main(void) {
     RUN(a_reader_that_opens_while_segments_go_has_the_log_of_one_moment);
     RUN(segments_go_while_others_append_sync_and_read);
     RUN(segments_follow_the_size_of_what_is_live);
+    RUN(a_prepared_segment_is_warmed_whole_unless_somebody_syncs);
+    RUN(a_segment_is_not_warmed_where_writes_are_synced_as_a_rule);
+    RUN(segments_are_taken_while_they_are_warmed);
     return check_report();
 }

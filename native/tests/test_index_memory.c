@@ -1,12 +1,12 @@
-/* test_index_memory.c -- arrays of slots from chunks, against an array of what was taken; and an index that grows into
- * chunks, with its memory counted. */
+/* test_index_memory.c -- arrays of slots from slabs, against an array of what was taken; and an index that grows into
+ * slabs, with its memory counted. */
 #include <pthread.h>
 #include <stdlib.h>
 
 #include "../src/index_internal.h"
 #include "check.h"
 
-enum { HELD_COUNT = 2000, STEP_SLOTS = 128, CHUNK = 2 << 20 };
+enum { HELD_COUNT = 2000, STEP_SLOTS = 128, SLAB = 2 << 20 };
 
 static uint64_t random_next(uint64_t *state) { /* splitmix64 (Steele, Lea, Flood, 2014) */
     uint64_t z = *state += 0x9e3779b97f4a7c15;
@@ -66,31 +66,31 @@ TEST(arrays_are_empty_and_do_not_overlap) {
     kv_slots_memory_free(memory);
 }
 
-TEST(chunks_are_filled_before_there_are_more) {
+TEST(slabs_are_filled_before_there_are_more) {
     kv_slots_memory *memory = kv_slots_memory_new();
     held all[255];
     uint64_t state = 2;
     for (size_t i = 0; i < 255; i++) { /* 127 of the largest fit into one: a unit is the header's. */
         all[i] = (held){.capacity = KV_TABLE_SLOTS_MAX, .slots = kv_slots_take(memory, KV_TABLE_SLOTS_MAX)};
         CHECK(all[i].slots != NULL);
-        CHECK_EQ(kv_slots_memory_size(memory), (i / 127 + 1) * CHUNK);
+        CHECK_EQ(kv_slots_memory_size(memory), (i / 127 + 1) * SLAB);
     }
     for (int turn = 0; turn < 1000; turn++) { /* What is given is taken again. */
         held *one = &all[random_next(&state) % 255];
         kv_slots_give(one->slots, one->capacity);
         one->slots = kv_slots_take(memory, one->capacity);
     }
-    CHECK_EQ(kv_slots_memory_size(memory), 3 * CHUNK);
+    CHECK_EQ(kv_slots_memory_size(memory), 3 * SLAB);
     for (size_t i = 0; i < 255; i++) kv_slots_give(all[i].slots, all[i].capacity);
     kv_slots_memory_free(memory);
 }
 
-TEST(an_empty_chunk_goes_back) {
+TEST(an_empty_slab_goes_back) {
     kv_slots_memory *memory = kv_slots_memory_new();
     held *all = calloc(HELD_COUNT, sizeof *all);
     uint64_t state = 3;
     for (size_t i = 0; i < HELD_COUNT; i++) hold(memory, &all[i], &state);
-    CHECK(kv_slots_memory_size(memory) > 4 * CHUNK);
+    CHECK(kv_slots_memory_size(memory) > 4 * SLAB);
     give_all(all, HELD_COUNT);
     CHECK_EQ(kv_slots_memory_size(memory), 0);
     free(all);
@@ -143,7 +143,7 @@ static uint64_t hash_of(uint64_t key) {
     return random_next(&state);
 }
 
-TEST(a_small_index_has_no_chunk_and_a_large_one_wastes_little) {
+TEST(a_small_index_has_no_slab_and_a_large_one_wastes_little) {
     kv_epoch *epoch;
     kv_index *index;
     kv_index_stats stats;
@@ -156,9 +156,9 @@ TEST(a_small_index_has_no_chunk_and_a_large_one_wastes_little) {
         kv_epoch_reclaim(epoch);
         if (i % 10000 != 0) continue;
         kv_index_measure(index, &stats);
-        if (i <= 100000) CHECK_EQ(stats.chunk_size, 0);
-        if (i >= 400000) CHECK(stats.chunk_size > stats.memory_size / 2);
-        CHECK(stats.chunk_size <= stats.memory_size + stats.memory_size / 4 + CHUNK);
+        if (i <= 100000) CHECK_EQ(stats.slab_size, 0);
+        if (i >= 400000) CHECK(stats.slab_size > stats.memory_size / 2);
+        CHECK(stats.slab_size <= stats.memory_size + stats.memory_size / 4 + SLAB);
     }
     for (uint64_t i = 0; i < count; i++) CHECK_EQ(kv_index_first(index, hash_of(i), &probe), 100 + i);
     kv_index_free(index);
@@ -167,10 +167,10 @@ TEST(a_small_index_has_no_chunk_and_a_large_one_wastes_little) {
 
 int main(void) {
     RUN(arrays_are_empty_and_do_not_overlap);
-    RUN(chunks_are_filled_before_there_are_more);
-    RUN(an_empty_chunk_goes_back);
+    RUN(slabs_are_filled_before_there_are_more);
+    RUN(an_empty_slab_goes_back);
     RUN(what_is_held_outlives_the_index);
     RUN(threads_take_and_give_at_once);
-    RUN(a_small_index_has_no_chunk_and_a_large_one_wastes_little);
+    RUN(a_small_index_has_no_slab_and_a_large_one_wastes_little);
     return check_report();
 }

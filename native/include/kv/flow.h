@@ -64,6 +64,7 @@ typedef struct kv_flow_options {
     uint64_t sequence_min;     /* of a flow that was not closed: numbers go on above it */
     bool salvage;              /* a reader that goes on behind damage, and notes it (kv_flow_damages) */
     kv_replay_ahead ahead;     /* or NULL */
+    bool warm;                 /* nobody syncs on their own account: kv_flow_warm() is worth its while */
     bool write_watermark_always; /* after every sync, whatever the clock says: for recorded histories */
 } kv_flow_options;
 
@@ -130,6 +131,9 @@ kv_status kv_flow_settle(kv_flow *flow);
 /* Prepares the next segment if there is none. `size` 0: as the schedule has it. */
 kv_status kv_flow_prepare(kv_flow *flow, uint32_t size);
 bool kv_flow_wants_prepare(const kv_flow *flow);
+/* Has the prepared segment's pages made ready for stores, if options.warm, and nothing was synced since the last time: a
+ * sync would write all of them. By whoever prepares ahead of time; writers do not wait for it. */
+void kv_flow_warm(kv_flow *flow);
 /* How many bytes are live: no segment prepared from now on is larger than an eighth of it, or segment_size_min, unless a
  * record needs it. Until the first call every segment is twice the one before. Any thread. */
 void kv_flow_set_content(kv_flow *flow, uint64_t live_size);

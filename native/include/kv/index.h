@@ -79,7 +79,7 @@ typedef struct kv_index_stats {
     uint64_t table_count;
     uint64_t loaded_count; /* tables that are in memory */
     uint64_t memory_size;  /* bytes of tables and directory */
-    uint64_t chunk_size;   /* bytes mapped for the slots of a large index, in use or not */
+    uint64_t slab_size;   /* bytes mapped for the slots of a large index, in use or not */
 } kv_index_stats;
 void kv_index_measure(const kv_index *index, kv_index_stats *out);
 

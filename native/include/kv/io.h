@@ -43,6 +43,9 @@ struct kv_io {
     kv_status (*sync)(kv_io *io, kv_file *file); /* fdatasync */
     /* Maps the first `size` bytes, shared: what is stored there is in the file as if written. */
     kv_status (*map)(kv_io *io, kv_file *file, uint64_t size, bool writable, uint8_t **out);
+    /* Makes pages of a writable mapping ready to be stored to, so that the first store to each meets no fault. A hint: it may
+     * do nothing, and what fails is met by that store. They are dirty then: the next sync writes them. */
+    void (*warm)(kv_io *io, uint8_t *pages, uint64_t size);
     void (*unmap)(kv_io *io, kv_file *file, uint8_t *mapping, uint64_t size); /* file may be NULL: closed before */
     kv_status (*rename)(kv_io *io, const char *from, const char *to);
     kv_status (*unlink)(kv_io *io, const char *path);
