@@ -24,8 +24,8 @@ class Config:
     """With sync="batch": what a power failure can cost at most, in milliseconds."""
     readonly: bool = False
     checkpoint_size: int | None = 64 << 20
-    """Bytes written since the last checkpoint after which housekeeping makes the next one: what an opener has to
-    replay after a crash. None: only close() makes one."""
+    """Bytes written since the last checkpoint after which housekeeping makes the next one at the latest: what an opener
+    has to replay after a crash. Small stores make theirs from 16 MiB on. None: only close() makes one."""
     write_calls: bool = False
     """Write with write() rather than through mappings. File systems that need it get it unasked."""
     snapshot_size_max: int = 1 << 30

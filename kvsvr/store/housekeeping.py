@@ -2,8 +2,9 @@
 
 Policy is here, mechanism in C: everything is a row of short steps without the GIL, beside the writers. One daemon
 thread per store looks a few times a second, and goes on without a pause as long as there is something to do. A
-checkpoint is made when a reopen would have too much to replay, or when emptied segments wait for one. What fails costs
-nothing but time and room; it is logged, counted in stats(), and tried again after a pause that doubles.
+checkpoint is made when a reopen would have too much to replay (docs/decisions/0022), or when emptied segments wait
+for one. What fails costs nothing but time and room; it is logged, counted in stats(), and tried again after a pause
+that doubles.
 
 Whoever wants the same by hand (compact, backup) does it in a thread of its own, one at a time: `alone` is the lock.
 
@@ -30,6 +31,8 @@ from kvsvr.store.compaction import Compactor
 log = logging.getLogger("kvsvr")
 
 INTERVAL_S: Final = 0.1
+CHECKPOINT_SIZE_MIN: Final = 16 << 20
+SLOT_SIZE: Final = 16
 PAUSE_S_MAX: Final = 60.0
 COMPACT_ROUNDS: Final = 8
 """A checkpoint empties segments, which lets tombstones go, which leaves more to compact: soon nothing is left."""
@@ -184,7 +187,12 @@ class Housekeeper:
             log.warning("%s: the damaged checkpoint could not be taken away: %s", self._handle.path, error)
 
     def _is_due(self) -> bool:
-        return self._threshold is not None and self._handle.measure_one("since_checkpoint_size") >= self._threshold
+        """What a reopen would replay is as much as the image of the index that spares it; within bounds."""
+        if self._threshold is None:
+            return False
+        image_size = SLOT_SIZE * self._handle.measure_one("index_slot_count")
+        size = self._handle.measure_one("since_checkpoint_size")
+        return size >= min(self._threshold, max(CHECKPOINT_SIZE_MIN, image_size))
 
     def _make(self, give_up: bool) -> bool:
         """Begin, step, describe, store that durably, say so: only then may C drop what older ones used."""

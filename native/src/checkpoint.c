@@ -55,6 +55,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "kv/large.h"
 #include "store_internal.h"
 
 #define CHECKPOINT_MAGIC "kvsvrckp"
@@ -234,7 +235,7 @@ static kv_status buffer_room(kv_checkpoint *k, size_t more) {
     if (k->buffer_used + more <= k->buffer_capacity) return KV_OK;
     size_t capacity = (k->buffer_used + more) * 2;
     if (capacity < STEP_SIZE) capacity = STEP_SIZE;
-    uint8_t *larger = realloc(k->buffer, capacity);
+    uint8_t *larger = kv_large_resize(k->buffer, capacity);
     if (larger == NULL) return KV_ENOMEM;
     k->buffer = larger;
     k->buffer_capacity = capacity;
@@ -609,7 +610,7 @@ void kv_checkpoint_free(kv_checkpoint *k) {
     free(k->runs);
     free(k->counters.segment_live);
     free(k->ids);
-    free(k->buffer);
+    kv_large_free(k->buffer);
     free(k->file_ids);
     free(k->description);
     free(k);

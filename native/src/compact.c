@@ -17,6 +17,7 @@
 #include <errno.h>
 #include <stdlib.h>
 
+#include "kv/large.h"
 #include "store_internal.h"
 
 enum {
@@ -109,8 +110,8 @@ kv_status kv_compaction_begin(kv_store *store, uint32_t segment, kv_compaction *
 void kv_compaction_free(kv_compaction *k) {
     if (k == NULL) return;
     kv_caller_free(k->c);
-    free(k->survivors);
-    free(k->copies);
+    kv_large_free(k->survivors);
+    kv_large_free(k->copies);
     free(k);
 }
 
@@ -143,7 +144,7 @@ static void name_words(const kv_record *record, uint64_t words[WORD_COUNT]) {
 static kv_status survivor_add(kv_compaction *k, const survivor *one) {
     if (k->count == k->capacity) {
         size_t capacity = k->capacity == 0 ? 1024 : 2 * k->capacity;
-        survivor *larger = realloc(k->survivors, capacity * sizeof *larger);
+        survivor *larger = kv_large_resize(k->survivors, capacity * sizeof *larger);
         if (larger == NULL) return KV_ENOMEM;
         k->survivors = larger;
         k->capacity = capacity;
@@ -242,15 +243,31 @@ static int by_whole_name(const kv_compaction *k, const survivor *left, const sur
     return kv_name_compare(records[0].key, records[0].key_size, records[1].key, records[1].key_size);
 }
 
-static int by_name(const void *left, const void *right, void *context) {
-    const survivor *a = left, *b = right;
+static int by_name(const kv_compaction *k, const survivor *a, const survivor *b) {
     for (int i = 0; i < WORD_COUNT; i++)
         if (a->words[i] != b->words[i]) return a->words[i] < b->words[i] ? -1 : 1;
-    return by_whole_name(context, a, b);
+    return by_whole_name(k, a, b);
+}
+
+/* `scratch`: room for half of them. qsort_r would take as much from malloc, and leave it there. */
+static void merge_sort(const kv_compaction *k, survivor *items, size_t count, survivor *scratch) {
+    size_t half = count / 2;
+    if (count < 2) return;
+    merge_sort(k, items, half, scratch);
+    merge_sort(k, items + half, count - half, scratch);
+    if (by_name(k, &items[half - 1], &items[half]) <= 0) return;
+    memcpy(scratch, items, half * sizeof *items);
+    for (size_t left = 0, right = half, at = 0; left < half; at++) {
+        bool first = right == count || by_name(k, &scratch[left], &items[right]) <= 0;
+        items[at] = first ? scratch[left++] : items[right++];
+    }
 }
 
 static kv_status sort(kv_compaction *k) {
-    if (k->count > 1) qsort_r(k->survivors, k->count, sizeof *k->survivors, by_name, k);
+    survivor *scratch = kv_large_new(k->count / 2 * sizeof *scratch);
+    if (scratch == NULL) return KV_ENOMEM;
+    merge_sort(k, k->survivors, k->count, scratch);
+    kv_large_free(scratch);
     k->stage = MOVING;
     return KV_OK;
 }
@@ -260,7 +277,7 @@ static kv_status sort(kv_compaction *k) {
 static kv_status copies_room(kv_compaction *k, size_t size) {
     if (size <= k->copies_capacity) return KV_OK;
     size_t capacity = size > 2 * MOVE_SIZE ? size : 2 * MOVE_SIZE;
-    uint8_t *larger = realloc(k->copies, capacity);
+    uint8_t *larger = kv_large_resize(k->copies, capacity);
     if (larger == NULL) return KV_ENOMEM;
     k->copies = larger;
     k->copies_capacity = capacity;

@@ -116,9 +116,9 @@ struct kv_flow {
     uint32_t next_id;
     uint32_t next_size;     /* by the schedule */
     uint64_t ceiling;       /* the highest reserved so far */
-    uint64_t warm_syncs;    /* sync_count when kv_flow_warm() last looked */
     uint32_t *behind;       /* files behind the end of a log that was not closed: they go when the next is there */
     size_t behind_count;
+    uint64_t warm_syncs;    /* sync_count when kv_flow_warm() last looked */
 
     /* sync(): one leader at a time. Turns are numbered by one bit: sync_done[turn] is for those whom this turn's leader
      * makes durable, the other one for those who came too late for it. */

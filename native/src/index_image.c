@@ -24,7 +24,7 @@
 
 #include "kv/xxh64.h"
 
-enum { PREFETCH_DISTANCE = 16 };
+enum { PREFETCH_DISTANCE = 16, COPY_UNIT = 128 /* slots */ };
 
 /* --- loading a table --- */
 
@@ -88,6 +88,20 @@ static void table_copy(const kv_index_table *table, uint8_t *bytes) {
     KV_ASSERT(bytes == end);
 }
 
+static bool copy_new(kv_image_run *image, kv_image_entry *entry) {
+    uint32_t capacity = (uint32_t)kv_align(entry->slot_count, COPY_UNIT);
+    bool slabs = entry->table->in_slab && kv_slots_fit_slabs(capacity);
+    entry->copy_capacity = slabs ? capacity : 0;
+    entry->copy = slabs ? (uint8_t *)kv_slots_take(image->memory, capacity) : malloc(slots_size(entry->slot_count));
+    return entry->copy != NULL;
+}
+
+static void copy_free(kv_image_entry *entry) {
+    if (entry->copy != NULL && entry->copy_capacity != 0) kv_slots_give((kv_slot *)entry->copy, entry->copy_capacity);
+    else free(entry->copy);
+    entry->copy = NULL;
+}
+
 static void entry_unlink(kv_image_entry *entry) {
     if (entry->table == NULL) return;
     entry->table->image_number = KV_NO_IMAGE;
@@ -101,8 +115,7 @@ kv_status kv_image_capture(kv_image_run *image, kv_index_table *table) {
     KV_ASSERT(entry->table == table);
     if (entry->state == KV_IMAGE_WANTED) {
         KV_ASSERT(entry->slot_count == table->slot_count);
-        entry->copy = malloc(slots_size(entry->slot_count));
-        if (entry->copy == NULL) return KV_ENOMEM;
+        if (!copy_new(image, entry)) return KV_ENOMEM;
         table_copy(table, entry->copy);
     }
     entry_unlink(entry);
@@ -128,6 +141,11 @@ kv_status kv_index_image_begin(kv_index *index) {
     KV_ASSERT(index->table_count < KV_NO_IMAGE);
     kv_image_run *image = calloc(1, sizeof *image + index->table_count * sizeof *image->entries);
     if (image == NULL) return KV_ENOMEM;
+    image->memory = kv_slots_memory_new();
+    if (image->memory == NULL) {
+        free(image);
+        return KV_ENOMEM;
+    }
 
     const kv_directory *directory = kv_index_directory(index);
     size_t entry_count = (size_t)1 << directory->depth;
@@ -199,8 +217,7 @@ void kv_index_image_placed(kv_index *index, uint32_t number, uint64_t file_id, u
         entry->table->changed = false;
     }
     entry_unlink(entry);
-    free(entry->copy);
-    entry->copy = NULL;
+    copy_free(entry);
 }
 
 void kv_index_image_end(kv_index *index) {
@@ -208,8 +225,9 @@ void kv_index_image_end(kv_index *index) {
     KV_ASSERT(image != NULL);
     for (size_t i = 0; i < image->count; i++) {
         entry_unlink(&image->entries[i]);
-        free(image->entries[i].copy);
+        copy_free(&image->entries[i]);
     }
+    kv_slots_memory_free(image->memory);
     free(image->scratch);
     free(image);
     index->image = NULL;

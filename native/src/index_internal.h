@@ -78,13 +78,17 @@ typedef struct kv_directory {
 typedef struct kv_image_entry {
     kv_index_table *table; /* as long as it is what the image is to show; else NULL */
     uint8_t *copy;         /* set aside by a writer about to change the table; or NULL */
+    uint32_t copy_capacity; /* in slots, of a copy that lies in the run's slabs; 0: malloc has it */
     kv_table_place place;
     uint32_t slot_count;
     uint32_t depth;
     enum { KV_IMAGE_PLACED, KV_IMAGE_WANTED, KV_IMAGE_HANDED_OUT } state;
 } kv_image_entry;
 
+typedef struct kv_slots_memory kv_slots_memory;
+
 typedef struct kv_image_run {
+    kv_slots_memory *memory; /* for copies: a large index has thousands, and malloc would keep what they took */
     size_t count;
     size_t cursor; /* entries before it were handed out, or need not be */
     uint8_t *scratch; /* the slots last handed out, unless they were set aside before */
@@ -97,8 +101,6 @@ typedef struct kv_share_list {
     size_t count;
     size_t capacity;
 } kv_share_list;
-
-typedef struct kv_slots_memory kv_slots_memory;
 
 struct kv_index {
     _Atomic(kv_directory *) directory;

@@ -31,6 +31,7 @@
 
 #include "kv/guard.h"
 #include "kv/index.h"
+#include "kv/large.h"
 #include "kv/record.h"
 
 enum {
@@ -285,7 +286,7 @@ static bool radix_pass(const order_item *items, order_item *to, size_t count, un
 /* Digit by digit, the lowest first. Many items are too many for comparing; where there is no memory for a second place to
  * put them, that will do. */
 static void sort_by_word(order_item *items, size_t count) {
-    order_item *other = count < RADIX_COUNT_MIN ? NULL : malloc(count * sizeof *other), *from = items, *to = other;
+    order_item *other = count < RADIX_COUNT_MIN ? NULL : kv_large_new(count * sizeof *other), *from = items, *to = other;
     if (other == NULL) {
         qsort(items, count, sizeof *items, by_word);
         return;
@@ -297,7 +298,7 @@ static void sort_by_word(order_item *items, size_t count) {
         from = sorted;
     }
     if (from != items) memcpy(items, from, count * sizeof *items);
-    free(other);
+    kv_large_free(other);
 }
 
 static kv_status sort_items(const kv_flow *flow, order_item *items, size_t count, int64_t from, uint64_t *damaged);
@@ -336,10 +337,10 @@ static kv_status sort_items(const kv_flow *flow, order_item *items, size_t count
     return status;
 }
 
-static void chunk_free(passing *self) { free(self); }
+static void chunk_free(passing *self) { kv_large_free(self); }
 
 static order_chunk *chunk_new(uint64_t from, uint64_t to, size_t count) {
-    order_chunk *chunk = malloc(sizeof *chunk + count * sizeof chunk->items[0]);
+    order_chunk *chunk = kv_large_new(sizeof *chunk + count * sizeof chunk->items[0]);
     if (chunk == NULL) return NULL;
     *chunk = (order_chunk){.passing = {.free_it = chunk_free}, .from = from, .to = to, .count = count};
     return chunk;
@@ -511,13 +512,14 @@ kv_status kv_order_new(kv_epoch *epoch, pthread_mutex_t *writer_lock, kv_order *
     order->epoch = epoch;
     order->writer_lock = writer_lock;
     order_view *view = view_new(0, 0);
-    order->tail = order->head = calloc(1, sizeof *order->tail);
+    order->tail = order->head = kv_large_new(sizeof *order->tail);
     if (view == NULL || order->tail == NULL || pthread_mutex_init(&order->sort_lock, NULL) != 0) {
         free(view);
-        free(order->tail);
+        kv_large_free(order->tail);
         free(order);
         return KV_ENOMEM;
     }
+    atomic_init(&order->tail->next, NULL);
     atomic_init(&order->view, view);
     atomic_init(&order->cut, NO_CUT);
     *out = order;
@@ -527,7 +529,7 @@ kv_status kv_order_new(kv_epoch *epoch, pthread_mutex_t *writer_lock, kv_order *
 void kv_order_free(kv_order *order) {
     if (order == NULL) return;
     order_view *view = view_now(order);
-    for (size_t i = 0; i < view->chunk_count; i++) free(view->chunks[i]);
+    for (size_t i = 0; i < view->chunk_count; i++) chunk_free(&view->chunks[i]->passing);
     for (size_t i = 0; i < view->run_count; i++) run_free(&view->runs[i]->passing);
     free(view);
     while (order->kept != NULL) {
@@ -538,7 +540,7 @@ void kv_order_free(kv_order *order) {
     while (order->head != NULL) {
         created_block *block = order->head;
         order->head = atomic_load(&block->next);
-        free(block);
+        kv_large_free(block);
     }
     pthread_mutex_destroy(&order->sort_lock);
     free(order);
@@ -549,7 +551,7 @@ void kv_order_free(kv_order *order) {
 kv_status kv_order_created(kv_order *order, uint64_t location, unsigned space) {
     KV_ASSERT(space <= KV_SPACE_CHANGES);
     if (KV_UNLIKELY(order->tail_used == BLOCK_COUNT)) {
-        created_block *block = malloc(sizeof *block);
+        created_block *block = kv_large_new(sizeof *block);
         if (block == NULL) return KV_ENOMEM;
         atomic_init(&block->next, NULL);
         atomic_store_explicit(&order->tail->next, block, memory_order_release);
@@ -583,7 +585,7 @@ static void skip_created(kv_order *order, uint64_t count) {
             created_block *spent = order->head;
             order->head = atomic_load_explicit(&spent->next, memory_order_acquire);
             order->head_used = 0;
-            free(spent);
+            kv_large_free(spent);
         }
         uint64_t left = BLOCK_COUNT - order->head_used, taken = count < left ? count : left;
         order->head_used += taken;
@@ -602,7 +604,7 @@ static kv_status merge_into(kv_order *order, const kv_flow *flow, order_chunk **
         order_chunk *merged = chunk_new(old->from, new->to, old->count + new->count);
         if (merged == NULL) return KV_ENOMEM;
         kv_status status = chunk_make(flow, old, new, merged, damaged);
-        free(status == KV_OK ? *chunk : merged);
+        kv_large_free(status == KV_OK ? *chunk : merged);
         if (status != KV_OK) return status;
         *chunk = merged;
     }
@@ -626,7 +628,7 @@ static kv_status sort_piece(kv_order *order, const kv_flow *flow, uint64_t until
     if (status == KV_OK) status = merge_into(order, flow, &chunk, &kept, damaged);
     if (status == KV_OK) view = view_after(before, 0, kept, chunk, before->run_count, NULL);
     if (view == NULL) {
-        free(chunk);
+        kv_large_free(chunk);
         return status == KV_OK ? KV_ENOMEM : status;
     }
     view_replace(order, view);

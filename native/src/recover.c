@@ -1,5 +1,4 @@
-/* recover.c -- finds the end of the log and hands its records to a resolver. The only code
- * that truncates.
+/* recover.c -- finds the end of the log and hands its records to a resolver. The only code that truncates.
  *
  * The reader's algorithm:
  *   - Segments are read in the order of their chain: each seal names the next (0, a clean close: id + 1, if there is
@@ -178,17 +177,15 @@ static kv_status segment_open(kv_flow *flow, uint32_t id, kv_fault *fault, segme
 
 /* --- records --- */
 
-enum { BLOCK = 32 };
-
 /* Valid records that follow one another. Replay waits for memory more than for anything else, so the resolver hears of
  * a whole block before it is to apply the first of it. */
 typedef struct block {
-    kv_record records[BLOCK];
+    kv_record records[KV_REPLAY_BLOCK];
     struct {
         uint32_t offset;
         uint32_t used;
         uint32_t behind; /* where the log goes on once it is applied; within an envelope: again at its head */
-    } at[BLOCK];
+    } at[KV_REPLAY_BLOCK];
     size_t count;
     uint32_t next; /* behind the last of them */
     /* The envelope before `next`: its head, and where it ends. What lies between was found valid. */
@@ -221,7 +218,7 @@ static kv_status block_decode(block *b, const scan *s, const segment *one, uint3
 /* KV_MORE: the block is full. KV_OK: a SEAL is next, records[count]. KV_EOF: nothing valid is. KV_EFORMAT: nothing that
  * this version knows. */
 static kv_status block_fill(block *b, const scan *s, const segment *one, uint32_t limit) {
-    for (b->count = 0; b->count < BLOCK;) {
+    for (b->count = 0; b->count < KV_REPLAY_BLOCK;) {
         uint32_t used = 0, offset = b->next;
         const kv_record *record = &b->records[b->count];
         kv_status status = block_decode(b, s, one, limit, &used);

@@ -142,11 +142,14 @@ static kv_status store_replay(void *context, const kv_record *record, kv_positio
 static void store_replay_ahead(void *context, const kv_record *records, size_t count) {
     const replaying *r = context;
     kv_store *store = r->store;
+    uint64_t hashes[KV_REPLAY_BLOCK];
     kv_probe probe;
     if (store->hash_seed == 0) set_hash_seed(store);
-    for (size_t i = 0; i < count; i++) kv_index_prefetch(store->index, target_of(store, &records[i]).hash);
-    for (size_t i = 0; i < count; i++)
-        store_prefetch(store, kv_index_first(store->index, target_of(store, &records[i]).hash, &probe));
+    for (size_t i = 0; i < count; i++) {
+        hashes[i] = target_of(store, &records[i]).hash;
+        kv_index_prefetch(store->index, hashes[i]);
+    }
+    for (size_t i = 0; i < count; i++) store_prefetch(store, kv_index_first(store->index, hashes[i], &probe));
 }
 
 static void state_clear(kv_store *store) {
@@ -182,8 +185,8 @@ static kv_status open_flow(kv_store *store, kv_position start, const uint8_t *st
                                .store_id = store_id,
                                .sequence_min = o->sequence_min,
                                .salvage = o->salvage != 0,
-                               .warm = o->sync == KV_SYNC_NONE,
                                .ahead = store_replay_ahead,
+                               .warm = o->sync == KV_SYNC_NONE,
                                .write_watermark_always = !o->background};
     replaying r = {.store = store, .fault = fault};
     return kv_flow_open(store->io, store->epoch, &options, start, store_replay, &r, fault, &store->flow);

@@ -1059,6 +1059,18 @@ def test_housekeeping_makes_checkpoints(path: Path) -> None:
         assert len(db) == count
 
 
+def test_a_small_store_makes_checkpoints_long_before_a_large_one_would(path: Path) -> None:
+    """16 MiB of flow, or what an image of the index takes: so an opener after kill -9 has little to replay."""
+    with kvsvr.open(path, sync="none") as db:
+        for number in range(20):
+            db.put(b"%d" % (number % 3), bytes(1 << 20))
+        end = time.monotonic() + 20
+        while db.stats()["checkpoint_count"] == 0 and time.monotonic() < end:
+            time.sleep(0.02)
+        assert db.stats()["checkpoint_count"] == 1
+        assert db.stats()["since_checkpoint_size"] < 16 << 20
+
+
 def test_a_failing_checkpoint_is_told_and_costs_nothing_else(
     path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -50,8 +50,9 @@ static inline uint64_t kv_position_order(kv_position p) { return (uint64_t)p.seg
 
 typedef struct kv_flow kv_flow;
 
-/* Called, by those who ask for it, with records that kv_replay will be called for next, unless one before them ends the
- * replay: to have fetched what they will need. Changes nothing that counts. */
+/* Called, by those who ask for it, with up to KV_REPLAY_BLOCK records that kv_replay will be called for next, unless one
+ * before them ends the replay: to have fetched what they will need. Changes nothing that counts. */
+enum { KV_REPLAY_BLOCK = 32 };
 typedef void (*kv_replay_ahead)(void *context, const kv_record *records, size_t count);
 
 typedef struct kv_flow_options {
@@ -62,8 +63,8 @@ typedef struct kv_flow_options {
     const uint8_t *store_id;   /* 16 bytes: the store `start` was noted in; another one is KV_EUSAGE. NULL: any */
     uint64_t sequence_min;     /* of a flow that was not closed: numbers go on above it */
     bool salvage;              /* a reader that goes on behind damage, and notes it (kv_flow_damages) */
-    bool warm;                 /* nobody syncs on their own account: kv_flow_warm() is worth its while */
     kv_replay_ahead ahead;     /* or NULL */
+    bool warm;                 /* nobody syncs on their own account: kv_flow_warm() is worth its while */
     bool write_watermark_always; /* after every sync, whatever the clock says: for recorded histories */
 } kv_flow_options;
 
