@@ -13,7 +13,7 @@
 #include "store_internal.h"
 
 enum {
-    PAGE_SIZE_MAX = 1 << 18,    /* a page is full when it has so many bytes; the entry that makes it so is in it. Small
+    PAGE_SIZE_MAX = 1 << 16,    /* a page is full when it has so many bytes; the entry that makes it so is in it. Small
                                  * enough to be in the cache still when it is cut up */
     CHANGES_SIZE_MAX = 1 << 20, /* the same of changes, whose pages end with a version only */
     LOOK_COUNT_MAX = 1 << 14,   /* candidates looked at for one page */
