@@ -108,9 +108,9 @@ class KilledInClose(Bloated):
 class KilledAtTheEnd(Bloated):
     """After the answer was given."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        atexit.register(os.kill, os.getpid(), signal.SIGKILL)
+    def open(self, directory: Path, *, durable: bool, key_count: int, value_size: int = 100) -> None:
+        super().open(directory, durable=durable, key_count=key_count, value_size=value_size)
+        atexit.register(os.kill, os.getpid(), signal.SIGKILL)  # Not when it is made: that is done in this process, too.
 
 
 class Hanging(Bloated):
