@@ -6,7 +6,7 @@
 
 /* Whoever wants one entry should not pay for a thousand, and whoever wants all of them should not come a thousand times. */
 static const uint64_t PAGE_COUNTS[] = {32, 128, 512, 1024};
-enum { PAGE_COUNT_LAST = 3 };
+enum { PAGE_COUNT_LAST = 3, SINGLY_SIZE_MIN = 16384 };
 
 static PyObject *name_take, *name_release, *name_address; /* of what a Pool and a Caller have */
 
@@ -18,6 +18,8 @@ typedef struct listing {
     int what;
     char values, reverse;
     char ended;      /* no page behind this one */
+    char singly;     /* values are large: a page has names, and each value is got when it is asked for */
+    uint64_t size;   /* of the last value that was got so */
     char fetching;
     uint64_t left;   /* entries that are still wanted */
     unsigned page_number;
@@ -79,11 +81,12 @@ static uint64_t count_wanted(const listing *l) {
     return PAGE_COUNTS[l->page_number < PAGE_COUNT_LAST ? l->page_number : PAGE_COUNT_LAST];
 }
 
-/* What kv_scan left with the caller. */
+/* What kv_scan left with the caller. Where entries turn out to be large, the next pages have their names alone. */
 static bool page_take(listing *l, const kv_page *page, const kv_answer *answer, kv_result total) {
     const uint8_t *content = total <= KV_SMALL_SIZE ? answer->small : answer->large;
-    PyObject *entries = entries_cut(page, content, l->values);
+    PyObject *entries = entries_cut(page, content, l->values && !l->singly);
     if (entries == NULL) return false;
+    if (l->values && page->count > 0 && page->size / page->count >= SINGLY_SIZE_MIN) l->singly = 1;
     Py_XSETREF(l->page, entries);
     l->at = 0;
     l->page_number++;
@@ -93,7 +96,8 @@ static bool page_take(listing *l, const kv_page *page, const kv_answer *answer, 
 }
 
 static bool page_scan(listing *l, kv_caller *caller, kv_result *total) {
-    kv_range range = {.what = l->what, .count_max = count_wanted(l), .reverse = l->reverse, .with_values = l->values};
+    kv_range range = {.what = l->what, .count_max = count_wanted(l), .reverse = l->reverse,
+                      .with_values = l->values && !l->singly};
     kv_page page;
     bound_set(l->start, &range.start, &range.start_size);
     bound_set(l->stop, &range.stop, &range.stop_size);
@@ -112,17 +116,17 @@ static void raise_failed(listing *l, kv_result total, PyObject *caller) {
     Py_DECREF(error);
 }
 
-static bool page_fetch(listing *l) {
-    kv_result total = 0;
+/* What is done with a caller of the Pool's; its *result below 0, absence apart, is an error. */
+typedef bool (*with_caller)(listing *l, kv_caller *caller, kv_result *result);
+
+static bool call_with(listing *l, with_caller call, kv_result *result) {
     PyObject *caller = PyObject_CallMethodNoArgs(l->pool, name_take);
     PyObject *address = caller == NULL ? NULL : PyObject_GetAttr(caller, name_address);
-    bool done = false;
-    if (address != NULL) done = page_scan(l, (kv_caller *)PyLong_AsVoidPtr(address), &total);
-    if (done && total < 0 && total != kv_ending(KV_ABSENT)) {
-        raise_failed(l, total, caller);
+    bool done = address != NULL && call(l, (kv_caller *)PyLong_AsVoidPtr(address), result);
+    if (done && *result < 0 && *result != kv_ending(KV_ABSENT)) {
+        raise_failed(l, *result, caller);
         done = false;
     } else if (done) {
-        if (total < 0) l->ended = true; /* The table is not there, or not any more. */
         PyObject *released = PyObject_CallMethodOneArg(l->pool, name_release, caller);
         done = released != NULL;
         Py_XDECREF(released);
@@ -132,19 +136,73 @@ static bool page_fetch(listing *l) {
     return done;
 }
 
+static bool page_fetch(listing *l) {
+    kv_result total = 0;
+    if (!call_with(l, page_scan, &total)) return false;
+    if (total < 0) l->ended = true; /* The table is not there, or not any more. */
+    return true;
+}
+
+/* --- large values, one at a time --- */
+
+/* The value of the name that the page is at, in its place. */
+static bool value_take(listing *l, kv_caller *caller, kv_result *result) {
+    PyObject *name = PyList_GET_ITEM(l->page, l->at), *table = l->table == Py_None ? NULL : l->table;
+    PyObject *value = value_get(caller, table, name, l->size, result);
+    int64_t size = kv_caller_answer(caller)->number;
+    bool larger = value == NULL && *result == KV_EWAIT && size > 0 && size <= KV_INLINE_SIZE_MAX;
+    if (larger) value = value_get(caller, table, name, (uint64_t)size, result);
+    if (value == NULL && *result == KV_EWAIT && PyErr_Occurred() == NULL)
+        value = value_get_plain(caller, table, name, result);
+    kv_caller_hasten(caller, 0);
+    if (*result == KV_EWRONGTYPE && table == NULL) *result = kv_ending(KV_ABSENT); /* It has become a table. */
+    if (value == NULL) return PyErr_Occurred() == NULL;
+    l->size = size_of(value);
+    PyObject *entry = PyTuple_Pack(2, name, value);
+    Py_DECREF(value);
+    return entry != NULL && PyList_SetItem(l->page, l->at, entry) == 0;
+}
+
+/* *gone: there is no such name any more. */
+static bool value_fetch(listing *l, bool *gone) {
+    kv_result result = 0;
+    if (!call_with(l, value_take, &result)) return false;
+    *gone = result < 0;
+    return true;
+}
+
+/* Brings the page to an entry that can be given; false: the end, or an exception. */
+static bool entry_fetch(listing *l) {
+    for (;;) {
+        while (l->page == NULL || l->at == PyList_GET_SIZE(l->page))
+            if (l->ended || !page_fetch(l)) return false;
+        bool gone = false, whole = !l->values || PyTuple_CheckExact(PyList_GET_ITEM(l->page, l->at));
+        if (!whole && !value_fetch(l, &gone)) return false;
+        if (!gone) return true;
+        l->at++;
+    }
+}
+
+/* Nothing has to be fetched for most entries. */
+static bool entry_is_there(const listing *l) {
+    return l->page != NULL && l->at < PyList_GET_SIZE(l->page) &&
+           (!l->singly || !l->values || PyTuple_CheckExact(PyList_GET_ITEM(l->page, l->at)));
+}
+
 static PyObject *listing_next(listing *l) {
-    while (l->page == NULL || l->at == PyList_GET_SIZE(l->page)) {
-        if (l->ended) return NULL;
+    if (!entry_is_there(l)) {
         if (l->fetching) {
             PyErr_SetString(PyExc_ValueError, "another thread is fetching from this iterator: give each its own");
             return NULL;
         }
         l->fetching = 1;
-        bool done = page_fetch(l);
+        bool done = entry_fetch(l);
         l->fetching = 0;
         if (!done) return NULL;
     }
-    return Py_NewRef(PyList_GET_ITEM(l->page, l->at++));
+    PyObject *entry = Py_NewRef(PyList_GET_ITEM(l->page, l->at++));
+    if (l->singly) PyList_SetItem(l->page, l->at - 1, Py_NewRef(Py_None)); /* A page of large values is not kept. */
+    return entry;
 }
 
 static PyObject *listing_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {

@@ -20,24 +20,12 @@ enum { GET_MANY_CHUNK = 512 }; /* As in kvsvr.store.reads: nobody knows how larg
 
 /* --- the calls --- */
 
-/* After a get that found more than there is room for with the caller: straight into the object. */
+/* After a get that found more than there is room for with the caller. */
 static PyObject *get_large(kv_caller *caller, PyObject *key) {
     int64_t size = kv_caller_answer(caller)->number;
-    if (size <= 0 || size > KV_INLINE_SIZE_MAX) return NULL;
-    PyObject *value = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)size);
     kv_result result;
-    if (value == NULL) return NULL;
-    kv_caller_lend(caller, (uint8_t *)PyBytes_AS_STRING(value), (uint64_t)size);
-    if (size <= KV_SMALL_SIZE) {
-        result = kv_get(caller, content_of(key), size_of(key));
-    } else {
-        Py_BEGIN_ALLOW_THREADS
-        result = kv_get(caller, content_of(key), size_of(key));
-        Py_END_ALLOW_THREADS
-    }
-    kv_caller_lend(caller, NULL, 0);
-    if (result != size) Py_CLEAR(value); /* Another one was put meanwhile, or something is wrong. */
-    return value;
+    if (size <= 0 || size > KV_INLINE_SIZE_MAX) return NULL;
+    return value_get(caller, NULL, key, (uint64_t)size, &result);
 }
 
 static PyObject *quick_get(PyObject *self, PyObject *const *args, Py_ssize_t count) {

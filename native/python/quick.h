@@ -44,6 +44,12 @@ extern PyTypeObject collecting_type, pairs_type;
 PyObject *collecting_put(PyObject *self, PyObject *const *args, Py_ssize_t count);
 extern PyMethodDef pack_functions[];
 
+/* value.c: of a key, or of a row of `table`. NULL: *result has the error, or there is an exception. The caller is hasty
+ * after the first one and is not after the second. */
+/* One of about `size` bytes: *result is KV_EWAIT, and answer.number the size, if it is larger. */
+PyObject *value_get(kv_caller *caller, PyObject *table, PyObject *name, uint64_t size, kv_result *result);
+PyObject *value_get_plain(kv_caller *caller, PyObject *table, PyObject *name, kv_result *result);
+
 /* rows.c */
 PyObject *quick_row_get(PyObject *self, PyObject *const *args, Py_ssize_t count);
 PyObject *quick_row_put(PyObject *self, PyObject *const *args, Py_ssize_t count);

@@ -7,6 +7,7 @@ import os
 import random
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -285,6 +286,47 @@ def test_large_values_come_whole_and_checked(tmp_path: Path, size: int) -> None:
             file.write(bytes([value[size // 2] ^ 1]))
         with pytest.raises(kvsvr.CorruptionError):
             db.get(b"k")
+
+
+SIZES = (0, 1, 16000, 16384, 65535, 65536, 65537, 1 << 20, (1 << 20) + 1, 3 << 20)
+
+
+def test_large_values_in_order(db: kvsvr.Engine) -> None:
+    """Got one at a time once they turn out to be large; whatever comes, goes or changes meanwhile."""
+    rng = random.Random(1)
+    values = {b"%03d" % i: rng.randbytes(rng.choice(SIZES)) for i in range(60)}
+    table = db.table(b"t")
+    for key, value in values.items():
+        db.put(key, value)
+        table.put(key, value)
+    ordered = sorted(values.items())
+    with db.snapshot() as snapshot:
+        for reads, rows in ((db, table), (snapshot, snapshot.table(b"t"))):
+            assert list(reads.scan()) == ordered
+            assert list(reads.scan(reverse=True)) == ordered[::-1]
+            assert list(reads.scan(b"010", b"050", limit=20)) == ordered[10:30]
+            assert list(reads.keys()) == [key for key, _ in ordered]
+            assert list(rows.rows()) == ordered
+            assert rows.last(30) == ordered[30:]
+        scan = snapshot.scan()
+        for key, value in values.items():
+            db.put(key, value[::-1])
+        assert list(scan) == ordered
+
+
+def test_large_values_that_go_meanwhile(db: kvsvr.Engine) -> None:
+    large = bytes(20000)
+    db.put_many((b"%d" % i, large) for i in range(10))
+    scan = db.scan()
+    assert [next(scan)[0] for _ in range(5)] == [b"0", b"1", b"2", b"3", b"4"]
+    db.delete(b"5")
+    db.put(b"6", b"short")
+    db.put(b"7", large * 100)
+    db.delete(b"8")
+    db.table(b"8").append(b"row")
+    db.put(b"9", large, ttl=0.001)
+    time.sleep(0.01)
+    assert [(key, len(value)) for key, value in scan] == [(b"6", 5), (b"7", 2000000)]
 
 
 def test_what_pairs_refuse() -> None:
