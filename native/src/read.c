@@ -48,32 +48,6 @@ static kv_status hasty_room(kv_caller *c, uint64_t size, bool is_big, uint8_t **
 /* What a read wants of a record it found. */
 typedef kv_status (*read_step)(kv_caller *c, const found *f, kv_result *result);
 
-/* A large value is verified as it is copied: one way through memory instead of two. Not where an answer may come of the
- * record without its value. */
-static bool verified_late(const found *f) {
-    enum { LATE_SIZE_MIN = 1024 };
-    const kv_record *record = &f->record;
-    return record->value_size >= LATE_SIZE_MIN && record->kind == KV_KIND_PUT && record->expires_ms == 0 &&
-           !(record->flags & KV_FLAG_BIG) && !found_tombstone(f);
-}
-
-static kv_status checksum_wrong(kv_caller *c, const found *f) {
-    return fault_corrupt(&c->answer.fault, f->location, "the record's checksum is wrong");
-}
-
-/* To hash a large value takes as long as to copy it: it is verified by the first who reads it. */
-static kv_status copy_verified(kv_caller *c, const found *f, uint8_t *to) {
-    uint32_t segment = kv_loc_segment(f->location), offset = kv_loc_offset(f->location);
-    bool noted = f->record.value_size >= KV_NOTED_SIZE_MIN;
-    if (noted && kv_flow_was_intact(c->store->flow, segment, offset)) {
-        memcpy(to, f->record.value, f->record.value_size);
-        return KV_OK;
-    }
-    if (!kv_record_copy(f->bytes, f->place, &f->record, to)) return checksum_wrong(c, f);
-    if (noted) kv_flow_note_intact(c->store->flow, segment, offset);
-    return KV_OK;
-}
-
 static kv_status read_value(kv_caller *c, const found *f, kv_result *result) {
     if (KV_UNLIKELY(found_table(f))) return KV_EWRONGTYPE;
     kv_big big;
@@ -89,7 +63,6 @@ static kv_status read_value(kv_caller *c, const found *f, kv_result *result) {
         status = big_read(c, &big, to);
         return status == KV_ECORRUPT ? big_fault(c, f) : status;
     }
-    if (KV_UNLIKELY(verified_late(f)) && !f->intact) return copy_verified(c, f, to);
     memcpy(to, f->record.value, f->record.value_size);
     return KV_OK;
 }
@@ -155,8 +128,9 @@ static kv_status read_once(kv_caller *c, const name *n, read_step step, kv_resul
     kv_status status = find_named(c, n, &f);
     *location = f.location;
     if (KV_UNLIKELY(status != KV_OK)) return status;
-    bool late = step == read_value && verified_late(&f);
-    if (KV_LIKELY(!late) && KV_UNLIKELY(!found_intact(&f))) return checksum_wrong(c, &f);
+    /* To hash a large value takes as long as to copy it: it is verified by the first who reads it. */
+    bool intact = step == read_value ? found_intact_once(c->store, &f) : found_intact(&f);
+    if (KV_UNLIKELY(!intact)) return fault_corrupt(&c->answer.fault, f.location, "the record's checksum is wrong");
     c->answer.version = f.record.version;
     if (KV_UNLIKELY(step == read_version)) return step(c, &f, result);
     if (found_tombstone(&f)) return KV_ABSENT;

@@ -167,13 +167,6 @@ bool kv_record_intact(const uint8_t *bytes, uint64_t place, const kv_record *rec
     return kv_load64(bytes + AT_CHECKSUM) == checksum(bytes, covered, place);
 }
 
-bool kv_record_copy(const uint8_t *bytes, uint64_t place, const kv_record *record, uint8_t *to) {
-    uint64_t covered = covered_size(record->kind, record->options, record->key_size, record->value_size);
-    uint64_t from = covered - record->value_size - AT_VALUE_SIZE;
-    return kv_load64(bytes + AT_CHECKSUM) ==
-           kv_xxh64_copy(bytes + AT_VALUE_SIZE, covered - AT_VALUE_SIZE, place, from, to);
-}
-
 kv_status kv_record_decode(const uint8_t *bytes, uint64_t size, uint64_t place, kv_record *out, uint32_t *used) {
     kv_status status = kv_record_peek(bytes, size, place, out, used);
     if (status != KV_OK) return status;

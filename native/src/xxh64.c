@@ -79,25 +79,6 @@ uint64_t kv_xxh64(const uint8_t *bytes, size_t size, uint64_t seed) {
     return finish(converge(l) + size, bytes, left);
 }
 
-/* Stripes that lie wholly behind `from` are copied as they are consumed, what is before and after them at the end. */
-uint64_t kv_xxh64_copy(const uint8_t *bytes, size_t size, uint64_t seed, size_t from, uint8_t *to) {
-    KV_ASSERT(from <= size);
-    size_t first = (size_t)kv_align(from, STRIPE_SIZE), behind = size / STRIPE_SIZE * STRIPE_SIZE;
-    if (first + STRIPE_SIZE > behind) {
-        memcpy(to, bytes + from, size - from);
-        return kv_xxh64(bytes, size, seed);
-    }
-    lanes l = start(seed);
-    for (size_t at = 0; at < first; at += STRIPE_SIZE) l = consume(l, bytes + at);
-    for (size_t at = first; at < behind; at += STRIPE_SIZE) {
-        l = consume(l, bytes + at);
-        memcpy(to + (at - from), bytes + at, STRIPE_SIZE);
-    }
-    memcpy(to, bytes + from, first - from);
-    memcpy(to + (behind - from), bytes + behind, size - behind);
-    return finish(converge(l) + size, bytes + behind, size - behind);
-}
-
 /* --- streaming: the same steps, with the lanes and up to 31 bytes of a stripe kept between calls --- */
 
 static lanes load_lanes(const kv_xxh64_state *state) {

@@ -96,18 +96,6 @@ TEST(pieces_make_the_whole) {
     CHECK(hash_in_pieces(DATA_SIZE, SEED, 4097) == kv_xxh64(data, DATA_SIZE, SEED));
 }
 
-TEST(a_copy_is_the_same_bytes_under_the_same_hash) {
-    static uint8_t to[SHORT_SIZE_MAX + 2];
-    for (size_t size = 0; size <= SHORT_SIZE_MAX; size++) {
-        for (size_t from = 0; from <= size; from++) {
-            memset(to, 0xA5, sizeof to);
-            CHECK(kv_xxh64_copy(data + 1, size, SEED, from, to + 1) == kv_xxh64(data + 1, size, SEED));
-            CHECK(memcmp(to + 1, data + 1 + from, size - from) == 0);
-            CHECK(to[0] == 0xA5);
-            CHECK(to[1 + size - from] == 0xA5);
-        }
-    }
-}
 TEST(an_empty_piece_changes_nothing) {
     kv_xxh64_state state;
     kv_xxh64_begin(&state, SEED);
@@ -131,7 +119,6 @@ int main(void) {
     RUN(sizes_around_every_boundary_hold);
     RUN(every_short_length_holds);
     RUN(pieces_make_the_whole);
-    RUN(a_copy_is_the_same_bytes_under_the_same_hash);
     RUN(an_empty_piece_changes_nothing);
     RUN(end_may_be_asked_in_between);
     free(data);

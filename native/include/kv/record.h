@@ -134,7 +134,5 @@ kv_status kv_record_decode(const uint8_t *bytes, uint64_t size, uint64_t place, 
 kv_status kv_record_peek(const uint8_t *bytes, uint64_t size, uint64_t place, kv_record *out, uint32_t *used);
 /* The checksum over a record that peek() let pass. */
 bool kv_record_intact(const uint8_t *bytes, uint64_t place, const kv_record *record);
-/* The same of any record but an envelope, and copies the value, whatever the answer is. */
-bool kv_record_copy(const uint8_t *bytes, uint64_t place, const kv_record *record, uint8_t *to);
 
 #endif

@@ -6,8 +6,6 @@
 #include "base.h"
 
 uint64_t kv_xxh64(const uint8_t *bytes, size_t size, uint64_t seed);
-/* The same, and copies what follows the first `from` bytes to `to` on the way. */
-uint64_t kv_xxh64_copy(const uint8_t *bytes, size_t size, uint64_t seed, size_t from, uint8_t *to);
 
 typedef struct kv_xxh64_state {
     uint64_t lane[4];
