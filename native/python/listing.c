@@ -82,8 +82,7 @@ static uint64_t count_wanted(const listing *l) {
 }
 
 /* What kv_scan left with the caller. Where entries turn out to be large, the next pages have their names alone. */
-static bool page_take(listing *l, const kv_page *page, const kv_answer *answer, kv_result total) {
-    const uint8_t *content = total <= KV_SMALL_SIZE ? answer->small : answer->large;
+static bool page_take(listing *l, const kv_page *page, const uint8_t *content) {
     PyObject *entries = entries_cut(page, content, l->values && !l->singly);
     if (entries == NULL) return false;
     if (l->values && page->count > 0 && page->size / page->count >= SINGLY_SIZE_MIN) l->singly = 1;
@@ -105,7 +104,7 @@ static bool page_scan(listing *l, kv_caller *caller, kv_result *total) {
     Py_BEGIN_ALLOW_THREADS
     *total = kv_scan(caller, &range, &page);
     Py_END_ALLOW_THREADS
-    return *total < 0 || page_take(l, &page, kv_caller_answer(caller), *total);
+    return *total < 0 || page_take(l, &page, answered(caller, *total));
 }
 
 /* Raises what the Pool makes of an error, and gives the caller back by that. */
@@ -171,22 +170,22 @@ static bool value_fetch(listing *l, bool *gone) {
     return true;
 }
 
+/* Nothing has to be fetched for most entries. */
+static bool entry_is_there(const listing *l) {
+    return l->page != NULL && l->at < PyList_GET_SIZE(l->page) &&
+           (!l->singly || !l->values || PyTuple_CheckExact(PyList_GET_ITEM(l->page, l->at)));
+}
+
 /* Brings the page to an entry that can be given; false: the end, or an exception. */
 static bool entry_fetch(listing *l) {
     for (;;) {
         while (l->page == NULL || l->at == PyList_GET_SIZE(l->page))
             if (l->ended || !page_fetch(l)) return false;
-        bool gone = false, whole = !l->values || PyTuple_CheckExact(PyList_GET_ITEM(l->page, l->at));
-        if (!whole && !value_fetch(l, &gone)) return false;
+        bool gone = false;
+        if (!entry_is_there(l) && !value_fetch(l, &gone)) return false;
         if (!gone) return true;
         l->at++;
     }
-}
-
-/* Nothing has to be fetched for most entries. */
-static bool entry_is_there(const listing *l) {
-    return l->page != NULL && l->at < PyList_GET_SIZE(l->page) &&
-           (!l->singly || !l->values || PyTuple_CheckExact(PyList_GET_ITEM(l->page, l->at)));
 }
 
 static PyObject *listing_next(listing *l) {

@@ -20,33 +20,9 @@ enum { GET_MANY_CHUNK = 512 }; /* As in kvsvr.store.reads: nobody knows how larg
 
 /* --- the calls --- */
 
-/* After a get that found more than there is room for with the caller. */
-static PyObject *get_large(kv_caller *caller, PyObject *key) {
-    int64_t size = kv_caller_answer(caller)->number;
-    kv_result result;
-    if (size <= 0 || size > KV_INLINE_SIZE_MAX) return NULL;
-    return value_get(caller, NULL, key, (uint64_t)size, &result);
-}
-
 static PyObject *quick_get(PyObject *self, PyObject *const *args, Py_ssize_t count) {
     if (count < 1 || count > 2 || !PyBytes_CheckExact(args[0])) return NULL;
-    door *d = door_of(self);
-    kv_caller *caller = door_enter(d);
-    PyObject *value = NULL;
-    kv_result size;
-    if (caller == NULL) return NULL;
-    if (d->fits) {
-        size = kv_get(caller, content_of(args[0]), size_of(args[0]));
-    } else {
-        Py_BEGIN_ALLOW_THREADS
-        size = kv_get(caller, content_of(args[0]), size_of(args[0]));
-        Py_END_ALLOW_THREADS
-    }
-    if (size >= 0) value = PyBytes_FromStringAndSize((const char *)kv_caller_answer(caller)->small, size);
-    else if (size == kv_ending(KV_ABSENT)) value = Py_NewRef(count == 2 ? args[1] : Py_None);
-    else if (size == KV_EWAIT) value = get_large(caller, args[0]);
-    door_leave(d, caller);
-    return value;
+    return value_find(door_of(self), NULL, args[0], count == 2 ? args[1] : Py_None);
 }
 
 static PyObject *quick_put(PyObject *self, PyObject *const *args, Py_ssize_t count) {
@@ -126,8 +102,7 @@ static bool get_chunk(door *d, chunk *k, PyObject *list, Py_ssize_t at) {
     total = kv_get_many(caller, &k->many, k->value_sizes);
     Py_END_ALLOW_THREADS
     kv_caller_hasten(caller, 1);
-    const kv_answer *answer = kv_caller_answer(caller);
-    bool done = total >= 0 && values_cut(k, total <= KV_SMALL_SIZE ? answer->small : answer->large, list, at);
+    bool done = total >= 0 && values_cut(k, answered(caller, total), list, at);
     door_leave(d, caller);
     return done;
 }

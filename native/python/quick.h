@@ -10,6 +10,12 @@
 static inline const uint8_t *content_of(PyObject *bytes) { return (const uint8_t *)PyBytes_AS_STRING(bytes); }
 static inline size_t size_of(PyObject *bytes) { return (size_t)PyBytes_GET_SIZE(bytes); }
 
+/* The bytes of an answer of that size. */
+static inline const uint8_t *answered(kv_caller *caller, kv_result size) {
+    const kv_answer *answer = kv_caller_answer(caller);
+    return size <= KV_SMALL_SIZE ? answer->small : answer->large;
+}
+
 /* --- door.c --- */
 enum { CALLERS_MAX = 16 }; /* kept; each has 64 KiB for answers */
 
@@ -36,6 +42,14 @@ door *door_of(PyObject *self); /* NULL: it has none */
 kv_caller *door_enter(door *d);
 void door_leave(door *d, kv_caller *caller);
 
+/* --- value.c: of a key, or of a row of `table` (NULL: a key) --- */
+/* What a quick get answers; NULL: see quick_call. */
+PyObject *value_find(door *d, PyObject *table, PyObject *name, PyObject *otherwise);
+/* NULL: *result has the error, or there is an exception. The caller is hasty after the first one and is not after the
+ * second. One of about `size` bytes: *result is KV_EWAIT, and answer.number the size, if it is larger. */
+PyObject *value_get(kv_caller *caller, PyObject *table, PyObject *name, uint64_t size, kv_result *result);
+PyObject *value_get_plain(kv_caller *caller, PyObject *table, PyObject *name, kv_result *result);
+
 /* quick.c: the call of a quick method; NULL without an exception: the wrapped method has to do it. */
 typedef PyObject *(*quick_call)(PyObject *self, PyObject *const *args, Py_ssize_t count);
 
@@ -43,12 +57,6 @@ typedef PyObject *(*quick_call)(PyObject *self, PyObject *const *args, Py_ssize_
 extern PyTypeObject collecting_type, pairs_type;
 PyObject *collecting_put(PyObject *self, PyObject *const *args, Py_ssize_t count);
 extern PyMethodDef pack_functions[];
-
-/* value.c: of a key, or of a row of `table`. NULL: *result has the error, or there is an exception. The caller is hasty
- * after the first one and is not after the second. */
-/* One of about `size` bytes: *result is KV_EWAIT, and answer.number the size, if it is larger. */
-PyObject *value_get(kv_caller *caller, PyObject *table, PyObject *name, uint64_t size, kv_result *result);
-PyObject *value_get_plain(kv_caller *caller, PyObject *table, PyObject *name, kv_result *result);
 
 /* rows.c */
 PyObject *quick_row_get(PyObject *self, PyObject *const *args, Py_ssize_t count);

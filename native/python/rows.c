@@ -9,15 +9,9 @@ static PyObject *table_key_of(PyObject *self) {
 }
 
 PyObject *quick_row_get(PyObject *self, PyObject *const *args, Py_ssize_t count) {
-    PyObject *key = table_key_of(self), *value = NULL;
-    if (key == NULL || count < 1 || count > 2 || !PyBytes_CheckExact(args[0]) || !door_of(self)->fits) return NULL;
-    kv_caller *caller = door_enter(door_of(self));
-    if (caller == NULL) return NULL;
-    kv_result size = kv_row_get(caller, content_of(key), size_of(key), content_of(args[0]), size_of(args[0]));
-    if (size >= 0) value = PyBytes_FromStringAndSize((const char *)kv_caller_answer(caller)->small, size);
-    else if (size == kv_ending(KV_ABSENT)) value = Py_NewRef(count == 2 ? args[1] : Py_None);
-    door_leave(door_of(self), caller);
-    return value;
+    PyObject *key = table_key_of(self);
+    if (key == NULL || count < 1 || count > 2 || !PyBytes_CheckExact(args[0])) return NULL;
+    return value_find(door_of(self), key, args[0], count == 2 ? args[1] : Py_None);
 }
 
 PyObject *quick_row_put(PyObject *self, PyObject *const *args, Py_ssize_t count) {
@@ -68,9 +62,8 @@ PyObject *quick_last(PyObject *self, PyObject *const *args, Py_ssize_t count) {
     total = kv_scan(caller, &range, &page);
     Py_END_ALLOW_THREADS
     kv_caller_hasten(caller, 1);
-    const kv_answer *answer = kv_caller_answer(caller);
     if (total >= 0 && (!page.more || page.count == (uint64_t)wanted))
-        rows = entries_cut(&page, total <= KV_SMALL_SIZE ? answer->small : answer->large, 1);
+        rows = entries_cut(&page, answered(caller, total), 1);
     if (rows != NULL && PyList_Reverse(rows) < 0) Py_CLEAR(rows);
     door_leave(door_of(self), caller);
     return rows;

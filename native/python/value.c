@@ -1,4 +1,4 @@
-/* value.c -- one value straight into its object, without a stay in the caller's buffer: for large ones. */
+/* value.c -- one value: a small one through the caller's buffer, a large one straight into its object. */
 #include "quick.h"
 
 enum { GIL_SIZE_MAX = KV_SMALL_SIZE }; /* what is copied under the GIL; more takes longer than to give it away */
@@ -33,7 +33,32 @@ PyObject *value_get_plain(kv_caller *caller, PyObject *table, PyObject *name, kv
     *result = get_named(caller, table, name);
     Py_END_ALLOW_THREADS
     if (*result < 0) return NULL;
-    const kv_answer *answer = kv_caller_answer(caller);
-    const uint8_t *content = *result <= KV_SMALL_SIZE ? answer->small : answer->large;
-    return PyBytes_FromStringAndSize((const char *)content, (Py_ssize_t)*result);
+    return PyBytes_FromStringAndSize((const char *)answered(caller, *result), (Py_ssize_t)*result);
+}
+
+/* After a get that found more than there is room for with the caller. */
+static PyObject *find_large(kv_caller *caller, PyObject *table, PyObject *name) {
+    int64_t size = kv_caller_answer(caller)->number;
+    kv_result result;
+    if (size <= 0 || size > KV_INLINE_SIZE_MAX) return NULL;
+    return value_get(caller, table, name, (uint64_t)size, &result);
+}
+
+PyObject *value_find(door *d, PyObject *table, PyObject *name, PyObject *otherwise) {
+    kv_caller *caller = door_enter(d);
+    PyObject *value = NULL;
+    kv_result size;
+    if (caller == NULL) return NULL;
+    if (d->fits) {
+        size = get_named(caller, table, name);
+    } else {
+        Py_BEGIN_ALLOW_THREADS
+        size = get_named(caller, table, name);
+        Py_END_ALLOW_THREADS
+    }
+    if (size >= 0) value = PyBytes_FromStringAndSize((const char *)answered(caller, size), (Py_ssize_t)size);
+    else if (size == kv_ending(KV_ABSENT)) value = Py_NewRef(otherwise);
+    else if (size == KV_EWAIT) value = find_large(caller, table, name);
+    door_leave(d, caller);
+    return value;
 }
