@@ -94,7 +94,7 @@ def open(
 class Engine(Quickened, Reads):
     """One open store. `kvsvr.open` makes it."""
 
-    __slots__ = ("__weakref__", "_bells", "_callers", "_catalog", "_config", "_keeper", "_shut")
+    __slots__ = ("__weakref__", "_bells", "_catalog", "_config", "_keeper", "_shut")
 
     _handle: Handle
 
@@ -106,7 +106,6 @@ class Engine(Quickened, Reads):
         try:
             self._catalog = Catalog(directory)
             self._handle = Handle(directory, config, self._catalog.checkpoint())
-            self._callers = self._handle.callers
             self._door = self._handle.door
             self._keeper = Housekeeper(self._handle, self._catalog, config)
             self._shut = weakref.finalize(self, _shut, self._handle, self._keeper, place)
@@ -136,7 +135,7 @@ class Engine(Quickened, Reads):
         version: int = lib.kv_put(caller.pointer, name, len(name), content, len(content), expiry, durable)
         if version <= 0:
             raise self._handle.failed(version, caller, name)
-        self._callers.append(caller)
+        self._handle.callers.append(caller)
         return version
 
     @quick
@@ -147,7 +146,7 @@ class Engine(Quickened, Reads):
         result = lib.kv_delete(caller.pointer, name, len(name), expected, durable)
         if result < 0 and result != ABSENT:
             raise self._handle.failed(result, caller, name)
-        self._callers.append(caller)
+        self._handle.callers.append(caller)
         return bool(result > 0)
 
     def cas(
@@ -160,7 +159,7 @@ class Engine(Quickened, Reads):
         result = lib.kv_cas(caller.pointer, name, len(name), content, len(content), expected, expiry, durable)
         if result <= 0:
             raise self._handle.failed(result, caller, name)
-        self._callers.append(caller)
+        self._handle.callers.append(caller)
         return int(result)
 
     def incr(self, key: BytesLike, by: int = 1, *, ttl: float | None = None, durable: bool = False) -> int:
@@ -176,7 +175,7 @@ class Engine(Quickened, Reads):
         if result <= 0:
             raise self._handle.failed(result, caller, name)
         number: int = caller.answer.number
-        self._callers.append(caller)
+        self._handle.callers.append(caller)
         return number
 
     def append(self, key: BytesLike, data: BytesLike, *, ttl: float | None = None, durable: bool = False) -> int:
@@ -210,7 +209,7 @@ class Engine(Quickened, Reads):
         now_ms: int = lib.kv_now(caller.pointer) if expires_ms else 0
         if now_ms < 0:
             raise self._handle.failed(now_ms, caller, name)
-        self._callers.append(caller)
+        self._handle.callers.append(caller)
         return max(0, expires_ms - now_ms) / 1000 if expires_ms else None
 
     def _expire(self, name: Any, expiry: int, durable: bool) -> bool:
@@ -218,7 +217,7 @@ class Engine(Quickened, Reads):
         result = lib.kv_expire(caller.pointer, name, len(name), expiry, durable)
         if result < 0 and result != ABSENT:
             raise self._handle.failed(result, caller, name)
-        self._callers.append(caller)
+        self._handle.callers.append(caller)
         return bool(result > 0)
 
     # --- many keys ---
@@ -254,7 +253,7 @@ class Engine(Quickened, Reads):
         result: int = function(caller.pointer, many, *arguments, 0)
         if result < 0:
             raise self._handle.failed(result, caller)
-        self._callers.append(caller)
+        self._handle.callers.append(caller)
         return result
 
     # --- tables ---
@@ -327,7 +326,7 @@ class Engine(Quickened, Reads):
         result: int = lib.kv_wait(caller.pointer, name, len(name), version, timeout_ms)
         if result < 0:
             raise self._handle.failed(result, caller, name)
-        self._callers.append(caller)
+        self._handle.callers.append(caller)
         return result
 
     def compact(self) -> None:
@@ -384,7 +383,7 @@ class Engine(Quickened, Reads):
         result: int = function(caller.pointer)
         if result < 0:
             raise self._handle.failed(result, caller)
-        self._callers.append(caller)
+        self._handle.callers.append(caller)
         return result
 
     def stats(self) -> dict[str, Any]:

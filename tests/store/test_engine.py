@@ -1022,7 +1022,7 @@ def test_eight_threads_lose_no_update(db: kvsvr.Engine) -> None:
     for thread in threads:
         thread.join()
     assert db.get(b"n") == b"4000"
-    assert len(db._callers) <= 9
+    assert len(db._handle.callers) <= 9
 
 
 # --- figures, checkpoints, catalog ---
