@@ -333,7 +333,9 @@ def test_no_child_outlives_a_parent_that_is_killed(tmp_path: Path) -> None:
         wait_for((tmp_path / "pid").exists)
         wait_for(lambda: (tmp_path / "pid").read_text() != "")
         parent.kill()
-    wait_for(lambda: gone(int((tmp_path / "pid").read_text())))
+    pid = int((tmp_path / "pid").read_text())
+    wait_for(lambda: gone(pid))
+    assert gone(pid)
 
 
 # --- one measurement, several cells ---
