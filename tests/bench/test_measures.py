@@ -5,7 +5,6 @@ import atexit
 import json
 import mmap
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -139,11 +138,16 @@ class Forgetful(Bloated):
 
 
 class Slow(Bloated):
-    """A put in fifty takes 20 ms."""
+    """Every twenty-fifth put takes 20 ms."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._put_count = 0
 
     def put(self, key: bytes, value: bytes) -> None:
         super().put(key, value)
-        if random.random() < 0.02:
+        self._put_count += 1
+        if self._put_count % 25 == 0:
             time.sleep(0.02)
 
 
