@@ -209,6 +209,7 @@ static kv_status segment_make(kv_flow *flow, segment *one) {
 }
 
 static kv_status segment_prepare(kv_flow *flow, uint32_t size) {
+    if (flow->ceiling > SEQUENCE_MAX - size / RECORD_SIZE_MIN) return KV_ECORRUPT;
     segment *one = calloc(1, sizeof *one);
     if (one == NULL) return KV_ENOMEM;
     one->id = flow->next_id;

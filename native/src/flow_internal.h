@@ -57,6 +57,11 @@ enum {
 #define SEGMENT_TEMPORARY "flow/next.tmp"
 enum { SEGMENT_PATH_SIZE = 32 };
 
+/* Versions are int64. What writing never comes to, a forged header may claim: an opener has to find more numbers left than
+ * it will ever use, and whoever uses them up all the same is stopped before they wrap. */
+#define SEQUENCE_MAX ((uint64_t)INT64_MAX)
+#define SEQUENCE_SPARE ((uint64_t)1 << 48)
+
 /* The chain sector. All zeros: none was written. */
 typedef struct chain_link {
     uint32_t next;

@@ -143,7 +143,7 @@ static kv_status segment_load(kv_flow *flow, uint32_t id, segment *one, kv_fault
     if (size > KV_SEGMENT_SIZE_MAX || planned > KV_SEGMENT_SIZE_MAX)
         return damage(fault, id, 0, "the file is larger than a segment can be");
     segment_decode_header(flow, page, one);
-    if (one->ceiling > INT64_MAX) return damage(fault, id, 0, "the header reserves numbers that no record can have");
+    if (one->ceiling > SEQUENCE_MAX) return damage(fault, id, 0, "the header reserves numbers that no record can have");
     if (one->sealed && size < atomic_load(&one->end))
         return damage(fault, id, (uint32_t)size, "the file ends before its last record");
     if (one->sealed && (atomic_load(&one->end) < KV_SEGMENT_HEADER_SIZE + KV_SEAL_SIZE || !leads_on(one, one->next)))
@@ -485,6 +485,8 @@ static segment *find_start(kv_flow *flow, const uint32_t *ids, size_t count, kv_
 static kv_status check_behind_end(kv_flow *flow, const listing *l, kv_position end, kv_fault *fault) {
     bool reserved = flow->sequence <= flow->ceiling && segment_find(flow, end.segment)->last_sequence <= flow->ceiling;
     if (!reserved) return damage(fault, end.segment, end.offset, "a number above all ceilings was used before");
+    if (flow->ceiling > SEQUENCE_MAX - SEQUENCE_SPARE || l->highest == UINT32_MAX)
+        return damage(fault, l->highest, 0, "the header leaves no numbers to go on with");
     for (size_t i = 0; i < l->count; i++) {
         const segment *one = segment_find(flow, l->ids[i]);
         /* Nobody looked where it ends, so it must not be cut there. */
