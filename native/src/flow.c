@@ -16,7 +16,13 @@
 
 #include "kv/xxh64.h"
 
-enum { MAP_CAPACITY_MIN = 64, WARM_SIZE = 64 << 10, RECORD_SIZE_MIN = KV_RECORD_HEAD_SIZE, CONTENT_SHARE = 8 };
+enum {
+    MAP_CAPACITY_MIN = 64,
+    WARM_SIZE = 64 << 10,
+    COOL_SIZE_MIN = 256 << 10,
+    RECORD_SIZE_MIN = KV_RECORD_HEAD_SIZE,
+    CONTENT_SHARE = 8
+};
 
 static int64_t monotonic_ms(void) {
     struct timespec now;
@@ -428,11 +434,20 @@ static void follow(kv_flow *flow) {
     pthread_cond_broadcast(done);
 }
 
+/* Not for a handful of pages: who reads or writes there next meets a fault for every 64 KiB. */
+static void cool_unsynced(kv_flow *flow, const segment *one, kv_position from, kv_position to) {
+    uint32_t start = one->id == from.segment ? from.offset : 0, end = one->id == to.segment ? to.offset : one->size;
+    start = (start + KV_PAGE_SIZE - 1) / KV_PAGE_SIZE * KV_PAGE_SIZE;
+    end = end / KV_PAGE_SIZE * KV_PAGE_SIZE;
+    if (one->writable && end > start && end - start >= COOL_SIZE_MIN) flow->io->cool(flow->io, one->bytes + start, end - start);
+}
+
 /* Leader. Oldest first: durable is a prefix of the log, never a patchwork. */
 static kv_status sync_files(kv_flow *flow, kv_position from, kv_position to) {
     for (uint32_t id = from.segment; id <= to.segment; id++) {
         segment *one = segment_find(flow, id);
         if (one == NULL || one->file == NULL) continue;
+        cool_unsynced(flow, one, from, to);
         kv_status status = flow->io->sync(flow->io, one->file);
         if (status != KV_OK) {
             kv_flow_set_poison(flow, KV_EDISK, errno);

@@ -176,6 +176,14 @@ static void pages_warm(kv_io *io, uint8_t *pages, uint64_t size) {
     errno = os_error;
 }
 
+/* Of a shared mapping of a file this throws nothing away. */
+static void pages_cool(kv_io *io, uint8_t *pages, uint64_t size) {
+    (void)io;
+    int os_error = errno;
+    madvise(pages, size, MADV_DONTNEED);
+    errno = os_error;
+}
+
 static void file_unmap(kv_io *io, kv_file *file, uint8_t *mapping, uint64_t size) {
     (void)io;
     (void)file;
@@ -415,6 +423,7 @@ static const kv_io TABLE = {
     .sync = file_sync,
     .map = file_map,
     .warm = pages_warm,
+    .cool = pages_cool,
     .unmap = file_unmap,
     .rename = name_rename,
     .unlink = name_unlink,

@@ -445,7 +445,7 @@ static void remove_mapping(kv_sim *sim, mapping **link) {
 }
 
 /* Its mappings are memory. */
-static void sim_warm(kv_io *io, uint8_t *pages, uint64_t size) {
+static void sim_hint(kv_io *io, uint8_t *pages, uint64_t size) {
     (void)io;
     (void)pages;
     (void)size;
@@ -619,7 +619,8 @@ static const kv_io TABLE = {
     .truncate = sim_truncate,
     .sync = sim_sync,
     .map = sim_map,
-    .warm = sim_warm,
+    .warm = sim_hint,
+    .cool = sim_hint,
     .unmap = sim_unmap,
     .rename = sim_rename,
     .unlink = sim_unlink,

@@ -21,6 +21,7 @@ typedef struct rig {
     uint32_t where[VERSION_MAX]; /* by version: the segment it went to */
     void (*before_open)(const char *path); /* the next open's files */
     bool warm;
+    uint32_t size_max; /* of a segment; 0: SEGMENT_MAX */
 } rig;
 
 static kv_status remember(void *context, const kv_record *record, kv_position position, uint32_t used) {
@@ -50,7 +51,7 @@ static void watch_opens(rig *r) {
 static kv_status rig_open_at(rig *r, bool readonly, kv_position start) {
     kv_flow_options options = {.readonly = readonly,
                                .segment_size_min = SEGMENT_MIN,
-                               .segment_size_max = SEGMENT_MAX,
+                               .segment_size_max = r->size_max != 0 ? r->size_max : SEGMENT_MAX,
                                .warm = r->warm,
                                .write_watermark_always = true};
     if (r->sim != NULL) r->io = kv_sim_io(r->sim);
@@ -1419,6 +1420,42 @@ TEST(a_segment_is_not_warmed_where_writes_are_synced_as_a_rule) {
     kv_sim_free(r.sim);
 }
 
+static const uint8_t *cooled;
+static uint64_t cooled_size;
+
+static void note_cool(kv_io *io, uint8_t *pages, uint64_t size) {
+    (void)io;
+    cooled = pages;
+    cooled_size += size;
+}
+
+TEST(whole_pages_are_cooled_before_a_sync_of_many) {
+    rig r = {.sim = kv_sim_new(), .size_max = 1 << 20};
+    CHECK_EQ(rig_open(&r, false), KV_OK);
+    r.io->cool = note_cool;
+    cooled_size = 0;
+    while (kv_flow_tail(r.flow).segment < 7) CHECK(put(&r, 1000) != 0);
+    CHECK_EQ(sync_all(&r), KV_OK);
+    CHECK_EQ(cooled_size, (256 << 10) + (512 << 10)); /* Of 16 KiB, 32 .. 512 KiB and the start of the next. */
+
+    while (kv_flow_tail(r.flow).offset < 5000) CHECK(put(&r, 1000) != 0);
+    CHECK_EQ(sync_all(&r), KV_OK);
+    uint32_t from = kv_flow_tail(r.flow).offset;
+    while (kv_flow_tail(r.flow).offset < from + (300 << 10)) CHECK(put(&r, 1000) != 0);
+    cooled_size = 0;
+    CHECK_EQ(sync_all(&r), KV_OK);
+    CHECK(cooled_size >= 256 << 10 && cooled_size <= 300 << 10 && cooled_size % 4096 == 0);
+    uint64_t room;
+    uintptr_t start = (uintptr_t)kv_flow_at(r.flow, 7, from, &room); /* Neither the page that was durable nor the tail's. */
+    CHECK((uintptr_t)cooled >= start && (uintptr_t)cooled < start + 4096);
+    put(&r, 1000);
+    cooled_size = 0;
+    CHECK_EQ(sync_all(&r), KV_OK);
+    CHECK_EQ(cooled_size, 0);
+    rig_close(&r);
+    kv_sim_free(r.sim);
+}
+
 typedef struct warmer {
     rig *r;
     atomic_bool stop;
@@ -1496,6 +1533,7 @@ int main(void) {
     RUN(a_note_is_of_one_record_and_goes_with_its_mapping);
     RUN(a_prepared_segment_is_warmed_whole_unless_somebody_syncs);
     RUN(a_segment_is_not_warmed_where_writes_are_synced_as_a_rule);
+    RUN(whole_pages_are_cooled_before_a_sync_of_many);
     RUN(segments_are_taken_while_they_are_warmed);
     return check_report();
 }

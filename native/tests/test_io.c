@@ -178,6 +178,10 @@ TEST(a_mapping_is_the_file) {
     memcpy(mapping + PAGE, "mapd", 4);
     w.io->warm(w.io, mapping, 2 * PAGE); /* changes no byte */
     CHECK(memcmp(second + PAGE, "mapd", 4) == 0);
+    w.io->cool(w.io, mapping, 2 * PAGE); /* nor does this, and it is there for everybody */
+    CHECK(memcmp(mapping + PAGE, "mapd", 4) == 0);
+    w.io->cool(w.io, mapping, 2 * PAGE);
+    CHECK(memcmp(second + PAGE, "mapd", 4) == 0);
     CHECK_EQ(w.io->read_at(w.io, reader, back, 4, PAGE, &got), KV_OK);
     CHECK(memcmp(back, "mapd", 4) == 0);
     CHECK_EQ(w.io->write_at(w.io, file, (const uint8_t *)"writ", 4, PAGE - 2), KV_OK);

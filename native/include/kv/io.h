@@ -46,6 +46,10 @@ struct kv_io {
     /* Makes pages of a writable mapping ready to be stored to, so that the first store to each meets no fault. A hint: it may
      * do nothing, and what fails is met by that store. They are dirty then: the next sync writes them. */
     void (*warm)(kv_io *io, uint8_t *pages, uint64_t size);
+    /* The other way: takes pages of a mapping out of the page table; what was stored stays in the file, and the next access
+     * finds them again. A hint, ahead of a sync, which would write-protect each of them by itself, with an interrupt to every
+     * core that runs this process (docs/decisions/0024). */
+    void (*cool)(kv_io *io, uint8_t *pages, uint64_t size);
     void (*unmap)(kv_io *io, kv_file *file, uint8_t *mapping, uint64_t size); /* file may be NULL: closed before */
     kv_status (*rename)(kv_io *io, const char *from, const char *to);
     kv_status (*unlink)(kv_io *io, const char *path);
