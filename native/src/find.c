@@ -13,7 +13,7 @@
  * collision only if that record is intact. */
 #include <stdio.h>
 
-#include "store_internal.h"
+#include "late.h"
 
 static const uint64_t ROW_SEED_STEP = 0x9FB21C651E98DF25ULL; /* odd: no id but 0 leaves the seed of keys as it is */
 
@@ -100,6 +100,10 @@ static kv_status index_damage(kv_store *store, kv_fault *fault) {
 }
 
 kv_status store_find(kv_store *store, const target *t, found *out, kv_fault *fault) {
+    if (KV_UNLIKELY(store->late != NULL)) {
+        kv_status status = late_find(store, t, out, fault);
+        if (status != KV_ABSENT) return status;
+    }
     out->location = kv_index_first(store->index, t->hash, &out->probe);
     for (; out->location != 0; out->location = kv_index_next(&out->probe)) {
         if ((kv_loc_flags(out->location) & SLOT_CLASSES) != t->class) continue;
@@ -137,7 +141,7 @@ static bool alive_at(const found *f, int64_t now) {
 
 bool found_alive(kv_store *store, const found *f) {
     if (f->location == 0 || found_tombstone(f)) return false;
-    return f->record.expires_ms == 0 || alive_at(f, store_now(store));
+    return f->record.expires_ms == 0 || alive_at(f, store_judge_ms(store));
 }
 
 /* --- for writers --- */
@@ -194,7 +198,7 @@ kv_status reader_find(kv_caller *c, const target *t, found *out) {
 bool reader_alive(kv_caller *c, const found *f) {
     if (f->location == 0 || found_tombstone(f)) return false;
     if (f->record.expires_ms == 0) return true;
-    return alive_at(f, c->snapshot == NULL ? store_now(c->store) : snapshot_now(c->snapshot));
+    return alive_at(f, c->snapshot == NULL ? store_judge_ms(c->store) : snapshot_now(c->snapshot));
 }
 
 kv_status reader_find_table(kv_caller *c, const uint8_t *key, size_t size, table_state *out) {

@@ -12,7 +12,7 @@
  * prefetched for a whole block before the first of it is used. */
 #include <stdlib.h>
 
-#include "store_internal.h"
+#include "late.h"
 
 enum { BLOCK = 32, ENVELOPE_SIZE_MAX = 1 << 20, ENVELOPE_COUNT_MAX = 1024 };
 
@@ -64,6 +64,9 @@ typedef struct envelope {
     size_t expectation_count;
     bool one_version;
     size_t written_count;
+    uint64_t version;        /* it was written under; the last of them, if there are several */
+    const kv_late *late;     /* the store's */
+    const item *first;       /* that is written: its record carries the request */
 } envelope;
 
 static kv_record item_record(const envelope *e, const item *one) {
@@ -75,6 +78,7 @@ static kv_record item_record(const envelope *e, const item *one) {
                         .key_size = (uint32_t)one->at.key_size,
                         .value = one->value,
                         .value_size = one->value_size};
+    if (KV_UNLIKELY(e->late != NULL)) late_stamp(e->late, &record, one == e->first);
     if (one->table == NO_TABLE) {
         record.table_id = one->at.table_id; /* of a table that is dropped */
         if (one->kind == KV_KIND_TABLE_DROP) record.options |= KV_HAS_TABLE;
@@ -139,7 +143,7 @@ static kv_status append_name(kv_caller *c, envelope *e, item *one) {
     uint64_t id;
     do {
         kv_status status =
-            store_next_row(c, &table->state, kv_flow_sequence(c->store->flow) + 1, one->row_id, &id);
+            store_next_row(c, &table->state, store_next_version(c->store), one->row_id, &id);
         if (status != KV_OK) return status;
         table->state.next_row = id + 1;
         if (id > e->row_id_max) e->row_id_max = id;
@@ -152,16 +156,15 @@ static kv_status append_name(kv_caller *c, envelope *e, item *one) {
 static kv_status row_find(kv_caller *c, envelope *e, item *one, found *old) {
     batch_table *table = &e->tables[one->table];
     kv_store *store = c->store;
-    uint64_t sequence = kv_flow_sequence(store->flow);
     old->location = 0;
     kv_status status = one->append ? append_name(c, e, one) : KV_OK;
     if (status != KV_OK) return status;
     if (table->id == 0 && one->kind == KV_KIND_ROW_PUT) {
         /* Its number is one of the sequence, which the batch's version then lies at or above: never used again. */
         table->is_new = true;
-        table->id = sequence + ++e->new_table_count;
+        table->id = store_table_id(store, e->new_table_count++);
     }
-    if (table->id == 0) return KV_ABSENT;
+    if (table->id == 0) return table->is_new ? KV_EBATCHSIZE : KV_ABSENT;
     one->at = target_row(store, table->id, one->at.key, one->at.key_size);
     return table->is_new ? KV_ABSENT : store_find(store, &one->at, old, &c->answer.fault);
 }
@@ -182,6 +185,7 @@ static kv_status row_plan(kv_caller *c, envelope *e, size_t i) {
     if (put) row_moves_next(&table->state, one->at.key, one->at.key_size);
     table->last = i;
     table->written_count++;
+    if (e->first == NULL) e->first = one;
     kv_record record = item_record(e, one);
     one->size = (uint32_t)kv_record_size(&record);
     return KV_OK;
@@ -204,6 +208,7 @@ static kv_status item_plan(kv_caller *c, envelope *e, size_t i) {
         one->kind = KV_KIND_TABLE_DROP;
         one->at.table_id = old.record.table_id;
     }
+    if (e->first == NULL) e->first = one;
     kv_record record = item_record(e, one);
     one->size = (uint32_t)kv_record_size(&record);
     return KV_OK;
@@ -226,6 +231,8 @@ static void plan_new_tables(envelope *e) {
 static kv_status envelope_plan(kv_caller *c, envelope *e, uint64_t *size) {
     *size = 0;
     e->written_count = 0;
+    e->late = c->store->late;
+    e->first = NULL;
     kv_status status = tables_plan(c, e);
     for (size_t from = 0; from < e->count; from += BLOCK) {
         size_t until = from + BLOCK < e->count ? from + BLOCK : e->count;
@@ -261,26 +268,32 @@ static kv_status envelope_encode(kv_caller *c, envelope *e, uint64_t size, kv_po
     if (status != KV_OK) return status;
     if (at != 0) kv_record_encode(&head, kv_place(salt, position->segment, position->offset), bytes);
     if (e->one_version) sequence = batch_version(e, sequence);
+    uint32_t first_at = at;
     for (size_t i = 0; i < e->count; i++) {
         item *one = &e->items[i];
         if (one->size == 0) continue;
         kv_record record = item_record(e, one);
         if (!e->one_version) sequence++;
-        record.version = sequence;
+        record.version = e->late == NULL ? sequence : e->late->version;
+        record.sequence = sequence;
         one->offset = at;
         kv_record_encode(&record, kv_place(salt, position->segment, position->offset + at), bytes + at);
         at += one->size;
     }
     status = kv_flow_commit(store->flow, *position, at);
-    if (status == KV_OK) kv_flow_set_sequence(store->flow, sequence);
-    return status;
+    if (status != KV_OK) return status;
+    kv_flow_set_sequence(store->flow, sequence);
+    e->version = e->late == NULL ? sequence : e->late->version;
+    kv_position first = {.segment = position->segment, .offset = position->offset + first_at};
+    if (e->late != NULL) late_note(store->late, first, at - first_at, e->written_count);
+    return KV_OK;
 }
 
 static kv_status item_show(kv_caller *c, envelope *e, const item *one, kv_position position) {
     found old;
     kv_record record = item_record(e, one);
     kv_position at = {.segment = position.segment, .offset = position.offset + one->offset};
-    record.version = kv_flow_sequence(c->store->flow);
+    record.version = e->version;
     kv_status status = store_find(c->store, &one->at, &old, &c->answer.fault);
     if (status != KV_OK && status != KV_ABSENT) return status;
     return store_index_put(c->store, one->at.hash, &old, &record, at, one->size);
@@ -293,7 +306,7 @@ static kv_status heads_show(kv_caller *c, envelope *e, kv_position position) {
         if (e->tables[i].written_count == 0) continue;
         const item *one = &e->items[e->tables[i].last];
         kv_record record = item_record(e, one);
-        record.version = kv_flow_sequence(c->store->flow);
+        record.version = e->version;
         kv_position at = {.segment = position.segment, .offset = position.offset + one->offset};
         status = store_put_head(c->store, &record, at, &c->answer.fault);
     }
@@ -325,7 +338,7 @@ static kv_status step_envelope(kv_caller *c, write_op *w) {
     status = envelope_encode(c, e, size, &position);
     if (status != KV_OK) return status;
     status = envelope_show(c, e, position);
-    w->result = (kv_result)kv_flow_sequence(c->store->flow);
+    w->result = (kv_result)e->version;
     return status;
 }
 

@@ -21,7 +21,7 @@ static uint32_t options_size(uint16_t options) {
     if (options & KV_HAS_BALLOT) size += 8;
     if (options & KV_HAS_PREV_BALLOT) size += 8;
     if (options & KV_HAS_EXPIRY) size += 8;
-    if (options & KV_HAS_REQUEST) size += 32;
+    if (options & KV_HAS_REQUEST) size += 40;
     if (options & KV_HAS_TABLE) size += 24;
     return size;
 }
@@ -64,7 +64,9 @@ static uint8_t *encode_options(const kv_record *record, uint8_t *to) {
         to = put64(to, record->request.client);
         to = put64(to, record->request.number);
         to = put64(to, record->request.seen);
-        to = put64(to, (uint64_t)record->request.lane << 32 | record->request.attempt);
+        to = put64(to, (uint64_t)record->request.result);
+        uint64_t outcome = (uint16_t)record->request.outcome;
+        to = put64(to, (uint64_t)record->request.lane << 32 | outcome << 16 | record->request.attempt);
     }
     if (record->options & KV_HAS_TABLE) {
         to = put64(to, record->table_id);
@@ -118,7 +120,10 @@ static const uint8_t *decode_options(const uint8_t *from, kv_record *out) {
         from = get64(from, &out->request.number);
         from = get64(from, &out->request.seen);
         from = get64(from, &word);
-        out->request.attempt = (uint32_t)word;
+        out->request.result = (int64_t)word;
+        from = get64(from, &word);
+        out->request.attempt = (uint16_t)word;
+        out->request.outcome = (int16_t)(uint16_t)(word >> 16);
         out->request.lane = (uint32_t)(word >> 32);
     }
     if (out->options & KV_HAS_TABLE) {

@@ -7,7 +7,7 @@
  *
  * Live bytes are those of records that a slot of a name points at (a head's record is some row's or the table's own),
  * and of the newest CLOCK. Writer lock, or nobody else is there yet. */
-#include "store_internal.h"
+#include "late.h"
 
 static unsigned location_flags(const kv_record *record) {
     unsigned flags = 0;
@@ -122,6 +122,7 @@ static kv_status note_names(kv_store *store, const kv_record *record, uint64_t l
 kv_status store_index_put(kv_store *store, uint64_t hash, const found *old, const kv_record *record,
                           kv_position position, uint32_t used) {
     uint64_t location = store_location(record, position);
+    if (KV_UNLIKELY(store->late != NULL && store->late->evaluating)) return late_put(store->late, hash, old->location, location);
     kv_position behind = {.segment = position.segment, .offset = position.offset + used};
     bool there = old->location != 0;
     kv_status status = counters_room(&store->counters, position.segment);
@@ -143,6 +144,10 @@ kv_status store_put_head(kv_store *store, const kv_record *record, kv_position p
     uint64_t location = kv_loc_make(position.segment, position.offset, KV_LOC_HEAD);
     found head;
     kv_status status = store_find(store, &t, &head, fault);
+    if (KV_UNLIKELY(store->late != NULL && store->late->evaluating)) {
+        if (status != KV_OK && status != KV_ABSENT) return status;
+        return late_put(store->late, t.hash, status == KV_OK ? head.location : 0, location);
+    }
     if (status == KV_ABSENT) return kv_index_insert(store->index, t.hash, location);
     if (status != KV_OK || head.record.version > record->version) return status;
     if (store->snapshots != NULL) status = snapshot_keep(store, t.hash, &head, record);

@@ -10,7 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#include "store_internal.h"
+#include "late.h"
 
 /* --- what every call looks at first --- */
 
@@ -76,6 +76,10 @@ void store_set_clock(kv_store *store, int64_t clock_ms) {
     atomic_store(&store->clock_lead, clock_ms - store->io->monotonic_ms(store->io));
 }
 
+int64_t store_judge_ms(const kv_store *store) {
+    return KV_LIKELY(store->late == NULL) ? store_now(store) : store->late->judge_ms;
+}
+
 int64_t store_deadline(const kv_store *store, int64_t ttl_ms) {
     if (ttl_ms == 0) return 0;
     int64_t now = store_now(store);
@@ -98,8 +102,10 @@ kv_status store_write_clock(kv_store *store) {
     return status == KV_OK ? store_show_clock(store, &record, position, used) : status;
 }
 
-/* Before anyone hears that something has expired, the flow has to know how late it is. Writer lock. */
+/* Before anyone hears that something has expired, the flow has to know how late it is. In a replica nothing expires but by
+ * a record. Writer lock. */
 kv_status store_note_clock(kv_store *store, int64_t expires_ms) {
+    if (store->late != NULL) return KV_OK;
     return atomic_load(&store->clock_ms) >= expires_ms ? KV_OK : store_write_clock(store);
 }
 
@@ -122,19 +128,29 @@ kv_result answer_expired(kv_caller *c, int64_t expires_ms) {
 
 /* --- writing --- */
 
+uint64_t store_next_version(const kv_store *store) {
+    return KV_LIKELY(store->late == NULL) ? kv_flow_sequence(store->flow) + 1 : store->late->version;
+}
+
+uint64_t store_table_id(const kv_store *store, uint64_t nth) {
+    return KV_LIKELY(store->late == NULL) ? kv_flow_sequence(store->flow) + 1 + nth : late_table_id(store->late, nth);
+}
+
 kv_status store_append(kv_store *store, kv_record *record, kv_position *position, uint32_t *used) {
-    uint64_t size = kv_record_size(record);
     uint64_t sequence = kv_flow_sequence(store->flow) + 1;
     uint8_t *bytes;
+    if (KV_UNLIKELY(store->late != NULL)) late_stamp(store->late, record, true);
+    uint64_t size = kv_record_size(record);
     kv_status status = kv_flow_reserve(store->flow, size, 1, &bytes, position);
     if (KV_UNLIKELY(status != KV_OK)) return status;
-    record->version = sequence;
+    record->version = store_next_version(store);
     record->sequence = sequence;
     kv_record_encode(record, kv_place(kv_flow_salt(store->flow), position->segment, position->offset), bytes);
     status = kv_flow_commit(store->flow, *position, size);
     if (KV_UNLIKELY(status != KV_OK)) return status;
     kv_flow_set_sequence(store->flow, sequence);
     *used = (uint32_t)size;
+    if (KV_UNLIKELY(store->late != NULL)) late_note(store->late, *position, (uint32_t)size, 1);
     return KV_OK;
 }
 
@@ -147,6 +163,7 @@ kv_status store_append_pair(kv_store *store, kv_record *first, kv_record *second
     kv_position position;
     uint8_t *bytes;
     for (int i = 0; i < 2; i++) {
+        if (store->late != NULL) late_stamp(store->late, records[i], i == 0);
         used[i] = (uint32_t)kv_record_size(records[i]);
         head.value_size += used[i];
     }
@@ -155,12 +172,14 @@ kv_status store_append_pair(kv_store *store, kv_record *first, kv_record *second
     kv_record_encode(&head, kv_place(salt, position.segment, position.offset), bytes);
     for (int i = 0; i < 2; i++) {
         at[i] = (kv_position){.segment = position.segment, .offset = position.offset + (uint32_t)size};
-        records[i]->version = records[i]->sequence = sequence;
+        records[i]->version = store_next_version(store);
+        records[i]->sequence = sequence;
         kv_record_encode(records[i], kv_place(salt, at[i].segment, at[i].offset), bytes + size);
         size += used[i];
     }
     status = kv_flow_commit(store->flow, position, size);
     if (status == KV_OK) kv_flow_set_sequence(store->flow, sequence);
+    if (status == KV_OK && store->late != NULL) late_note(store->late, at[0], used[0] + used[1], 2);
     return status;
 }
 

@@ -13,6 +13,7 @@
  *   store_open.c  open, replay, close; counters
  *   wake.c        the two threads, who waits for a version, and event loops that are told
  *   bigs.c        values in files of their own
+ *   late.c        records that are in the log and not shown yet: a replica decides when
  *   checkpoint.c  images of index and counters, sorted runs
  *
  * Locks, in the order they are taken: the one inside order, write_lock, then those inside flow, index and epoch.
@@ -63,6 +64,8 @@ typedef struct counters {
     uint32_t segment_capacity;
 } counters;
 
+typedef struct kv_late kv_late;
+
 struct kv_store {
     kv_io *io;
     kv_options options;
@@ -71,6 +74,7 @@ struct kv_store {
     kv_index *index;
     kv_order *order;
     uint64_t hash_seed;
+    kv_late *late;   /* of a replica's store (late.h); NULL: what is appended is shown at once */
     uint64_t *alive; /* a page of its own that fork() wipes in the child */
     _Atomic int state;
     _Atomic int64_t clock_ms;   /* the highest time an expiry was judged by, as the flow has it */
@@ -204,6 +208,9 @@ typedef kv_status (*write_step)(kv_caller *c, write_op *w);
 kv_status store_usable(const kv_store *store); /* open, and not in a forked child; the first look of every call */
 kv_status store_writable(const kv_store *store);
 int64_t store_now(const kv_store *store);
+int64_t store_judge_ms(const kv_store *store); /* what expiries are held against */
+uint64_t store_next_version(const kv_store *store);
+uint64_t store_table_id(const kv_store *store, uint64_t nth); /* of the nth table that the next version makes, from 0 */
 void store_note_content(kv_store *store); /* tells the flow how much is live, for segment sizes; writer lock */
 void store_set_clock(kv_store *store, int64_t clock_ms); /* writer lock, or nobody else is there yet */
 kv_status store_append(kv_store *store, kv_record *record, kv_position *position, uint32_t *used);

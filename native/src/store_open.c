@@ -9,7 +9,7 @@
 #include <sys/mman.h>
 #include <time.h>
 
-#include "store_internal.h"
+#include "late.h"
 
 static const uint64_t SNAPSHOT_SIZE_MAX = (uint64_t)1 << 30;
 
@@ -119,6 +119,7 @@ static kv_status store_replay(void *context, const kv_record *record, kv_positio
     if (store->hash_seed == 0) set_hash_seed(store);
     if (KV_UNLIKELY(until != 0 && kv_position_order(position) >= until)) return KV_OK;
     store->replayed_count++;
+    if (store->late != NULL) return store->late->resolve(store->late->context, store, record, position, used, r->fault);
     switch (record->kind) {
     case KV_KIND_PUT:
     case KV_KIND_DELETE:
@@ -284,8 +285,8 @@ static kv_status open_store(kv_store *store, const uint8_t *checkpoint, size_t s
     return status == KV_OK ? wake_start(store) : status;
 }
 
-kv_status kv_store_open(kv_io *io, const kv_options *options, const uint8_t *checkpoint, size_t checkpoint_size,
-                        kv_fault *fault, kv_store **out) {
+static kv_status open_as(kv_io *io, const kv_options *options, kv_late *late, const uint8_t *checkpoint,
+                         size_t checkpoint_size, kv_fault *fault, kv_store **out) {
     *fault = (kv_fault){0};
     kv_store *store = calloc(1, sizeof *store);
     if (store == NULL) {
@@ -293,6 +294,7 @@ kv_status kv_store_open(kv_io *io, const kv_options *options, const uint8_t *che
         return KV_ENOMEM;
     }
     store->io = io;
+    store->late = late;
     store->options = *options;
     default_options(&store->options, io);
     pthread_mutex_init(&store->write_lock, NULL);
@@ -311,6 +313,15 @@ kv_status kv_store_open(kv_io *io, const kv_options *options, const uint8_t *che
     }
     *out = store;
     return KV_OK;
+}
+
+kv_status kv_store_open(kv_io *io, const kv_options *options, const uint8_t *checkpoint, size_t checkpoint_size,
+                        kv_fault *fault, kv_store **out) {
+    return open_as(io, options, NULL, checkpoint, checkpoint_size, fault, out);
+}
+
+kv_status store_open_late(kv_io *io, const kv_options *options, kv_late *late, kv_fault *fault, kv_store **out) {
+    return open_as(io, options, late, NULL, 0, fault, out);
 }
 
 /* --- closing --- */

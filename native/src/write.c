@@ -79,7 +79,7 @@ static kv_status append_row(kv_caller *c, write_op *w, kv_record *record, bool t
     bool put = record->kind == KV_KIND_PUT, is_new = w->state.id == 0;
     record->kind = put ? KV_KIND_ROW_PUT : KV_KIND_ROW_DELETE;
     record->options |= KV_HAS_TABLE;
-    record->table_id = is_new ? kv_flow_sequence(store->flow) + 1 : w->state.id;
+    record->table_id = is_new ? store_table_id(store, 0) : w->state.id;
     record->row_count = w->state.row_count + (put && !there) - (!put && there);
     if (put) row_moves_next(&w->state, w->key, w->key_size);
     record->next_row = w->state.next_row;
@@ -396,7 +396,9 @@ kv_result kv_append(kv_caller *c, const uint8_t *key, size_t key_size, const uin
     if (name_check(NULL, 0, key_size) != KV_OK) return refuse_name(c);
     if (size > KV_VALUE_SIZE_MAX) return caller_fail(c, KV_EVALUESIZE, "values have up to 1 GiB");
     kv_result result = store_write(c, step_append, &w, durable);
-    return result == kv_ending(KV_MORE) ? append_large(c, &w, durable) : result;
+    if (KV_LIKELY(result != kv_ending(KV_MORE))) return result;
+    if (c->store->late != NULL) return caller_fail(c, KV_EVALUESIZE, "a replica does not append to values this large");
+    return append_large(c, &w, durable);
 }
 
 /* --- a row under an id of its own --- */
@@ -420,7 +422,7 @@ static kv_status step_row_append(kv_caller *c, write_op *w) {
     uint64_t id;
     bool alive;
     kv_status status = store_find_table(c, w->table, w->table_size, &w->state);
-    if (status == KV_OK) status = store_next_row(c, &w->state, kv_flow_sequence(c->store->flow) + 1, w->row_id, &id);
+    if (status == KV_OK) status = store_next_row(c, &w->state, store_next_version(c->store), w->row_id, &id);
     w->key = w->row_id;
     w->key_size = KV_ROW_ID_SIZE;
     if (status == KV_OK) status = row_begin(c, w, &alive);

@@ -21,7 +21,7 @@ static kv_record random_record(void) {
                    .ballot = draw(1u << 30),
                    .prev_ballot = draw(1u << 30),
                    .expires_ms = draw(1u << 30),
-                   .request = {draw(99), draw(99), draw(99), (uint32_t)draw(99), (uint32_t)draw(99)},
+                   .request = {draw(99), draw(99), draw(99), (int64_t)draw(99) - 50, (uint32_t)draw(99), (uint16_t)draw(99), (int16_t)(draw(99) - 50)},
                    .table_id = draw(99),
                    .row_count = draw(99),
                    .next_row = draw(99),

@@ -66,19 +66,22 @@ enum kv_option {
     KV_HAS_BALLOT = 2,       /*  8: round << 16 | node */
     KV_HAS_PREV_BALLOT = 4,  /*  8: of the record at version - 1 */
     KV_HAS_EXPIRY = 8,       /*  8: wall clock, ms since 1970 */
-    KV_HAS_REQUEST = 16,     /* 32: client id, request number, seen version, attempt (4) and lane (4) */
+    KV_HAS_REQUEST = 16,     /* 40: client id, request number, seen version, result, attempt (2), outcome (2) and lane (4) */
     KV_HAS_TABLE = 32,       /* 24: table id, row count, next row id, all as of this record */
 };
 enum { KV_OPTIONS_KNOWN = 63 };
 
-enum { KV_RECORD_ALIGN = 4, KV_RECORD_HEAD_SIZE = 32, KV_RECORD_OPTIONS_SIZE_MAX = 88, KV_BIG_SIZE = 24 };
+enum { KV_RECORD_ALIGN = 4, KV_RECORD_HEAD_SIZE = 32, KV_RECORD_OPTIONS_SIZE_MAX = 96, KV_BIG_SIZE = 24 };
 
+/* Who asked for a record, and what it was told: enough to answer the same request again. */
 typedef struct kv_request {
     uint64_t client;
     uint64_t number;
     uint64_t seen;
-    uint32_t attempt;
+    int64_t result;
     uint32_t lane;
+    uint16_t attempt;
+    int16_t outcome; /* a kv_status */
 } kv_request;
 
 typedef struct kv_record {

@@ -1,0 +1,187 @@
+/* replica.h -- one replica of a set, as a state machine: the quorum decides versions, the flow carries the records.
+ *
+ *     in     kv_replica_receive   bytes from a peer            kv_replica_tick      time has passed
+ *            kv_replica_request   a client asks                kv_replica_durable   the log is on the disk up to here
+ *            kv_replica_takeover  take these shards over
+ *     out    kv_replica_outbox    bytes for a peer             kv_replica_answers   for clients
+ *            kv_replica_tail      the log wants to be on the disk up to here
+ *
+ * Whoever drives it hands over what has come, calls kv_replica_flush() once for all of it, sends what lies in the
+ * outboxes, hands out the answers, makes the log durable and says so. There is no socket, no clock, no thread and no
+ * random number in here; the log is written through the store's kv_io, and nothing waits for a disk unless a segment
+ * is full.
+ *
+ * The rules are docs/protocol/specification.md, and the names here are its names. One handle, one thread. */
+#ifndef KV_REPLICA_H
+#define KV_REPLICA_H
+
+#include "flow.h"
+#include "io.h"
+#include "store.h"
+
+enum { KV_MEMBERS_MAX = 7, KV_SHARDS_MAX = 1024, KV_SLOT_COUNT = 16384 };
+
+typedef struct kv_replica kv_replica;
+
+typedef struct kv_replica_options {
+    uint16_t node;                        /* its id; never that of another disk */
+    uint16_t members[KV_MEMBERS_MAX];     /* ids of the set, its own among them; the same for everybody */
+    uint32_t member_count;                /* 1, 3 or 5 */
+    uint32_t shard_count;                 /* fixed when the set is made; 0: 64 */
+    uint32_t session_max;                 /* lanes that a shard remembers; 0: 1024 */
+    uint32_t batch_max;                   /* version records of a shard in one message; 0: 256 */
+    uint64_t window_size_max;             /* bytes under way to a peer; 0: 16 MiB */
+    uint64_t incarnation_min;             /* above every one this disk ever had, where that is known otherwise; or 0 */
+    uint32_t retransmit_ticks;            /* no progress for so long: the connection is given up. 0: 6 */
+    uint32_t takeover_ticks;              /* a takeover that takes longer is given up. 0: 8 */
+    uint32_t read_ticks;                  /* so is a read. 0: 10 */
+    uint32_t heartbeat_ticks;             /* commits are told without records every so often. 0: 4 */
+    int32_t damaged;                      /* bool: the disk lost something: no votes, no ownership */
+    uint64_t mutations;                   /* rules left out, for tests: KV_MUTATE_* */
+    kv_options store;
+} kv_replica_options;
+
+/* Rules that tests leave out, to see them missed. Bits; 0 in every real replica. */
+enum kv_mutation {
+    KV_MUTATE_ACK_BEFORE_FSYNC = 0,  /* a peer acknowledges before its fdatasync */
+    KV_MUTATE_PROMISE_NOT_DURABLE,   /* PROMISE is answered before its fdatasync */
+    KV_MUTATE_ROUND_REUSED,          /* the own PROMISE is not logged: a restart may use the round again */
+    KV_MUTATE_COUNT_OLDER,           /* records of older ballots are counted for commit */
+    KV_MUTATE_NO_PREV_CHECK,         /* the ballot of the record before is not compared */
+    KV_MUTATE_CUT_BELOW_COMMIT,      /* an APPEND at or below commit may cut */
+    KV_MUTATE_LONGEST_TAIL,          /* a takeover adopts the longest tail, not the one of the highest ballot */
+    KV_MUTATE_READ_BEFORE_BARRIER,   /* reads are answered before the barrier is committed */
+    KV_MUTATE_READ_NO_CHECK,         /* the owner's reads skip the majority's confirmation */
+    KV_MUTATE_NO_SESSIONS,           /* no session table */
+    KV_MUTATE_DAMAGED_VOTES,         /* a replica whose disk lost something goes on voting */
+    KV_MUTATE_CUT_ALWAYS,            /* an APPEND cuts what follows it also where it is the same record */
+    KV_MUTATE_COMMIT_UNVERIFIED,     /* a follower takes the commit position without the matching prefix */
+    KV_MUTATE_OLD_ACKS,              /* cursors of an earlier connection are counted for the present one */
+    KV_MUTATE_SELF_BEFORE_FSYNC,     /* the owner counts itself before its own fdatasync */
+    KV_MUTATE_CHECK_JOINED,          /* a read joins a check that is under way */
+    KV_MUTATE_FAIL_UNRECORDED,       /* a failed condition of a later attempt leaves no record */
+    KV_MUTATE_FAIL_NO_WAIT,          /* a failed condition is answered at once */
+    KV_MUTATE_EVICT_BLIND,           /* a request without a session is executed whatever it has seen */
+    KV_MUTATE_PROMISE_LATE_TAIL,     /* PROMISE shows a tail taken after a still higher ballot came: harmless */
+    KV_MUTATE_RESTART_OWNS,          /* a restarted replica still owns what it had promised itself */
+    KV_MUTATE_FOLLOWER_LOCAL,        /* a follower answers at its own applied position */
+    KV_MUTATION_COUNT,
+};
+const char *kv_mutation_name(int32_t mutation); /* "ack_before_fsync"; NULL: there is none */
+
+/* Opens the store behind `io` (which it owns from now on, also when this fails) and replays its log. Owns nothing, and
+ * says nothing before the log is durable for the first time. KV_EUSAGE: the options make no set. */
+kv_status kv_replica_open(kv_io *io, const kv_replica_options *options, kv_fault *fault, kv_replica **out);
+void kv_replica_free(kv_replica *replica); /* the store is closed as by a crash; accepts NULL */
+
+/* --- in --- */
+
+void kv_replica_tick(kv_replica *replica);
+/* Whole frames; bytes that are none: KV_EUSAGE, and the connection they came on is of no more use. */
+kv_status kv_replica_receive(kv_replica *replica, uint16_t from, const uint8_t *bytes, size_t size);
+/* The log is durable before `upto`, a kv_position_order(). */
+void kv_replica_durable(kv_replica *replica, uint64_t upto);
+/* Those of the shards that it does not own and is not taking over already. */
+void kv_replica_takeover(kv_replica *replica, const uint16_t *shards, size_t count);
+
+enum kv_request_kind {
+    KV_REQUEST_GET = 1,    /* a key, or a row where there is a table */
+    KV_REQUEST_READ,       /* anything the asker reads itself, from the store, when it has the answer */
+    KV_REQUEST_PUT,
+    KV_REQUEST_DELETE,
+    KV_REQUEST_CAS,        /* number: the version; 0: absent */
+    KV_REQUEST_INCR,       /* number: by how much */
+    KV_REQUEST_APPEND,
+    KV_REQUEST_EXPIRE,
+    KV_REQUEST_ROW_APPEND, /* under an id of its own */
+    KV_REQUEST_DROP,       /* the table `key` */
+    KV_REQUEST_BATCH,      /* operations, all or nothing, in one shard */
+    KV_REQUEST_KIND_END,
+};
+
+typedef struct kv_ask {
+    uint64_t token;     /* comes back with the answer */
+    uint8_t kind;       /* enum kv_request_kind */
+    uint8_t follower;   /* bool: a read that a replica which is not the owner may answer, after asking it */
+    uint8_t stale;      /* bool: a read that needs to be no newer than what is here */
+    uint16_t attempt;   /* from 1; every sending, also on somebody's behalf, is a new one */
+    uint32_t lane;
+    uint64_t client;    /* 0: a write whose answer nobody will ask for again */
+    uint64_t number;    /* of the request in its lane, ascending */
+    uint64_t seen;      /* the highest version of the shard that the client knew at attempt 1 */
+    const uint8_t *key; /* of a row: the row */
+    size_t key_size;
+    const uint8_t *table;
+    size_t table_size;
+    const uint8_t *value;
+    size_t value_size;
+    int64_t argument;   /* CAS: version; INCR: by; DELETE: version or -1 */
+    int64_t ttl_ms;
+    kv_operation *operations;
+    size_t operation_count;
+    const kv_expectation *expectations; /* BATCH: versions that have to stand, or it fails with KV_ECONFLICT */
+    size_t expectation_count;
+} kv_ask;
+void kv_replica_request(kv_replica *replica, const kv_ask *ask);
+
+/* --- out --- */
+
+/* Packs what has come up into the outboxes and the answers; once after every row of the calls above. */
+void kv_replica_flush(kv_replica *replica);
+
+enum kv_answer_status {
+    KV_ANSWER_OK = 0,
+    KV_ANSWER_FAILED,      /* a condition did not hold, or the kind was wrong: `error` says which */
+    KV_ANSWER_RETRY,       /* not here, or not now; says nothing about earlier attempts */
+    KV_ANSWER_UNKNOWN,     /* it may have been executed, and nobody knows any more what came of it */
+    KV_ANSWER_UNAVAILABLE, /* what is asked for cannot be had now */
+    KV_ANSWER_SEEN,        /* not executed, and no copy ever will be: send it again, with `seen` = version */
+    KV_ANSWER_REFUSED,     /* what no replica would take: `error` */
+};
+typedef struct kv_reply {
+    uint64_t token;
+    int32_t status;     /* enum kv_answer_status */
+    int32_t error;      /* a kv_status */
+    uint64_t version;   /* of the record written; of a read, what it read; SEEN: what to say; a failed CAS: the current one */
+    uint64_t shard_version; /* what the client may take as `seen` from now on */
+    int64_t number;     /* INCR: the sum; APPEND: the size; ROW_APPEND: the row's id */
+    int64_t value_size; /* GET: -1: absent */
+    uint64_t value_at;  /* in the bytes */
+    uint64_t lag;       /* of a stale read: versions known to be committed and not applied here */
+} kv_reply;
+/* All since the last clear. The pointers stay until the next call of any kind. */
+void kv_replica_answers(kv_replica *replica, const kv_reply **replies, size_t *count, const uint8_t **bytes);
+/* Bytes for a member; NULL: none. A row of frames, each of which may be lost, or come twice, without harm. */
+const uint8_t *kv_replica_outbox(kv_replica *replica, uint16_t to, size_t *size);
+void kv_replica_clear(kv_replica *replica); /* answers and outboxes have been taken */
+
+/* The end of the log; durable it wants to be. */
+uint64_t kv_replica_tail(const kv_replica *replica);
+kv_store *kv_replica_store(kv_replica *replica); /* for reads, and to sync */
+kv_caller *kv_replica_caller(kv_replica *replica);
+kv_flow *kv_replica_flow(kv_replica *replica);
+
+/* --- looking --- */
+
+uint16_t kv_slot_of(const uint8_t *key, size_t size);                     /* of the Redis Cluster, {tag} included */
+uint32_t kv_shard_of(uint32_t shard_count, const uint8_t *key, size_t size);
+
+typedef struct kv_shard_state {
+    uint64_t promised, commit, applied, last, last_ballot, base;
+    int32_t owned;  /* bool */
+    int32_t taking; /* bool */
+    uint16_t owner; /* who that is as far as this one knows; 0: nobody */
+} kv_shard_state;
+void kv_replica_shard(const kv_replica *replica, uint32_t shard, kv_shard_state *out);
+/* Digest of the record at a version that is held and above the base: what it says, not where it lies. 0: not held. */
+uint64_t kv_replica_digest(kv_replica *replica, uint32_t shard, uint64_t version);
+/* The nth record of it. KV_EOF: there are no more; KV_ABSENT: the version is not held. Pointers: until the next call. */
+kv_status kv_replica_record(kv_replica *replica, uint32_t shard, uint64_t version, uint32_t nth, kv_record *out);
+
+typedef struct kv_replica_counts {
+    uint64_t takeovers, adoptions, step_downs, refusals, cuts, reconnects, deduplicated, evicted, failures_recorded,
+        late_flows, expired, follower_reads, committed, promises;
+} kv_replica_counts;
+const kv_replica_counts *kv_replica_count(const kv_replica *replica);
+
+#endif

@@ -1,0 +1,158 @@
+/* world.h -- the simulated world: replicas on disks that crash, a network that loses, clients that try again, and a judge.
+ *
+ * One seed is one run, and the same seed is the same run: time is a number, chance comes from the seed, and the replicas
+ * under test (kv/replica.h) are pure. What happens is events in order of time:
+ *
+ *   world.c    events, chance, the network, nodes: a replica with its disk, its syncs, its crashes
+ *   client.c   what clients ask, how they try again, what they saw
+ *   faults.c   who crashes, is cut off or takes over, and when; orders of events that chance seldom finds
+ *   judge.c    that replicas apply the same, and that what clients saw is linearizable
+ *   simulate.c the command
+ *
+ * Times are in thousandths of the unit in which a message takes about one. */
+#ifndef KV_SIM_WORLD_H
+#define KV_SIM_WORLD_H
+
+#include "history.h"
+#include "kv/io_sim.h"
+#include "kv/replica.h"
+
+enum { NODES_MAX = 5, SHARDS = 2, CLIENTS = 5, OPS_PER_CLIENT = 40, UNIT = 1000, OBJECTS = 5 * SHARDS, ENTRIES_MAX = 4096 };
+
+/* Rules that only a client can break. */
+enum { SIM_MUTATE_LATE_FAIL = KV_MUTATION_COUNT, SIM_MUTATION_COUNT };
+
+/* What clients write to, in each shard. */
+enum object { OBJECT_KEY, OBJECT_FEW, OBJECT_COUNTER, OBJECT_PAIR, OBJECT_TABLE, OBJECT_KINDS };
+
+enum event_kind {
+    EVENT_TICK, EVENT_TAKEOVER, EVENT_FSYNC, EVENT_FSYNCED, EVENT_DELIVER, EVENT_ARRIVE, EVENT_ANSWER, EVENT_CLIENT_NEXT,
+    EVENT_CLIENT_TIMEOUT, EVENT_NEMESIS, EVENT_CRASH, EVENT_RESTART, EVENT_CUT, EVENT_HEAL, EVENT_SCRIPT, EVENT_FINAL_TIMEOUT,
+    EVENT_STUCK
+};
+
+typedef struct event {
+    uint64_t at, order;
+    enum event_kind kind;
+    uint32_t node, other;
+    uint64_t life;      /* of the node, where that counts */
+    uint64_t argument;
+    uint8_t *bytes;     /* freed when it has happened */
+    size_t size;
+} event;
+
+typedef struct node {
+    kv_sim *disk;
+    kv_replica *core;
+    bool up, syncing, damaged;
+    uint64_t life, stuck;
+    uint64_t seen[SHARDS]; /* applied versions that were compared */
+    uint64_t promises;     /* it had logged when it was last looked at */
+    uint32_t owned;        /* shards, as bits, then */
+} node;
+
+/* An operation of a client, as it stands; copied into every sending. */
+typedef struct operation {
+    uint32_t shard;
+    enum object object;
+    uint8_t kind;          /* enum kv_request_kind */
+    uint64_t token;        /* what is written, or by how much */
+    uint64_t version;      /* of a condition */
+    int64_t first, second; /* the balances that a transfer writes */
+    bool large, follower;
+    uint32_t lane;
+    uint64_t number, seen;
+    uint16_t attempt;
+} operation;
+
+typedef struct client {
+    operation op;
+    bool busy;
+    uint32_t left, sends, tries, entry;
+    uint64_t number;
+    uint64_t known[SHARDS];   /* the highest version of each shard it has seen */
+    uint64_t version[OBJECTS]; /* of what it saw last */
+    int64_t balance[OBJECTS][2];
+    int hint[SHARDS];         /* who is likely the owner; -1: no idea */
+} client;
+
+typedef struct entry {
+    kv_history_op op;
+    uint32_t object; /* shard * OBJECT_KINDS + enum object */
+} entry;
+
+typedef struct counts {
+    uint64_t operations, answered, unknown, messages, duplicates, crashes, owner_crashes, whole_set, partitions, steals,
+        scripts, restarts, undecided, committed, takeovers, adoptions, step_downs, refusals, cuts, reconnects, deduplicated,
+        evicted, failures_recorded, late_flows, follower_reads, expired;
+} counts;
+
+typedef struct world {
+    uint64_t seed, random, now, order;
+    uint32_t n;
+    uint64_t mutations;
+    event *heap;
+    size_t heap_count, heap_capacity;
+    node nodes[NODES_MAX];
+    client clients[CLIENTS];
+    bool cut[NODES_MAX][NODES_MAX];
+    bool calm;
+    char tags[SHARDS][8];
+    /* how harsh it is */
+    uint32_t session_max, batch_max;
+    double large, drop, tail, slow_fsync, pace, late_client, takeover, loyal, after_promise, after_takeover;
+    bool harsh;
+    uint32_t weak;                 /* bits of wire types that are lost more often */
+    uint32_t shards_busy, objects_busy; /* bits */
+    uint32_t scripts;              /* bits */
+    int at_barrier[NODES_MAX];     /* which step of a script waits for the node's barrier; -1: none */
+    uint32_t script_nodes[3], script_shard;
+    /* what happened */
+    entry *entries;
+    size_t entry_count;
+    struct { uint64_t *digests; size_t capacity; } chosen[SHARDS];
+    bool final_done[OBJECTS];
+    uint32_t final_entry[OBJECTS], final_sends[OBJECTS];
+    counts counts;
+    char violation[512];           /* the first; empty: none */
+    bool verbose;
+} world;
+
+/* world.c */
+void world_run(world *w, uint64_t until);
+event *world_at(world *w, uint64_t delay, enum event_kind kind); /* to be filled in before the next call */
+double chance(world *w);                       /* 0 <= it < 1 */
+bool likely(world *w, double probability);
+uint64_t between(world *w, double low, double high); /* units, as time */
+uint64_t rarely(world *w, double mean);              /* exponentially distributed */
+uint32_t pick(world *w, uint32_t count);
+void violate(world *w, const char *format, ...) __attribute__((format(printf, 2, 3)));
+void node_boot(world *w, uint32_t i);
+void node_crash(world *w, uint32_t i, bool whole_tail);
+void node_drain(world *w, uint32_t i);
+void node_takeover(world *w, uint32_t i, uint32_t shards); /* bits */
+bool node_owns(const world *w, uint32_t i, uint32_t shard);
+void trace(world *w, const char *format, ...) __attribute__((format(printf, 2, 3)));
+
+/* client.c */
+void clients_begin(world *w);
+void client_next(world *w, uint32_t i);
+void client_timeout(world *w, uint32_t i, uint32_t sends, int hint);
+void request_arrive(world *w, const event *e);
+void reply_send(world *w, uint32_t from, const kv_reply *reply, const uint8_t *bytes);
+void reply_arrive(world *w, const event *e);
+void final_ask(world *w, uint32_t object);
+void final_timeout(world *w, uint32_t object, uint32_t sends);
+size_t object_key(const world *w, uint32_t shard, enum object object, char key[16]);
+
+/* faults.c */
+void faults_choose(world *w);
+void nemesis(world *w);
+void script_step(world *w, const event *e);
+void moment(world *w, uint32_t i); /* has the node just promised, or opened a ballot? */
+
+/* judge.c */
+void agree(world *w, uint32_t i);
+void judge(world *w, kv_history_checker *checker);
+
+#endif

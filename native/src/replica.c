@@ -1,0 +1,604 @@
+/* replica.c -- opening and replay, what comes in and what goes out. See kv/replica.h and replica_internal.h. */
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "replica_internal.h"
+
+enum { SHARDS_DEFAULT = 64, SESSIONS_DEFAULT = 1024, BATCH_DEFAULT = 256, COMMIT_SIZE = 10 };
+static const uint64_t WINDOW_DEFAULT = 16 << 20;
+
+const char *kv_mutation_name(int32_t mutation) {
+    static const char *const names[KV_MUTATION_COUNT] = {
+        "ack_before_fsync", "promise_not_durable", "round_reused",    "count_older",       "no_prev_check",
+        "cut_below_commit", "longest_tail",        "read_before_barrier", "read_no_check", "no_sessions",
+        "damaged_votes",    "cut_always",          "commit_unverified", "old_acks",        "self_before_fsync",
+        "check_joined",     "fail_unrecorded",     "fail_no_wait",    "evict_blind",       "promise_late_tail",
+        "restart_owns",     "follower_local"};
+    return mutation >= 0 && mutation < KV_MUTATION_COUNT ? names[mutation] : NULL;
+}
+
+/* --- lists --- */
+
+void *list_add(list *l, size_t item_size) {
+    if (l->count == l->capacity) {
+        size_t capacity = l->capacity == 0 ? 8 : 2 * l->capacity;
+        void *larger = realloc(l->items, capacity * item_size);
+        if (larger == NULL) return NULL;
+        l->items = larger;
+        l->capacity = capacity;
+    }
+    void *item = (uint8_t *)l->items + l->count++ * item_size;
+    memset(item, 0, item_size);
+    return item;
+}
+
+void list_drop_front(list *l, size_t item_size, size_t count) {
+    if (count == 0) return;
+    l->count -= count;
+    memmove(l->items, (uint8_t *)l->items + count * item_size, l->count * item_size);
+}
+
+void list_free(list *l) {
+    free(l->items);
+    *l = (list){0};
+}
+
+/* --- small things --- */
+
+/* What cannot be written to the log cannot be promised either: it is silent from here on, and whoever drives it sees so
+ * by the store, which is poisoned, and ends it. */
+void replica_fail(kv_replica *r, kv_status status) {
+    if (r->failed == KV_OK) r->failed = status;
+}
+
+uint64_t replica_nonce(kv_replica *r) { return ++r->nonce; }
+
+int member_of(const kv_replica *r, uint16_t node) {
+    for (uint32_t i = 0; i < r->member_count; i++)
+        if (r->peers[i].node == node) return (int)i;
+    return -1;
+}
+
+uint64_t log_end(const kv_replica *r) { return kv_position_order(kv_flow_tail(r->store->flow)); }
+
+void log_state(kv_replica *r, uint8_t kind, uint64_t ballot, const uint8_t *value, size_t size) {
+    kv_position position;
+    uint32_t used;
+    kv_record record = {.kind = kind, .version = kv_flow_sequence(r->store->flow) + 1, .ballot = ballot,
+                        .options = (uint16_t)(KV_HAS_SEQUENCE | (ballot != 0 ? KV_HAS_BALLOT : 0)),
+                        .value = value, .value_size = (uint32_t)size};
+    kv_status status = late_append(r->store, &record, 1, &position, &used);
+    if (status != KV_OK) replica_fail(r, status);
+}
+
+after *after_add(kv_replica *r, enum after_kind kind) {
+    after *one = list_add(&r->after, sizeof *one);
+    if (one == NULL) {
+        replica_fail(r, KV_ENOMEM);
+        return NULL;
+    }
+    one->kind = kind;
+    one->end = log_end(r);
+    return one;
+}
+
+kv_status version_next(const kv_replica *r, const version_entry *entry, uint32_t *at, kv_record *out, uint32_t *used) {
+    if (*at - entry->position.offset >= entry->size) return KV_EOF;
+    const kv_flow *flow = r->store->flow;
+    uint64_t size;
+    const uint8_t *bytes = kv_flow_at(flow, entry->position.segment, *at, &size);
+    if (bytes == NULL) return KV_ECORRUPT;
+    kv_status status = kv_record_decode(bytes, size, kv_place(kv_flow_salt(flow), entry->position.segment, *at), out, used);
+    if (status == KV_OK) *at += *used;
+    return status == KV_EOF ? KV_ECORRUPT : status;
+}
+
+/* --- asks that have to wait --- */
+
+static size_t names_size(const kv_ask *ask) {
+    size_t size = ask->key_size + ask->table_size + ask->value_size;
+    for (size_t i = 0; i < ask->operation_count; i++) {
+        const kv_operation *one = &ask->operations[i];
+        size += sizeof *one + one->key_size + one->table_size + one->value_size;
+    }
+    for (size_t i = 0; i < ask->expectation_count; i++) {
+        const kv_expectation *one = &ask->expectations[i];
+        size += sizeof *one + one->key_size + one->table_size;
+    }
+    return size;
+}
+
+static const uint8_t *bytes_keep(uint8_t **to, const uint8_t *bytes, size_t size) {
+    if (bytes == NULL) return NULL;
+    uint8_t *kept = *to;
+    if (size != 0) memcpy(kept, bytes, size);
+    *to += size;
+    return kept;
+}
+
+kv_status ask_copy(const kv_ask *ask, queued_ask *out) {
+    *out = (queued_ask){.ask = *ask};
+    out->bytes = malloc(names_size(ask) + 1);
+    if (out->bytes == NULL) return KV_ENOMEM;
+    kv_ask *copy = &out->ask;
+    copy->operations = (kv_operation *)(void *)out->bytes;
+    kv_expectation *expectations = (kv_expectation *)(void *)(copy->operations + ask->operation_count);
+    uint8_t *to = (uint8_t *)(expectations + ask->expectation_count);
+    for (size_t i = 0; i < ask->operation_count; i++) {
+        kv_operation *one = &copy->operations[i];
+        *one = ask->operations[i];
+        one->key = bytes_keep(&to, one->key, one->key_size);
+        one->table = bytes_keep(&to, one->table, one->table_size);
+        one->value = bytes_keep(&to, one->value, one->value_size);
+    }
+    copy->expectations = expectations;
+    for (size_t i = 0; i < ask->expectation_count; i++) {
+        expectations[i] = ask->expectations[i];
+        expectations[i].key = bytes_keep(&to, expectations[i].key, expectations[i].key_size);
+        expectations[i].table = bytes_keep(&to, expectations[i].table, expectations[i].table_size);
+    }
+    copy->key = bytes_keep(&to, ask->key, ask->key_size);
+    copy->table = bytes_keep(&to, ask->table, ask->table_size);
+    copy->value = bytes_keep(&to, ask->value, ask->value_size);
+    return KV_OK;
+}
+
+void ask_free(queued_ask *asked) {
+    free(asked->bytes);
+    asked->bytes = NULL;
+}
+
+/* --- replay --- */
+
+static void entry_extend(shard *s, kv_position position, uint32_t used) {
+    version_entry *last = log_at(&s->log, log_last(&s->log));
+    last->size = position.offset + used - last->position.offset;
+    last->record_count++;
+}
+
+/* The records of a batch come one by one, and follow one another. */
+static bool goes_on(const shard *s, const kv_record *record, kv_position position) {
+    if (s->log.count == 0 || log_last(&s->log) != record->version) return false;
+    const version_entry *last = log_at(&s->log, record->version);
+    return last->ballot == record->ballot && last->position.segment == position.segment &&
+           last->position.offset + last->size == position.offset;
+}
+
+static kv_status replay_version(shard *s, const kv_record *record, kv_position position, uint32_t used) {
+    if (record->ballot > s->promised) s->promised = record->ballot;
+    if (goes_on(s, record, position)) {
+        entry_extend(s, position, used);
+        return KV_OK;
+    }
+    if (record->version <= s->applied || record->version > log_last(&s->log) + 1) return KV_ECORRUPT;
+    log_cut(&s->log, record->version - 1);
+    version_entry entry = {.ballot = record->ballot, .position = position, .size = used, .record_count = 1};
+    return log_push(&s->log, &entry);
+}
+
+static kv_status replay_promise(kv_replica *r, const kv_record *record) {
+    for (uint32_t at = 0; at + 2 <= record->value_size; at += 2) {
+        uint16_t number = kv_load16(record->value + at);
+        if (number >= r->shard_count) return KV_ECORRUPT;
+        if (record->ballot > r->shards[number].promised) r->shards[number].promised = record->ballot;
+    }
+    return KV_OK;
+}
+
+static kv_status replay_commit(kv_replica *r, const kv_record *record) {
+    for (uint32_t at = 0; at + COMMIT_SIZE <= record->value_size; at += COMMIT_SIZE) {
+        uint16_t number = kv_load16(record->value + at);
+        if (number >= r->shard_count) return KV_ECORRUPT;
+        shard *s = &r->shards[number];
+        uint64_t commit = kv_load64(record->value + at + 2), last = log_last(&s->log);
+        if (commit > last) commit = last;
+        if (commit > s->commit) s->commit = commit;
+        s->commit_logged = s->commit;
+        shard_apply(r, s);
+    }
+    return r->failed;
+}
+
+static kv_status replica_resolve(void *context, kv_store *store, const kv_record *record, kv_position position,
+                                 uint32_t used, kv_fault *fault) {
+    kv_replica *r = context;
+    kv_status status = KV_ECORRUPT;
+    r->store = store;
+    if (record->options & KV_HAS_PREV_BALLOT) {
+        if (record->shard < r->shard_count) status = replay_version(&r->shards[record->shard], record, position, used);
+    } else if (record->kind == KV_KIND_PROMISE) {
+        status = replay_promise(r, record);
+    } else if (record->kind == KV_KIND_COMMIT) {
+        status = replay_commit(r, record);
+    } else if (record->kind == KV_KIND_NODE && record->value_size == 8) {
+        r->incarnation = kv_load64(record->value);
+        status = KV_OK;
+    }
+    return status == KV_ECORRUPT ? fault_corrupt(fault, kv_loc_make(position.segment, position.offset, 0),
+                                                 "a record that no replica writes there") : status;
+}
+
+/* --- opening --- */
+
+static void options_default(kv_replica_options *o) {
+    if (o->shard_count == 0) o->shard_count = SHARDS_DEFAULT;
+    if (o->session_max == 0) o->session_max = SESSIONS_DEFAULT;
+    if (o->batch_max == 0) o->batch_max = BATCH_DEFAULT;
+    if (o->window_size_max == 0) o->window_size_max = WINDOW_DEFAULT;
+    if (o->retransmit_ticks == 0) o->retransmit_ticks = 6;
+    if (o->takeover_ticks == 0) o->takeover_ticks = 8;
+    if (o->read_ticks == 0) o->read_ticks = 10;
+    if (o->heartbeat_ticks == 0) o->heartbeat_ticks = 4;
+    o->store.sync = KV_SYNC_NONE; /* Whoever drives the replica syncs. */
+    o->store.background = 0;
+    if (o->store.inline_size_max == 0) o->store.inline_size_max = KV_INLINE_SIZE_MAX;
+}
+
+static kv_status members_check(const kv_replica_options *o) {
+    bool self = false;
+    if (o->member_count == 0 || o->member_count > KV_MEMBERS_MAX || o->shard_count > KV_SHARDS_MAX) return KV_EUSAGE;
+    for (uint32_t i = 0; i < o->member_count; i++) {
+        self |= o->members[i] == o->node;
+        if (o->members[i] == 0) return KV_EUSAGE;
+        for (uint32_t j = 0; j < i; j++)
+            if (o->members[i] == o->members[j]) return KV_EUSAGE;
+    }
+    return self ? KV_OK : KV_EUSAGE;
+}
+
+static kv_status shards_new(kv_replica *r) {
+    r->shard_count = r->options.shard_count;
+    r->shards = calloc(r->shard_count, sizeof *r->shards);
+    if (r->shards == NULL) return KV_ENOMEM;
+    for (uint32_t i = 0; i < r->shard_count; i++) {
+        r->shards[i].number = (uint16_t)i;
+        kv_status status = sessions_new(r->options.session_max, &r->shards[i].sessions);
+        if (status != KV_OK) return status;
+    }
+    return KV_OK;
+}
+
+static void members_set(kv_replica *r) {
+    r->member_count = r->options.member_count;
+    r->majority = r->member_count / 2 + 1;
+    for (uint32_t i = 0; i < r->member_count; i++) {
+        r->peers[i].node = r->options.members[i];
+        if (r->peers[i].node == r->options.node) r->self = i;
+    }
+}
+
+/* Nothing is said before this incarnation is on the disk: and then all that was found in the log is, too. */
+static void begin_life(kv_replica *r) {
+    uint8_t value[8];
+    r->durable = kv_position_order(kv_flow_durable(r->store->flow));
+    for (uint32_t i = 0; i < r->shard_count; i++) {
+        shard *s = &r->shards[i];
+        if (ballot_round(s->promised) > r->round) r->round = ballot_round(s->promised);
+        if (mutated(r, KV_MUTATE_RESTART_OWNS) && s->promised != 0 && ballot_node(s->promised) == r->options.node)
+            shard_own(r, s, s->promised);
+    }
+    if (++r->incarnation < r->options.incarnation_min) r->incarnation = r->options.incarnation_min;
+    r->nonce = r->incarnation << 32; /* Numbers of this life, which no message of an earlier one has. */
+    kv_store64(value, r->incarnation);
+    log_state(r, KV_KIND_NODE, 0, value, sizeof value);
+    after_add(r, AFTER_READY);
+}
+
+kv_status kv_replica_open(kv_io *io, const kv_replica_options *options, kv_fault *fault, kv_replica **out) {
+    kv_replica *r = calloc(1, sizeof *r);
+    *fault = (kv_fault){0};
+    kv_status status = r == NULL ? KV_ENOMEM : KV_OK;
+    if (status == KV_OK) {
+        r->options = *options;
+        options_default(&r->options);
+        r->late.resolve = replica_resolve;
+        r->late.context = r;
+        status = members_check(&r->options);
+    }
+    if (status == KV_OK) members_set(r);
+    if (status == KV_OK) status = shards_new(r);
+    if (status != KV_OK) {
+        io->free(io);
+        fault->status = status;
+        snprintf(fault->what, sizeof fault->what, "these members make no set, or there is no memory");
+        kv_replica_free(r);
+        return status;
+    }
+    r->votes = !options->damaged || mutated(r, KV_MUTATE_DAMAGED_VOTES);
+    status = store_open_late(io, &r->options.store, &r->late, fault, &r->store);
+    if (status != KV_OK) r->store = NULL; /* It went as it failed. */
+    if (status == KV_OK) status = kv_caller_new(r->store, &r->caller);
+    if (status == KV_OK) begin_life(r);
+    if (status == KV_OK) status = r->failed;
+    if (status != KV_OK) {
+        kv_replica_free(r);
+        return status;
+    }
+    *out = r;
+    return KV_OK;
+}
+
+static void shard_free(shard *s) {
+    log_free(&s->log);
+    sessions_free(&s->sessions);
+    sessions_free(&s->own.overlay);
+    list_free(&s->own.waiting);
+    for (size_t i = 0; i < s->taking.queue.count; i++) ask_free(&((queued_ask *)s->taking.queue.items)[i]);
+    list_free(&s->taking.queue);
+    free(s->taking.best.records);
+}
+
+void kv_replica_free(kv_replica *r) {
+    if (r == NULL) return;
+    for (size_t i = 0; i < r->after.count; i++) free(((after *)r->after.items)[i].asks);
+    for (size_t i = 0; i < r->reads.count; i++) ask_free(&((read *)r->reads.items)[i].asked);
+    for (uint32_t i = 0; i < KV_MEMBERS_MAX; i++) {
+        wire_free(&r->peers[i].out);
+        list_free(&r->peers[i].sent);
+        list_free(&r->peers[i].refusals);
+    }
+    for (uint32_t i = 0; r->shards != NULL && i < r->shard_count; i++) shard_free(&r->shards[i]);
+    free(r->shards);
+    list_free(&r->after);
+    list_free(&r->own_ends);
+    list_free(&r->reads);
+    list_free(&r->replies);
+    list_free(&r->records);
+    wire_free(&r->reply_bytes);
+    if (r->store != NULL) kv_store_free(r->store);
+    late_free(&r->late);
+    free(r);
+}
+
+/* --- in --- */
+
+static bool stopped(const kv_replica *r) { return r->failed != KV_OK; }
+
+kv_status kv_replica_receive(kv_replica *r, uint16_t node, const uint8_t *bytes, size_t size) {
+    wire_in from = {.at = bytes, .end = bytes + size}, body;
+    enum wire_type type;
+    int index = member_of(r, node);
+    if (index < 0 || (uint32_t)index == r->self) return KV_EUSAGE;
+    peer *p = &r->peers[index];
+    while (!stopped(r) && wire_next(&from, &type, &body)) {
+        if (!r->ready) continue;
+        switch (type) {
+        case WIRE_FLOW: flow_receive(r, p, &body); break;
+        case WIRE_ACK: ack_receive(r, p, &body); break;
+        case WIRE_PREPARE: prepare_receive(r, p, &body); break;
+        case WIRE_PROMISE: promise_receive(r, p, &body); break;
+        case WIRE_CHECK: check_receive(r, p, &body); break;
+        case WIRE_CHECKED: checked_receive(r, p, &body); break;
+        case WIRE_ASK_POSITION: ask_position_receive(r, p, &body); break;
+        case WIRE_POSITION: position_receive(r, p, &body); break;
+        case WIRE_TYPE_END: break;
+        }
+        if (body.bad) return KV_EUSAGE;
+    }
+    return from.bad || (from.at != from.end && !stopped(r)) ? KV_EUSAGE : KV_OK;
+}
+
+/* COMMIT(watermarks), lazily: a replica that comes back need not learn again what it knew. */
+static void log_commits(kv_replica *r) {
+    uint8_t value[KV_SHARDS_MAX * COMMIT_SIZE];
+    size_t size = 0;
+    for (uint32_t i = 0; i < r->shard_count; i++) {
+        shard *s = &r->shards[i];
+        if (s->commit <= s->commit_logged) continue;
+        kv_store16(value + size, s->number);
+        kv_store64(value + size + 2, s->commit);
+        size += COMMIT_SIZE;
+        s->commit_logged = s->commit;
+    }
+    if (size != 0) log_state(r, KV_KIND_COMMIT, 0, value, size);
+}
+
+void kv_replica_tick(kv_replica *r) {
+    r->now++;
+    if (!r->ready || stopped(r)) return;
+    reads_check(r);
+    for (uint32_t i = 0; i < r->member_count; i++) {
+        peer *p = &r->peers[i];
+        if (p->sent.count != 0 && r->now - p->progress > r->options.retransmit_ticks) peer_reconnect(r, p);
+    }
+    for (uint32_t i = 0; i < r->shard_count; i++) {
+        shard *s = &r->shards[i];
+        if (s->taking.ballot != 0 && r->now - s->taking.since > r->options.takeover_ticks) taking_clear(r, s, true);
+    }
+    reads_expire(r);
+    if (r->now % r->options.heartbeat_ticks != 0) return;
+    log_commits(r);
+    flow_pack(r, true);
+}
+
+static void after_run(kv_replica *r, const after *a) {
+    if (a->kind == AFTER_READY) r->ready = true;
+    else if (a->kind == AFTER_PREPARE) prepare_send(r, a);
+    else promise_send(r, a);
+}
+
+static void after_due(kv_replica *r) {
+    size_t done = 0;
+    while (!stopped(r) && done < r->after.count) {
+        after one = ((after *)r->after.items)[done];
+        if (one.end > r->durable) break;
+        done++;
+        after_run(r, &one);
+        free(one.asks);
+    }
+    list_drop_front(&r->after, sizeof(after), done);
+}
+
+void kv_replica_durable(kv_replica *r, uint64_t upto) {
+    if (upto > r->durable) r->durable = upto;
+    after_due(r);
+    if (!stopped(r)) owned_durable(r);
+}
+
+void kv_replica_takeover(kv_replica *r, const uint16_t *shards, size_t count) {
+    if (r->ready && r->votes && !stopped(r)) take_over(r, shards, count);
+}
+
+static bool is_read(const kv_ask *ask) { return ask->kind == KV_REQUEST_GET || ask->kind == KV_REQUEST_READ; }
+
+/* A table and its rows share the slot of the table's key. */
+static const uint8_t *routing_key(const kv_ask *ask, size_t *size) {
+    const kv_operation *first = ask->operation_count != 0 ? &ask->operations[0] : NULL;
+    if (first != NULL) {
+        *size = first->table != NULL ? first->table_size : first->key_size;
+        return first->table != NULL ? first->table : first->key;
+    }
+    *size = ask->table != NULL ? ask->table_size : ask->key_size;
+    return ask->table != NULL ? ask->table : ask->key;
+}
+
+/* All operations of a batch lie in one slot. */
+static bool one_slot(const kv_ask *ask, uint16_t slot) {
+    for (size_t i = 0; i < ask->operation_count; i++) {
+        const kv_operation *one = &ask->operations[i];
+        bool row = one->table != NULL;
+        if (kv_slot_of(row ? one->table : one->key, row ? one->table_size : one->key_size) != slot) return false;
+    }
+    return true;
+}
+
+void kv_replica_request(kv_replica *r, const kv_ask *ask) {
+    size_t size;
+    const uint8_t *key = routing_key(ask, &size);
+    bool usable = key != NULL && ask->kind != 0 && ask->kind < KV_REQUEST_KIND_END && ask->attempt != 0;
+    uint16_t slot = usable ? kv_slot_of(key, size) : 0;
+    if (!usable || !one_slot(ask, slot)) {
+        reply_add(r, &(kv_reply){.token = ask->token, .status = KV_ANSWER_REFUSED, .error = KV_EUSAGE});
+        return;
+    }
+    shard *s = &r->shards[(uint32_t)slot * r->shard_count / KV_SLOT_COUNT];
+    bool owned = s->own.ballot != 0;
+    uint16_t owner = ballot_node(s->promised);
+    if (!r->ready || stopped(r)) reply_simple(r, ask->token, KV_ANSWER_RETRY);
+    else if (is_read(ask) && ask->stale) read_stale(r, s, ask);
+    else if (is_read(ask) && owned) read_owned(r, s, ask);
+    else if (is_read(ask) && ask->follower && owner != 0 && owner != r->options.node) read_followed(r, s, ask);
+    else if (owned) shard_write(r, s, ask);
+    else if (s->taking.ballot != 0) {
+        queued_ask *queued = list_add(&s->taking.queue, sizeof *queued);
+        if (queued == NULL || ask_copy(ask, queued) != KV_OK) replica_fail(r, KV_ENOMEM);
+    } else {
+        reply_simple(r, ask->token, KV_ANSWER_RETRY);
+    }
+}
+
+/* --- out --- */
+
+void reply_add(kv_replica *r, const kv_reply *reply) {
+    kv_reply *to = list_add(&r->replies, sizeof *to);
+    if (to == NULL) replica_fail(r, KV_ENOMEM);
+    else *to = *reply;
+}
+
+void reply_simple(kv_replica *r, uint64_t token, int32_t status) {
+    reply_add(r, &(kv_reply){.token = token, .status = status, .value_size = -1});
+}
+
+void kv_replica_flush(kv_replica *r) {
+    if (stopped(r)) return;
+    after_due(r); /* What was durable already when it was asked for. */
+    reads_answer(r);
+    if (!r->ready) return;
+    flow_pack(r, false);
+    acks_pack(r);
+}
+
+void kv_replica_answers(kv_replica *r, const kv_reply **replies, size_t *count, const uint8_t **bytes) {
+    *replies = r->replies.items;
+    *count = r->replies.count;
+    *bytes = r->reply_bytes.bytes;
+}
+
+const uint8_t *kv_replica_outbox(kv_replica *r, uint16_t to, size_t *size) {
+    int index = member_of(r, to);
+    const wire_out *out = index < 0 ? NULL : &r->peers[index].out;
+    *size = out == NULL || out->failed ? 0 : out->size;
+    return *size == 0 ? NULL : out->bytes;
+}
+
+void kv_replica_clear(kv_replica *r) {
+    r->replies.count = 0;
+    r->reply_bytes.size = 0;
+    for (uint32_t i = 0; i < r->member_count; i++) {
+        if (r->peers[i].out.failed) replica_fail(r, KV_ENOMEM);
+        r->peers[i].out.size = 0;
+    }
+}
+
+uint64_t kv_replica_tail(const kv_replica *r) { return log_end(r); }
+kv_store *kv_replica_store(kv_replica *r) { return r->store; }
+kv_caller *kv_replica_caller(kv_replica *r) { return r->caller; }
+kv_flow *kv_replica_flow(kv_replica *r) { return r->store->flow; }
+const kv_replica_counts *kv_replica_count(const kv_replica *r) { return &r->counts; }
+
+/* --- looking --- */
+
+/* CRC-16/XMODEM of one byte, by halves: what the eight steps of the polynomial x^16 + x^12 + x^5 + 1 come to. */
+static uint16_t crc_step(uint8_t byte) {
+    uint16_t x = (uint16_t)(byte ^ byte >> 4);
+    return (uint16_t)(x << 12 ^ x << 5 ^ x);
+}
+
+/* CRC-16/XMODEM of the key, or of what stands between its first { and the } behind it, if that is not empty: where
+ * Redis Cluster has the key. */
+uint16_t kv_slot_of(const uint8_t *key, size_t size) {
+    const uint8_t *open = memchr(key, '{', size);
+    if (open != NULL) {
+        const uint8_t *tag = open + 1, *close = memchr(tag, '}', size - (size_t)(tag - key));
+        if (close != NULL && close != tag) {
+            key = tag;
+            size = (size_t)(close - tag);
+        }
+    }
+    uint16_t crc = 0;
+    for (size_t i = 0; i < size; i++) crc = (uint16_t)(crc << 8 ^ crc_step((uint8_t)(crc >> 8 ^ key[i])));
+    return crc % KV_SLOT_COUNT;
+}
+
+uint32_t kv_shard_of(uint32_t shard_count, const uint8_t *key, size_t size) {
+    return (uint32_t)kv_slot_of(key, size) * shard_count / KV_SLOT_COUNT;
+}
+
+void kv_replica_shard(const kv_replica *r, uint32_t number, kv_shard_state *out) {
+    const shard *s = &r->shards[number];
+    *out = (kv_shard_state){.promised = s->promised,
+                            .commit = s->commit,
+                            .applied = s->applied,
+                            .last = log_last(&s->log),
+                            .last_ballot = log_last_ballot(&s->log),
+                            .base = s->log.base,
+                            .owned = s->own.ballot != 0,
+                            .taking = s->taking.ballot != 0,
+                            .owner = ballot_node(s->promised)};
+}
+
+kv_status kv_replica_record(kv_replica *r, uint32_t number, uint64_t version, uint32_t nth, kv_record *out) {
+    const shard *s = &r->shards[number];
+    if (version <= s->log.base || version > log_last(&s->log)) return KV_ABSENT;
+    const version_entry *entry = log_at(&s->log, version);
+    uint32_t at = entry->position.offset, used;
+    kv_status status = KV_OK;
+    for (uint32_t i = 0; i <= nth && status == KV_OK; i++) status = version_next(r, entry, &at, out, &used);
+    return status;
+}
+
+uint64_t kv_replica_digest(kv_replica *r, uint32_t number, uint64_t version) {
+    const shard *s = &r->shards[number];
+    if (version <= s->log.base || version > log_last(&s->log)) return 0;
+    const version_entry *entry = log_at(&s->log, version);
+    uint64_t digest = entry->ballot;
+    uint32_t at = entry->position.offset, used;
+    kv_record record;
+    while (version_next(r, entry, &at, &record, &used) == KV_OK) {
+        wire_out out = {0};
+        wire_put_record(&out, &record);
+        digest = kv_xxh64(out.bytes, out.size, digest);
+        wire_free(&out);
+    }
+    return digest == 0 ? 1 : digest;
+}

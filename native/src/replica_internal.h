@@ -1,0 +1,253 @@
+/* replica_internal.h -- what the files of the replica share, and nobody else sees.
+ *
+ *   replica.c         opening, replay, what comes in and what goes out
+ *   replica_write.c   the owner: evaluate, propose, commit; everybody: apply
+ *   replica_flow.c    the flow from owners to peers: packing, acknowledging, accepting
+ *   replica_take.c    a takeover, from both sides
+ *   replica_read.c    reads, and the checks that they rest on
+ *
+ * beside version_log (which record is where), sessions (who was told what), wire (bytes) and late (the store's part). */
+#ifndef KV_REPLICA_INTERNAL_H
+#define KV_REPLICA_INTERNAL_H
+
+#include "kv/replica.h"
+#include "late.h"
+#include "sessions.h"
+#include "version_log.h"
+#include "wire.h"
+
+enum { NODE_BITS = 16, BATCH_RECORDS_MAX = 1 << 16 };
+static inline uint64_t ballot_make(uint64_t round, uint16_t node) { return round << NODE_BITS | node; }
+static inline uint64_t ballot_round(uint64_t ballot) { return ballot >> NODE_BITS; }
+static inline uint16_t ballot_node(uint64_t ballot) { return (uint16_t)ballot; }
+
+/* An array that grows. `items` is of whatever type the owner says. */
+typedef struct list {
+    void *items;
+    size_t count, capacity;
+} list;
+void *list_add(list *l, size_t item_size); /* zeroed; NULL: no memory, and the replica has to end */
+void list_drop_front(list *l, size_t item_size, size_t count);
+void list_free(list *l);
+
+/* A client that waits for a version to be applied. */
+typedef struct waiting {
+    uint64_t version;
+    kv_reply reply;
+} waiting;
+
+typedef struct ownership {
+    uint64_t ballot; /* 0: not owned */
+    uint64_t barrier;
+    uint64_t match[KV_MEMBERS_MAX]; /* by member: it holds everything up to here, durably, under this ballot */
+    uint64_t next[KV_MEMBERS_MAX];  /* by member: the next version to send */
+    list waiting;                   /* of waiting, by version */
+    sessions overlay;               /* as of the last record, committed or not */
+} ownership;
+
+/* What a promise showed. */
+typedef struct shown_tail {
+    uint64_t commit, last_ballot, last;
+    uint64_t prev_version;
+    uint8_t *records; /* as on the wire; NULL: it is not higher than ours */
+    size_t records_size;
+} shown_tail;
+
+typedef struct queued_ask {
+    kv_ask ask;
+    uint8_t *bytes; /* that it points into */
+} queued_ask;
+
+typedef struct taking {
+    uint64_t ballot; /* 0: no takeover is under way */
+    uint64_t since;
+    uint32_t answered; /* members, as bits */
+    uint64_t commit;   /* the highest that any of them knows of */
+    shown_tail best;
+    list queue;        /* of queued_ask */
+} taking;
+
+typedef struct shard {
+    uint16_t number;
+    uint64_t promised;
+    version_log log;
+    uint64_t commit, applied;
+    uint64_t verified_ballot, verified; /* up to here the log is that of this ballot's owner */
+    uint64_t commit_logged;
+    uint64_t commit_heard; /* of the owner: the highest it spoke of */
+    sessions sessions; /* as applied */
+    ownership own;
+    taking taking;
+} shard;
+
+/* What was sent to a peer and is not acknowledged. */
+typedef struct sent_item {
+    uint64_t seq;
+    uint64_t ballot;
+    uint64_t version;
+    uint32_t size;
+    uint16_t shard;
+} sent_item;
+
+typedef struct refusal {
+    uint64_t seq;
+    uint64_t ballot, promised;
+    uint64_t prev_version, last, commit;
+    uint16_t shard;
+} refusal;
+
+/* A connection in either direction is named by its sender: incarnation and a counter. */
+typedef struct connection {
+    uint64_t incarnation, number; /* 0, 0: none */
+} connection;
+static inline int connection_order(connection left, connection right) {
+    if (left.incarnation != right.incarnation) return left.incarnation < right.incarnation ? -1 : 1;
+    return left.number < right.number ? -1 : left.number > right.number;
+}
+
+enum { SEQ_WINDOW = 64 };
+typedef struct peer {
+    uint16_t node;
+    wire_out out;
+    /* from us */
+    connection connection;
+    uint64_t seq, acked;
+    uint64_t progress;   /* the tick of the last */
+    uint64_t sent_size;
+    list sent;           /* of sent_item, by seq */
+    bool learner;        /* it says that it does not vote */
+    /* to us */
+    connection inbound;
+    uint64_t cursor;     /* everything up to it is processed */
+    uint64_t beyond;     /* bits: which of the SEQ_WINDOW after it are */
+    uint64_t cursor_end; /* the log's end when it was */
+    uint64_t due, due_end; /* the same, of the acknowledgement that waits for the disk */
+    bool ack_wanted;
+    list refusals;       /* of refusal */
+} peer;
+
+/* What waits for the log to be durable. */
+enum after_kind { AFTER_READY, AFTER_PREPARE, AFTER_PROMISE };
+typedef struct after {
+    uint64_t end; /* of the log, as it was */
+    enum after_kind kind;
+    uint16_t node;
+    uint64_t ballot;
+    uint8_t *asks; /* PROMISE: of the prepare, as on the wire; PREPARE: shard numbers */
+    size_t size;
+} after;
+
+typedef struct own_end {
+    uint64_t end;
+    uint64_t ballot;
+    uint64_t version;
+    uint16_t shard;
+} own_end;
+
+enum read_kind { READ_ASK, READ_POSITION, READ_REPLY };
+typedef struct read {
+    enum read_kind kind;
+    uint16_t shard;
+    uint64_t ballot;
+    uint64_t position;   /* has to be applied; of a follower's: once it is told */
+    uint64_t nonce;      /* of the check that counts for it, or of the question to the owner; 0: not sent yet */
+    uint64_t since;
+    uint32_t votes;      /* members, as bits */
+    bool follower;       /* waits for the owner's position first, and is told it */
+    bool told;
+    bool refused;        /* the one asked is not the owner */
+    bool confirmed;
+    uint16_t node;       /* POSITION: who asked */
+    uint64_t question;   /* POSITION: its nonce */
+    kv_reply reply;      /* REPLY: what to say */
+    queued_ask asked;    /* ASK */
+} read;
+
+struct kv_replica {
+    kv_replica_options options;
+    kv_late late;
+    kv_store *store;
+    kv_caller *caller;
+    uint32_t member_count, majority, self; /* self: its index */
+    peer peers[KV_MEMBERS_MAX];            /* by member; its own is not used but for match */
+    shard *shards;
+    uint32_t shard_count;
+    uint64_t round;       /* the highest seen or used */
+    uint64_t incarnation;
+    uint64_t nonce;
+    uint64_t now;         /* ticks */
+    uint64_t durable;     /* kv_position_order() */
+    bool ready;           /* the incarnation is durable: we may speak */
+    bool votes;
+    kv_status failed;     /* the log could not be written, or there is no memory: it does nothing any more */
+    list after;           /* of after */
+    list own_ends;        /* of own_end: proposals that are not durable here */
+    list reads;           /* of read */
+    list replies;         /* of kv_reply */
+    wire_out reply_bytes;
+    list records;         /* of kv_record: the version record that is being taken in */
+    kv_replica_counts counts;
+};
+
+static inline bool mutated(const kv_replica *r, enum kv_mutation mutation) {
+    return KV_UNLIKELY((r->options.mutations >> mutation & 1) != 0);
+}
+
+/* replica.c */
+void replica_fail(kv_replica *r, kv_status status);
+uint64_t replica_nonce(kv_replica *r);
+int member_of(const kv_replica *r, uint16_t node); /* its index; -1: it is none */
+void reply_add(kv_replica *r, const kv_reply *reply);
+void reply_simple(kv_replica *r, uint64_t token, int32_t status);
+/* Appends a record of the replica itself. */
+void log_state(kv_replica *r, uint8_t kind, uint64_t ballot, const uint8_t *value, size_t size);
+uint64_t log_end(const kv_replica *r);
+after *after_add(kv_replica *r, enum after_kind kind);
+kv_status ask_copy(const kv_ask *ask, queued_ask *out);
+void ask_free(queued_ask *asked);
+/* One record of a version that is held; KV_EOF: there are no more. *at is where it begins, and then where the next does. */
+kv_status version_next(const kv_replica *r, const version_entry *entry, uint32_t *at, kv_record *out, uint32_t *used);
+
+/* replica_write.c */
+void shard_write(kv_replica *r, shard *s, const kv_ask *ask);
+void shard_own(kv_replica *r, shard *s, uint64_t ballot);
+void shard_step_down(kv_replica *r, shard *s);
+void shard_advance(kv_replica *r, shard *s);
+void shard_apply(kv_replica *r, shard *s);
+void shard_barrier(kv_replica *r, shard *s);
+void owned_durable(kv_replica *r);
+/* Deletes, by a record, what an ask is about and its time has ended; true: it proposed one. */
+bool shard_expire(kv_replica *r, shard *s, const kv_ask *ask);
+
+/* replica_flow.c */
+void flow_pack(kv_replica *r, bool heartbeat);
+void flow_receive(kv_replica *r, peer *from, wire_in *in);
+void ack_receive(kv_replica *r, peer *from, wire_in *in);
+void acks_pack(kv_replica *r);
+void peer_reconnect(kv_replica *r, peer *p);
+void wire_put_version(kv_replica *r, wire_out *out, const version_entry *entry, uint64_t ballot);
+/* One version record from the wire into the log, unless it is there. false: the bytes are bad. */
+bool version_take(kv_replica *r, shard *s, wire_in *in, uint64_t version, uint64_t ballot, uint64_t *prev_ballot);
+
+/* replica_take.c */
+void take_over(kv_replica *r, const uint16_t *shards, size_t count);
+void prepare_send(kv_replica *r, const after *a);
+void prepare_receive(kv_replica *r, peer *from, wire_in *in);
+void promise_send(kv_replica *r, const after *a);
+void promise_receive(kv_replica *r, peer *from, wire_in *in);
+void taking_clear(kv_replica *r, shard *s, bool answer);
+
+/* replica_read.c */
+void read_owned(kv_replica *r, shard *s, const kv_ask *ask);
+void read_followed(kv_replica *r, shard *s, const kv_ask *ask);
+void read_stale(kv_replica *r, shard *s, const kv_ask *ask);
+void reply_confirmed(kv_replica *r, shard *s, uint64_t position, const kv_reply *reply);
+void reads_check(kv_replica *r);   /* a tick: one check for all that came since the last */
+void reads_expire(kv_replica *r);
+void reads_answer(kv_replica *r);
+void check_receive(kv_replica *r, peer *from, wire_in *in);
+void checked_receive(kv_replica *r, peer *from, wire_in *in);
+void ask_position_receive(kv_replica *r, peer *from, wire_in *in);
+void position_receive(kv_replica *r, peer *from, wire_in *in);
+
+#endif

@@ -1,0 +1,309 @@
+/* replica_take.c -- taking shards over: one round trip, no election.
+ *
+ *   taker   a round above every round it knows; its own PROMISE on the disk; PREPARE to all, with what it has
+ *   others  refuse, or: stop owning, PROMISE on the disk; show their last record, and what they have above the taker's
+ *           commit where that is higher
+ *   taker   with the promises of a majority: adopts the tail of the highest (ballot, version), and opens its ballot with
+ *           a BARRIER behind it */
+#include <stdlib.h>
+
+#include "replica_internal.h"
+
+/* One shard of a PREPARE. */
+typedef struct prepare_ask {
+    uint64_t commit, last_ballot, last;
+    uint16_t shard;
+    bool granted;
+} prepare_ask;
+
+static void taking_free(taking *t) {
+    free(t->best.records);
+    t->best = (shown_tail){0};
+    t->ballot = 0;
+    t->answered = 0;
+    t->commit = 0;
+}
+
+void taking_clear(kv_replica *r, shard *s, bool answer) {
+    if (s->taking.ballot == 0) return;
+    taking_free(&s->taking);
+    queued_ask *queue = s->taking.queue.items;
+    for (size_t i = 0; i < s->taking.queue.count; i++) {
+        if (answer) reply_simple(r, queue[i].ask.token, KV_ANSWER_RETRY);
+        ask_free(&queue[i]);
+    }
+    s->taking.queue.count = 0;
+}
+
+/* --- the taker's first step --- */
+
+static void log_promise(kv_replica *r, uint64_t ballot, const uint16_t *shards, size_t count) {
+    uint8_t value[2 * KV_SHARDS_MAX];
+    for (size_t i = 0; i < count; i++) kv_store16(value + 2 * i, shards[i]);
+    r->counts.promises++;
+    log_state(r, KV_KIND_PROMISE, ballot, value, 2 * count);
+}
+
+void take_over(kv_replica *r, const uint16_t *asked, size_t asked_count) {
+    uint16_t shards[KV_SHARDS_MAX];
+    size_t count = 0;
+    for (size_t i = 0; i < asked_count && count < KV_SHARDS_MAX; i++) {
+        if (asked[i] >= r->shard_count) continue;
+        shard *s = &r->shards[asked[i]];
+        if (s->own.ballot != 0 || s->taking.ballot != 0) continue;
+        if (ballot_round(s->promised) > r->round) r->round = ballot_round(s->promised);
+        shards[count++] = asked[i];
+        s->taking.ballot = 1; /* Named twice, it is taken once. */
+    }
+    if (count == 0) return;
+    uint64_t ballot = ballot_make(++r->round, r->options.node);
+    for (size_t i = 0; i < count; i++) {
+        shard *s = &r->shards[shards[i]];
+        s->promised = s->taking.ballot = ballot;
+        s->taking.since = r->now;
+    }
+    r->counts.takeovers++;
+    if (!mutated(r, KV_MUTATE_ROUND_REUSED)) log_promise(r, ballot, shards, count);
+    after *a = after_add(r, AFTER_PREPARE);
+    if (a == NULL) return;
+    a->ballot = ballot;
+    a->size = count * sizeof *shards;
+    a->asks = malloc(a->size);
+    if (a->asks == NULL) replica_fail(r, KV_ENOMEM);
+    else memcpy(a->asks, shards, a->size);
+}
+
+/* --- with the promises of a majority --- */
+
+static bool is_higher(const kv_replica *r, const shown_tail *left, uint64_t ballot, uint64_t version) {
+    if (mutated(r, KV_MUTATE_LONGEST_TAIL))
+        return left->last != version ? left->last > version : left->last_ballot > ballot;
+    return left->last_ballot != ballot ? left->last_ballot > ballot : left->last > version;
+}
+
+static void adopt(kv_replica *r, shard *s, const shown_tail *tail) {
+    wire_in in = {.at = tail->records, .end = tail->records + tail->records_size};
+    uint64_t prev_ballot = wire_take64(&in), count = wire_take_varint(&in);
+    r->counts.adoptions++;
+    for (uint64_t i = 0; i < count && r->failed == KV_OK; i++)
+        if (!version_take(r, s, &in, tail->prev_version + 1 + i, tail->last_ballot, &prev_ballot)) break;
+    /* They were looked at when they came: bytes that are bad now are our own fault. */
+    KV_ASSERT(!in.bad || r->failed != KV_OK);
+}
+
+static void majority_promised(kv_replica *r, shard *s) {
+    taking *t = &s->taking;
+    uint64_t ballot = t->ballot, commit = t->commit;
+    if (t->best.records != NULL) adopt(r, s, &t->best);
+    uint64_t last = log_last(&s->log);
+    if (commit > last) commit = last;
+    if (commit > s->commit) s->commit = commit;
+    list queue = t->queue;
+    t->queue = (list){0};
+    taking_free(t);
+    shard_own(r, s, ballot);
+    shard_barrier(r, s);
+    shard_apply(r, s);
+    queued_ask *asked = queue.items;
+    for (size_t i = 0; i < queue.count; i++) {
+        kv_replica_request(r, &asked[i].ask);
+        ask_free(&asked[i]);
+    }
+    list_free(&queue);
+}
+
+/* `tail` gives its records away. */
+static void promised_by(kv_replica *r, shard *s, uint32_t index, shown_tail *tail) {
+    taking *t = &s->taking;
+    bool better = t->best.records == NULL ? is_higher(r, tail, log_last_ballot(&s->log), log_last(&s->log))
+                                          : is_higher(r, tail, t->best.last_ballot, t->best.last);
+    t->answered |= 1u << index;
+    if (tail->commit > t->commit) t->commit = tail->commit;
+    if (better && tail->records != NULL) {
+        free(t->best.records);
+        t->best = *tail;
+        tail->records = NULL;
+    }
+    if ((uint32_t)__builtin_popcount(t->answered) >= r->majority) majority_promised(r, s);
+}
+
+void prepare_send(kv_replica *r, const after *a) {
+    size_t count = 0;
+    uint16_t live[KV_SHARDS_MAX];
+    for (size_t i = 0; i < a->size / sizeof *live; i++) {
+        uint16_t number = kv_load16(a->asks + 2 * i);
+        if (r->shards[number].taking.ballot == a->ballot) live[count++] = number;
+    }
+    if (count == 0) return;
+    for (uint32_t i = 0; i < r->member_count; i++) {
+        if (i == r->self) continue;
+        wire_out *out = &r->peers[i].out;
+        wire_begin(out, WIRE_PREPARE);
+        wire_put64(out, a->ballot);
+        wire_put_varint(out, count);
+        for (size_t j = 0; j < count; j++) {
+            const shard *s = &r->shards[live[j]];
+            wire_put_varint(out, s->number);
+            wire_put_varint(out, s->commit);
+            wire_put64(out, log_last_ballot(&s->log));
+            wire_put_varint(out, log_last(&s->log));
+        }
+        wire_end(out);
+    }
+    for (size_t j = 0; j < count; j++) {
+        shard *s = &r->shards[live[j]];
+        shown_tail own = {.commit = s->commit, .last_ballot = log_last_ballot(&s->log), .last = log_last(&s->log)};
+        promised_by(r, s, r->self, &own);
+    }
+}
+
+/* --- the others --- */
+
+void prepare_receive(kv_replica *r, peer *p, wire_in *in) {
+    uint16_t granted[KV_SHARDS_MAX];
+    uint64_t ballot = wire_take64(in), count = wire_take_varint(in);
+    size_t granted_count = 0;
+    if (count == 0 || count > r->shard_count) in->bad = true;
+    if (ballot_round(ballot) > r->round) r->round = ballot_round(ballot);
+    prepare_ask *asks = in->bad ? NULL : calloc(count, sizeof *asks);
+    for (uint64_t i = 0; asks != NULL && i < count && !in->bad; i++) {
+        prepare_ask *one = &asks[i];
+        uint64_t number = wire_take_varint(in);
+        one->commit = wire_take_varint(in);
+        one->last_ballot = wire_take64(in);
+        one->last = wire_take_varint(in);
+        one->shard = (uint16_t)number;
+        if (number >= r->shard_count) in->bad = true;
+    }
+    if (in->bad || asks == NULL || !r->votes) {
+        free(asks);
+        return;
+    }
+    for (uint64_t i = 0; i < count; i++) {
+        shard *s = &r->shards[asks[i].shard];
+        asks[i].granted = s->promised < ballot;
+        if (!asks[i].granted) continue;
+        shard_step_down(r, s);
+        s->promised = ballot;
+        granted[granted_count++] = s->number;
+    }
+    if (granted_count != 0) log_promise(r, ballot, granted, granted_count);
+    after answer = {.node = p->node, .ballot = ballot, .asks = (uint8_t *)asks, .size = count * sizeof *asks};
+    after *waits = mutated(r, KV_MUTATE_PROMISE_NOT_DURABLE) ? NULL : after_add(r, AFTER_PROMISE);
+    if (waits != NULL) {
+        answer.end = waits->end;
+        answer.kind = AFTER_PROMISE;
+        *waits = answer;
+        return;
+    }
+    promise_send(r, &answer);
+    free(asks);
+}
+
+/* What lies above the taker's commit, as bytes with their length in front. */
+static void tail_put(kv_replica *r, wire_out *out, shard *s, const prepare_ask *ask) {
+    uint64_t mine = log_last_ballot(&s->log), last = log_last(&s->log), prev_ballot = 0;
+    bool higher = mine != ask->last_ballot ? mine > ask->last_ballot : last > ask->last;
+    bool shown = (higher || mutated(r, KV_MUTATE_LONGEST_TAIL)) && last > ask->commit &&
+                 log_ballot_at(&s->log, ask->commit, &prev_ballot);
+    wire_put_varint(out, s->number);
+    wire_put_varint(out, s->commit);
+    wire_put64(out, mine);
+    wire_put_varint(out, last);
+    wire_put8(out, shown);
+    if (!shown) return;
+    wire_put_varint(out, ask->commit);
+    size_t at = out->size;
+    wire_put64(out, 0);
+    wire_put64(out, prev_ballot);
+    wire_put_varint(out, last - ask->commit);
+    for (uint64_t version = ask->commit + 1; version <= last; version++)
+        wire_put_version(r, out, log_at(&s->log, version), mine);
+    if (!out->failed) kv_store64(out->bytes + at, out->size - at - 8);
+}
+
+void promise_send(kv_replica *r, const after *a) {
+    const prepare_ask *asks = (const prepare_ask *)(const void *)a->asks;
+    size_t count = a->size / sizeof *asks;
+    int index = member_of(r, a->node);
+    KV_ASSERT(index >= 0);
+    wire_out *out = &r->peers[index].out;
+    wire_begin(out, WIRE_PROMISE);
+    wire_put64(out, a->ballot);
+    wire_put_varint(out, count);
+    for (size_t i = 0; i < count; i++) {
+        shard *s = &r->shards[asks[i].shard];
+        /* Since it was asked for, a still higher ballot may have come. */
+        bool stands = asks[i].granted && (s->promised == a->ballot || mutated(r, KV_MUTATE_PROMISE_LATE_TAIL));
+        wire_put8(out, stands);
+        if (stands) {
+            tail_put(r, out, s, &asks[i]);
+        } else {
+            wire_put_varint(out, s->number);
+            wire_put64(out, s->promised);
+        }
+    }
+    wire_end(out);
+}
+
+/* --- the taker's third step --- */
+
+static bool tail_take(wire_in *in, shown_tail *out) {
+    *out = (shown_tail){.commit = wire_take_varint(in)};
+    out->last_ballot = wire_take64(in);
+    out->last = wire_take_varint(in);
+    if (wire_take8(in) == 0) return true;
+    out->prev_version = wire_take_varint(in);
+    uint64_t size = wire_take64(in);
+    const uint8_t *bytes = wire_take_bytes(in, size);
+    if (bytes == NULL) return true;
+    out->records = malloc(size + 1);
+    if (out->records == NULL) return false;
+    memcpy(out->records, bytes, size);
+    out->records_size = size;
+    return true;
+}
+
+/* What it shows lies above the commit that it was told: ours then, which has not moved as long as the takeover stands. */
+static bool tail_is_sound(const shown_tail *tail) {
+    wire_in in = {.at = tail->records, .end = tail->records + tail->records_size};
+    kv_record record;
+    wire_take64(&in);
+    uint64_t count = wire_take_varint(&in);
+    for (uint64_t i = 0; i < count && !in.bad; i++) {
+        uint64_t records = wire_take_varint(&in);
+        if (wire_take8(&in) != 0) wire_take64(&in);
+        if (records == 0 || records > BATCH_RECORDS_MAX) in.bad = true;
+        for (uint64_t j = 0; j < records && !in.bad; j++) wire_take_record(&in, &record);
+    }
+    return !in.bad && in.at == in.end && tail->prev_version + count == tail->last;
+}
+
+static void promise_refused(kv_replica *r, shard *s, uint64_t ballot, uint64_t promised) {
+    if (ballot_round(promised) > r->round) r->round = ballot_round(promised);
+    if (s->taking.ballot == ballot && promised > ballot) shard_step_down(r, s);
+}
+
+void promise_receive(kv_replica *r, peer *p, wire_in *in) {
+    uint64_t ballot = wire_take64(in), count = wire_take_varint(in);
+    uint32_t index = (uint32_t)(p - r->peers);
+    for (uint64_t i = 0; i < count && !in->bad && r->failed == KV_OK; i++) {
+        bool granted = wire_take8(in) != 0;
+        uint64_t number = wire_take_varint(in);
+        if (number >= r->shard_count) in->bad = true;
+        if (in->bad) return;
+        shard *s = &r->shards[number];
+        if (!granted) {
+            uint64_t promised = wire_take64(in);
+            if (!in->bad) promise_refused(r, s, ballot, promised);
+            continue;
+        }
+        shown_tail tail;
+        if (!tail_take(in, &tail)) replica_fail(r, KV_ENOMEM);
+        if (tail.records != NULL && !tail_is_sound(&tail)) in->bad = true;
+        bool waited_for = s->taking.ballot == ballot && (s->taking.answered >> index & 1) == 0;
+        if (waited_for && tail.prev_version > s->commit) in->bad = true;
+        if (!in->bad && waited_for) promised_by(r, s, index, &tail);
+        free(tail.records);
+    }
+}

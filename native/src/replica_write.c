@@ -1,0 +1,400 @@
+/* replica_write.c -- the owner of a shard: evaluate, propose, count, commit; and, at every replica, apply.
+ *
+ * A write is evaluated on what is committed and, over it, all that is proposed and not committed yet (late.h), so that
+ * one does not wait for the one before. Its record goes into the log as the next version; it is answered once it is
+ * applied. A condition that fails is a read of what was evaluated: it is answered like one, or, on a later attempt,
+ * recorded, because an older copy of the same request may still be on its way. */
+#include <stdlib.h>
+
+#include "replica_internal.h"
+
+/* --- ownership --- */
+
+static bool is_data(const kv_record *record) { return record->kind < KV_KIND_ENVELOPE; }
+
+/* The record's names are undecided no more. */
+static void decided(kv_replica *r, const kv_record *record, kv_position position) {
+    kv_store *store = r->store;
+    late_remove(&r->late, target_of(store, record).hash, store_location(record, position));
+    if (!makes_head(record)) return;
+    target head = target_table(store, record->table_id, KV_LOC_HEAD);
+    late_remove(&r->late, head.hash, kv_loc_make(position.segment, position.offset, KV_LOC_HEAD));
+}
+
+typedef kv_status (*record_step)(kv_replica *r, shard *s, const kv_record *record, kv_position position, uint32_t used);
+
+static void each_record(kv_replica *r, shard *s, uint64_t version, record_step step) {
+    const version_entry *entry = log_at(&s->log, version);
+    uint32_t at = entry->position.offset, used;
+    kv_record record;
+    for (;;) {
+        kv_position position = {.segment = entry->position.segment, .offset = at};
+        kv_status status = version_next(r, entry, &at, &record, &used);
+        if (status == KV_EOF) return;
+        if (status == KV_OK) status = step(r, s, &record, position, used);
+        if (status == KV_OK) continue;
+        replica_fail(r, status);
+        return;
+    }
+}
+
+static kv_status step_decided(kv_replica *r, shard *s, const kv_record *record, kv_position position, uint32_t used) {
+    (void)s;
+    (void)used;
+    if (is_data(record)) decided(r, record, position);
+    return KV_OK;
+}
+
+/* What an owner that takes over finds above its applied position is undecided, too. */
+static kv_status step_undecided(kv_replica *r, shard *s, const kv_record *record, kv_position position, uint32_t used) {
+    kv_fault fault;
+    if (record->options & KV_HAS_REQUEST) sessions_note(&s->own.overlay, &record->request, record->version);
+    if (!is_data(record)) return KV_OK;
+    r->late.evaluating = true;
+    kv_status status = store_show(r->store, record, position, used, &fault);
+    r->late.evaluating = false;
+    return status;
+}
+
+void shard_own(kv_replica *r, shard *s, uint64_t ballot) {
+    ownership *own = &s->own;
+    own->ballot = ballot;
+    own->barrier = log_last(&s->log) + 1;
+    for (uint32_t i = 0; i < r->member_count; i++) {
+        own->match[i] = 0;
+        own->next[i] = own->barrier;
+    }
+    if (sessions_copy(&s->sessions, &own->overlay) != KV_OK) replica_fail(r, KV_ENOMEM);
+    for (uint64_t version = s->applied + 1; version < own->barrier; version++) each_record(r, s, version, step_undecided);
+}
+
+void shard_step_down(kv_replica *r, shard *s) {
+    ownership *own = &s->own;
+    if (own->ballot != 0) {
+        r->counts.step_downs++;
+        for (uint64_t version = s->applied + 1; version <= log_last(&s->log); version++) each_record(r, s, version, step_decided);
+        for (size_t i = 0; i < own->waiting.count; i++)
+            reply_simple(r, ((waiting *)own->waiting.items)[i].reply.token, KV_ANSWER_RETRY);
+        own->waiting.count = 0;
+        sessions_free(&own->overlay);
+        own->ballot = 0;
+    }
+    taking_clear(r, s, true);
+}
+
+/* --- proposing --- */
+
+static void wait_for(kv_replica *r, shard *s, uint64_t version, const kv_reply *reply) {
+    waiting *w = list_add(&s->own.waiting, sizeof *w);
+    if (w == NULL) {
+        replica_fail(r, KV_ENOMEM);
+        return;
+    }
+    w->version = version;
+    w->reply = *reply;
+}
+
+/* The record at `position` is in the log, as the next version. */
+static void proposed(kv_replica *r, shard *s, kv_position position, uint32_t size, uint32_t record_count) {
+    version_entry entry = {.ballot = s->own.ballot, .position = position, .size = size, .record_count = record_count};
+    own_end *end = list_add(&r->own_ends, sizeof *end);
+    if (end == NULL || log_push(&s->log, &entry) != KV_OK) {
+        replica_fail(r, KV_ENOMEM);
+        return;
+    }
+    *end = (own_end){.end = log_end(r), .ballot = s->own.ballot, .version = log_last(&s->log), .shard = s->number};
+    if (!mutated(r, KV_MUTATE_SELF_BEFORE_FSYNC)) return;
+    s->own.match[r->self] = end->version;
+    shard_advance(r, s);
+}
+
+/* A record without data of its own. */
+static void propose_mark(kv_replica *r, shard *s, uint8_t kind, const kv_request *request) {
+    kv_position position;
+    uint32_t size;
+    kv_record record = {.kind = kind, .shard = s->number, .version = log_last(&s->log) + 1, .ballot = s->own.ballot,
+                        .prev_ballot = log_last_ballot(&s->log),
+                        .options = KV_HAS_SEQUENCE | KV_HAS_BALLOT | KV_HAS_PREV_BALLOT};
+    if (request != NULL) {
+        record.request = *request;
+        record.options |= KV_HAS_REQUEST;
+    }
+    kv_status status = late_append(r->store, &record, 1, &position, &size);
+    if (status != KV_OK) replica_fail(r, status);
+    else proposed(r, s, position, size, 1);
+}
+
+void shard_barrier(kv_replica *r, shard *s) { propose_mark(r, s, KV_KIND_BARRIER, NULL); }
+
+/* --- evaluating --- */
+
+static kv_result evaluate_row(kv_caller *c, const kv_ask *a) {
+    switch (a->kind) {
+    case KV_REQUEST_PUT: return kv_row_put(c, a->table, a->table_size, a->key, a->key_size, a->value, a->value_size, a->ttl_ms, 0);
+    case KV_REQUEST_DELETE: return kv_row_delete(c, a->table, a->table_size, a->key, a->key_size, a->argument, 0);
+    case KV_REQUEST_CAS:
+        return kv_row_cas(c, a->table, a->table_size, a->key, a->key_size, a->value, a->value_size, (uint64_t)a->argument,
+                          a->ttl_ms, 0);
+    case KV_REQUEST_INCR: return kv_row_incr(c, a->table, a->table_size, a->key, a->key_size, a->argument, a->ttl_ms, 0);
+    case KV_REQUEST_ROW_APPEND: return kv_row_append(c, a->table, a->table_size, a->value, a->value_size, a->ttl_ms, 0);
+    default: return KV_EUSAGE;
+    }
+}
+
+static kv_result evaluate_key(kv_caller *c, const kv_ask *a) {
+    switch (a->kind) {
+    case KV_REQUEST_PUT: return kv_put(c, a->key, a->key_size, a->value, a->value_size, a->ttl_ms, 0);
+    case KV_REQUEST_DELETE: return kv_delete(c, a->key, a->key_size, a->argument, 0);
+    case KV_REQUEST_CAS:
+        return kv_cas(c, a->key, a->key_size, a->value, a->value_size, (uint64_t)a->argument, a->ttl_ms, 0);
+    case KV_REQUEST_INCR: return kv_incr(c, a->key, a->key_size, a->argument, a->ttl_ms, 0);
+    case KV_REQUEST_APPEND: return kv_append(c, a->key, a->key_size, a->value, a->value_size, a->ttl_ms, 0);
+    case KV_REQUEST_EXPIRE: return kv_expire(c, a->key, a->key_size, a->ttl_ms, 0);
+    case KV_REQUEST_DROP: return kv_table_drop(c, a->key, a->key_size, 0);
+    default: return KV_EUSAGE;
+    }
+}
+
+/* The result as an ending would be; what was appended, if anything, is in r->late. */
+static kv_result evaluate(kv_replica *r, shard *s, const kv_ask *a, const kv_request *request) {
+    kv_late *late = &r->late;
+    late->shard = s->number;
+    late->version = log_last(&s->log) + 1;
+    late->ballot = s->own.ballot;
+    late->prev_ballot = log_last_ballot(&s->log);
+    late->request = request;
+    late->tells = a->kind == KV_REQUEST_INCR ? LATE_NUMBER : a->kind == KV_REQUEST_APPEND ? LATE_SIZE
+                : a->kind == KV_REQUEST_ROW_APPEND ? LATE_ROW : LATE_NOTHING;
+    late->record_count = 0;
+    late->evaluating = true;
+    kv_caller_answer(r->caller)->number = 0;
+    kv_result result = a->kind == KV_REQUEST_BATCH ? kv_batch(r->caller, a->operations, a->operation_count, a->expectations, a->expectation_count, 0)
+                     : a->table != NULL            ? evaluate_row(r->caller, a)
+                                                   : evaluate_key(r->caller, a);
+    late->evaluating = false;
+    return result;
+}
+
+/* What depends on the state, and would be otherwise in another. */
+static bool is_condition(kv_result result) {
+    return result >= 0 || result == kv_ending(KV_ABSENT) || result == KV_ECONFLICT || result == KV_ENOTINT ||
+           result == KV_EOVERFLOW || result == KV_EWRONGTYPE;
+}
+
+static void answer_failed(kv_replica *r, shard *s, const kv_ask *a, kv_result result, kv_request *request) {
+    uint64_t last = log_last(&s->log), current = kv_caller_answer(r->caller)->version;
+    int32_t error = result >= 0 || result == kv_ending(KV_ABSENT) ? KV_ABSENT : (int32_t)result;
+    kv_reply reply = {.token = a->token, .status = KV_ANSWER_FAILED, .error = error, .value_size = -1};
+    if (error == KV_ECONFLICT) reply.version = current;
+    if (mutated(r, KV_MUTATE_FAIL_NO_WAIT)) {
+        reply_add(r, &reply);
+        return;
+    }
+    if (a->attempt == 1 || a->client == 0 || mutated(r, KV_MUTATE_FAIL_UNRECORDED)) {
+        reply_confirmed(r, s, last, &reply);
+        return;
+    }
+    r->counts.failures_recorded++;
+    request->outcome = (int16_t)error;
+    request->result = (int64_t)reply.version;
+    sessions_note(&s->own.overlay, request, last + 1);
+    propose_mark(r, s, KV_KIND_SESSION, request);
+    wait_for(r, s, last + 1, &reply);
+}
+
+static void shard_evaluate(kv_replica *r, shard *s, const kv_ask *a) {
+    if (a->value_size > r->options.store.inline_size_max) {
+        reply_add(r, &(kv_reply){.token = a->token, .status = KV_ANSWER_REFUSED, .error = KV_EVALUESIZE});
+        return;
+    }
+    kv_request request = {.client = a->client, .number = a->number, .seen = a->seen, .lane = a->lane, .attempt = a->attempt};
+    kv_result result = evaluate(r, s, a, a->client != 0 ? &request : NULL);
+    const kv_answer *answer = kv_caller_answer(r->caller);
+    if (r->late.record_count == 0) {
+        if (is_condition(result)) answer_failed(r, s, a, result, &request);
+        else if (result == KV_ENOSPC) reply_simple(r, a->token, KV_ANSWER_UNAVAILABLE);
+        else reply_add(r, &(kv_reply){.token = a->token, .status = KV_ANSWER_REFUSED, .error = (int32_t)result});
+        return;
+    }
+    if (result < 0) { /* In the log and not among the undecided: no memory. */
+        replica_fail(r, KV_ENOMEM);
+        return;
+    }
+    request.result = r->late.tells == LATE_NOTHING ? 0 : r->late.tells == LATE_SIZE ? (int64_t)result : answer->number;
+    kv_reply reply = {.token = a->token, .version = r->late.version, .number = request.result, .value_size = -1};
+    if (a->client != 0) sessions_note(&s->own.overlay, &request, r->late.version);
+    proposed(r, s, r->late.position, r->late.size, r->late.record_count);
+    wait_for(r, s, reply.version, &reply);
+}
+
+/* --- expiry: only the owner's, and only by a record --- */
+
+static void expire_one(kv_replica *r, shard *s, const target *t) {
+    kv_late *late = &r->late;
+    kv_fault *fault = &kv_caller_answer(r->caller)->fault;
+    found f;
+    bool deleted;
+    late->evaluating = true;
+    kv_status status = store_find(r->store, t, &f, fault);
+    int64_t now = r->store->io->now_ms(r->store->io);
+    bool due = status == KV_OK && f.record.expires_ms != 0 && (int64_t)f.record.expires_ms <= now && !found_tombstone(&f);
+    if (due) {
+        late->shard = s->number;
+        late->version = log_last(&s->log) + 1;
+        late->ballot = s->own.ballot;
+        late->prev_ballot = log_last_ballot(&s->log);
+        late->request = NULL;
+        late->record_count = 0;
+        late->judge_ms = now;
+        status = store_expire(r->caller, t, &deleted);
+        late->judge_ms = 0;
+    }
+    late->evaluating = false;
+    if (status != KV_OK && status != KV_ABSENT) replica_fail(r, status);
+    if (!due || late->record_count == 0) return;
+    r->counts.expired++;
+    proposed(r, s, late->position, late->size, late->record_count);
+}
+
+/* The table first: with it go its rows. */
+static void expire_name(kv_replica *r, shard *s, const uint8_t *table, size_t table_size, const uint8_t *key, size_t size) {
+    table_state state;
+    if (table == NULL) {
+        if (key_check(size) != KV_OK) return;
+        target t = target_key(r->store, key, size);
+        expire_one(r, s, &t);
+        return;
+    }
+    if (key_check(table_size) != KV_OK) return;
+    target t = target_key(r->store, table, table_size);
+    expire_one(r, s, &t);
+    if (key == NULL) return;
+    r->late.evaluating = true;
+    kv_status status = store_find_table(r->caller, table, table_size, &state);
+    r->late.evaluating = false;
+    if (status != KV_OK || state.id == 0) return;
+    t = target_row(r->store, state.id, key, size);
+    expire_one(r, s, &t);
+}
+
+bool shard_expire(kv_replica *r, shard *s, const kv_ask *a) {
+    uint64_t before = log_last(&s->log);
+    for (size_t i = 0; i < a->operation_count; i++) {
+        const kv_operation *one = &a->operations[i];
+        expire_name(r, s, one->table, one->table_size, one->key, one->key_size);
+    }
+    if (a->operation_count == 0) expire_name(r, s, a->table, a->table_size, a->key, a->key_size);
+    return log_last(&s->log) != before;
+}
+
+/* --- a write, by what the lane was told before --- */
+
+static void answer_again(kv_replica *r, shard *s, const kv_ask *a, const session *known) {
+    bool failed = known->outcome != 0;
+    kv_reply reply = {.token = a->token,
+                      .status = failed ? KV_ANSWER_FAILED : KV_ANSWER_OK,
+                      .error = known->outcome,
+                      .version = failed ? (uint64_t)known->result : known->version,
+                      .number = failed ? 0 : known->result,
+                      .value_size = -1,
+                      .shard_version = s->applied};
+    r->counts.deduplicated++;
+    if (known->version <= s->applied) reply_add(r, &reply);
+    else wait_for(r, s, known->version, &reply);
+}
+
+/* Nothing is known of the lane, and something was forgotten since the request was made: it may have been executed. */
+static void answer_forgotten(kv_replica *r, shard *s, const kv_ask *a) {
+    uint64_t last = log_last(&s->log);
+    r->counts.evicted++;
+    if (a->attempt > 1) {
+        reply_simple(r, a->token, KV_ANSWER_UNKNOWN);
+        return;
+    }
+    kv_reply reply = {.token = a->token, .status = KV_ANSWER_SEEN, .version = last, .value_size = -1};
+    reply_confirmed(r, s, last, &reply);
+}
+
+void shard_write(kv_replica *r, shard *s, const kv_ask *a) {
+    const sessions *overlay = &s->own.overlay;
+    bool remembered = a->client != 0 && !mutated(r, KV_MUTATE_NO_SESSIONS);
+    const session *known = remembered ? sessions_find(overlay, a->client, a->lane) : NULL;
+    bool forgotten = remembered && known == NULL && a->seen < overlay->forgotten && !mutated(r, KV_MUTATE_EVICT_BLIND);
+    if (known != NULL && known->number == a->number) {
+        answer_again(r, s, a, known);
+    } else if (known != NULL && known->number > a->number) {
+        reply_simple(r, a->token, KV_ANSWER_UNKNOWN);
+    } else if (forgotten) {
+        answer_forgotten(r, s, a);
+    } else {
+        shard_expire(r, s, a);
+        if (r->failed == KV_OK && s->own.ballot != 0) shard_evaluate(r, s, a);
+    }
+}
+
+/* --- committing and applying --- */
+
+/* The version that a majority of voters holds at least. */
+static uint64_t majority_holds(const kv_replica *r, const shard *s) {
+    uint64_t sorted[KV_MEMBERS_MAX];
+    uint32_t count = 0;
+    for (uint32_t i = 0; i < r->member_count; i++) {
+        if (r->peers[i].learner) continue;
+        uint32_t at = count++;
+        for (; at > 0 && sorted[at - 1] < s->own.match[i]; at--) sorted[at] = sorted[at - 1];
+        sorted[at] = s->own.match[i];
+    }
+    return count < r->majority ? 0 : sorted[r->majority - 1];
+}
+
+/* Only records of the present ballot are counted; those before commit with them. */
+void shard_advance(kv_replica *r, shard *s) {
+    uint64_t version = majority_holds(r, s), last = log_last(&s->log), ballot;
+    if (version > last) version = last;
+    if (!r->votes || version <= s->commit || !log_ballot_at(&s->log, version, &ballot)) return;
+    if (ballot != s->own.ballot && !mutated(r, KV_MUTATE_COUNT_OLDER)) return;
+    s->commit = version;
+    shard_apply(r, s);
+}
+
+void owned_durable(kv_replica *r) {
+    size_t done = 0;
+    for (; done < r->own_ends.count; done++) {
+        own_end one = ((own_end *)r->own_ends.items)[done];
+        if (one.end > r->durable) break;
+        shard *s = &r->shards[one.shard];
+        if (s->own.ballot == one.ballot && one.version > s->own.match[r->self]) s->own.match[r->self] = one.version;
+    }
+    for (size_t i = 0; i < done; i++) {
+        shard *s = &r->shards[((own_end *)r->own_ends.items)[i].shard];
+        if (s->own.ballot != 0) shard_advance(r, s);
+    }
+    list_drop_front(&r->own_ends, sizeof(own_end), done);
+}
+
+static kv_status step_apply(kv_replica *r, shard *s, const kv_record *record, kv_position position, uint32_t used) {
+    kv_fault fault;
+    if (record->options & KV_HAS_REQUEST) sessions_note(&s->sessions, &record->request, record->version);
+    if (!is_data(record)) return KV_OK;
+    kv_status status = store_show(r->store, record, position, used, &fault);
+    if (status == KV_OK && s->own.ballot != 0) decided(r, record, position);
+    return status;
+}
+
+void shard_apply(kv_replica *r, shard *s) {
+    uint64_t limit = s->commit < log_last(&s->log) ? s->commit : log_last(&s->log);
+    while (s->applied < limit && r->failed == KV_OK) {
+        each_record(r, s, s->applied + 1, step_apply);
+        s->applied++;
+        r->counts.committed++;
+    }
+    kv_epoch_reclaim(r->store->epoch);
+    size_t done = 0;
+    const waiting *first = s->own.waiting.items;
+    for (; done < s->own.waiting.count && first[done].version <= s->applied; done++) {
+        kv_reply reply = first[done].reply;
+        reply.shard_version = s->applied;
+        reply_add(r, &reply);
+    }
+    list_drop_front(&s->own.waiting, sizeof(waiting), done);
+}
