@@ -17,32 +17,6 @@ const char *kv_mutation_name(int32_t mutation) {
     return mutation >= 0 && mutation < KV_MUTATION_COUNT ? names[mutation] : NULL;
 }
 
-/* --- lists --- */
-
-void *list_add(list *l, size_t item_size) {
-    if (l->count == l->capacity) {
-        size_t capacity = l->capacity == 0 ? 8 : 2 * l->capacity;
-        void *larger = realloc(l->items, capacity * item_size);
-        if (larger == NULL) return NULL;
-        l->items = larger;
-        l->capacity = capacity;
-    }
-    void *item = (uint8_t *)l->items + l->count++ * item_size;
-    memset(item, 0, item_size);
-    return item;
-}
-
-void list_drop_front(list *l, size_t item_size, size_t count) {
-    if (count == 0) return;
-    l->count -= count;
-    memmove(l->items, (uint8_t *)l->items + count * item_size, l->count * item_size);
-}
-
-void list_free(list *l) {
-    free(l->items);
-    *l = (list){0};
-}
-
 /* --- small things --- */
 
 /* What cannot be written to the log cannot be promised either: it is silent from here on, and whoever drives it sees so
@@ -323,15 +297,15 @@ static void shard_free(shard *s) {
     sessions_free(&s->sessions);
     sessions_free(&s->own.overlay);
     list_free(&s->own.waiting);
-    for (size_t i = 0; i < s->taking.queue.count; i++) ask_free(&((queued_ask *)s->taking.queue.items)[i]);
+    for (size_t i = 0; i < s->taking.queue.count; i++) ask_free(&LIST(queued_ask, &s->taking.queue)[i]);
     list_free(&s->taking.queue);
     free(s->taking.best.records);
 }
 
 void kv_replica_free(kv_replica *r) {
     if (r == NULL) return;
-    for (size_t i = 0; i < r->after.count; i++) free(((after *)r->after.items)[i].asks);
-    for (size_t i = 0; i < r->reads.count; i++) ask_free(&((read *)r->reads.items)[i].asked);
+    for (size_t i = 0; i < r->after.count; i++) free(LIST(after, &r->after)[i].asks);
+    for (size_t i = 0; i < r->reads.count; i++) ask_free(&LIST(read, &r->reads)[i].asked);
     for (uint32_t i = 0; i < KV_MEMBERS_MAX; i++) {
         wire_free(&r->peers[i].out);
         list_free(&r->peers[i].sent);
@@ -420,13 +394,13 @@ static void after_run(kv_replica *r, const after *a) {
 static void after_due(kv_replica *r) {
     size_t done = 0;
     while (!stopped(r) && done < r->after.count) {
-        after one = ((after *)r->after.items)[done];
+        after one = LIST(after, &r->after)[done];
         if (one.end > r->durable) break;
         done++;
         after_run(r, &one);
         free(one.asks);
     }
-    list_drop_front(&r->after, sizeof(after), done);
+    list_drop_front(&r->after, done);
 }
 
 void kv_replica_durable(kv_replica *r, uint64_t upto) {
@@ -504,12 +478,13 @@ void kv_replica_flush(kv_replica *r) {
     after_due(r); /* What was durable already when it was asked for. */
     reads_answer(r);
     if (!r->ready) return;
+    if (r->reads.count != 0 && !reads_wait(r)) reads_check(r); /* Else at the next tick, or when that has its answer. */
     flow_pack(r, false);
     acks_pack(r);
 }
 
 void kv_replica_answers(kv_replica *r, const kv_reply **replies, size_t *count, const uint8_t **bytes) {
-    *replies = r->replies.items;
+    *replies = LIST(kv_reply, &r->replies);
     *count = r->replies.count;
     *bytes = r->reply_bytes.bytes;
 }
@@ -522,7 +497,7 @@ const uint8_t *kv_replica_outbox(kv_replica *r, uint16_t to, size_t *size) {
 }
 
 void kv_replica_clear(kv_replica *r) {
-    r->replies.count = 0;
+    list_clear(&r->replies);
     r->reply_bytes.size = 0;
     for (uint32_t i = 0; i < r->member_count; i++) {
         if (r->peers[i].out.failed) replica_fail(r, KV_ENOMEM);

@@ -29,7 +29,7 @@ static void connect(kv_replica *r, peer *p) {
     p->connection = (connection){.incarnation = r->incarnation, .number = replica_nonce(r)};
     p->seq = p->acked = 0;
     p->sent_size = 0;
-    p->sent.count = 0;
+    list_clear(&p->sent);
 }
 
 /* How many records of a shard go into this message: at least one, if there is one. */
@@ -67,9 +67,20 @@ static void item_put(kv_replica *r, peer *p, uint32_t index, shard *s, uint64_t 
     p->sent_size += size;
 }
 
+/* The next shard from `number` on, of all or of those that are stirred; shard_count: there is none. */
+static uint32_t shard_next(const kv_replica *r, uint32_t number, bool all) {
+    if (all) return number;
+    while (number < r->shard_count) {
+        uint64_t bits = r->stirred[number / 64] >> number % 64;
+        if (bits != 0) return number + (uint32_t)__builtin_ctzll(bits);
+        number = (number / 64 + 1) * 64;
+    }
+    return r->shard_count;
+}
+
 static void peer_pack(kv_replica *r, peer *p, uint32_t index, bool heartbeat) {
     bool begun = false;
-    for (uint32_t i = 0; i < r->shard_count; i++) {
+    for (uint32_t i = 0; (i = shard_next(r, i, heartbeat)) < r->shard_count; i++) {
         shard *s = &r->shards[i];
         if (s->own.ballot == 0) continue;
         bool room = p->sent_size < r->options.window_size_max;
@@ -90,9 +101,19 @@ static void peer_pack(kv_replica *r, peer *p, uint32_t index, bool heartbeat) {
     if (begun) wire_end(&p->out);
 }
 
+/* Every peer was sent all there is. */
+static bool is_settled(const kv_replica *r, const shard *s) {
+    if (s->own.ballot == 0) return true;
+    for (uint32_t i = 0; i < r->member_count; i++)
+        if (i != r->self && s->own.next[i] <= log_last(&s->log)) return false;
+    return true;
+}
+
 void flow_pack(kv_replica *r, bool heartbeat) {
     for (uint32_t i = 0; i < r->member_count; i++)
         if (i != r->self) peer_pack(r, &r->peers[i], i, heartbeat);
+    for (uint32_t i = 0; (i = shard_next(r, i, false)) < r->shard_count; i++)
+        if (is_settled(r, &r->shards[i])) r->stirred[i / 64] &= ~((uint64_t)1 << i % 64);
 }
 
 /* Nothing of the old connection counts; what is known to be held is the start of the new one. */
@@ -100,11 +121,13 @@ void peer_reconnect(kv_replica *r, peer *p) {
     uint32_t index = (uint32_t)(p - r->peers);
     r->counts.reconnects++;
     p->connection = (connection){0};
-    p->sent.count = 0;
+    list_clear(&p->sent);
     p->sent_size = 0;
     for (uint32_t i = 0; i < r->shard_count; i++) {
         ownership *own = &r->shards[i].own;
-        if (own->ballot != 0 && own->match[index] != 0) own->next[index] = own->match[index] + 1;
+        if (own->ballot == 0) continue;
+        if (own->match[index] != 0) own->next[index] = own->match[index] + 1;
+        stir(r, &r->shards[i]);
     }
 }
 
@@ -117,7 +140,7 @@ static connection take_connection(wire_in *in) {
 /* --- acknowledgements, at the owner --- */
 
 static const refusal *refusal_of(const list *refusals, uint64_t seq, uint16_t number) {
-    const refusal *all = refusals->items;
+    const refusal *all = LIST(refusal, refusals);
     for (size_t i = 0; i < refusals->count; i++)
         if (all[i].seq == seq && all[i].shard == number) return &all[i];
     return NULL;
@@ -137,6 +160,7 @@ static void refused(kv_replica *r, peer *p, const refusal *no) {
     }
     uint64_t back = no->last < no->prev_version ? no->last : no->commit, match = s->own.match[index];
     s->own.next[index] = (back > match ? back : match) + 1;
+    stir(r, s);
 }
 
 static bool take_refusals(kv_replica *r, wire_in *in, list *out) {
@@ -159,15 +183,18 @@ static bool take_refusals(kv_replica *r, wire_in *in, list *out) {
 
 static void acked(kv_replica *r, peer *p, uint64_t cursor, const list *refusals) {
     uint32_t index = (uint32_t)(p - r->peers);
-    const sent_item *sent = p->sent.items;
+    const sent_item *sent = LIST(sent_item, &p->sent);
     size_t done = 0;
     for (; done < p->sent.count && sent[done].seq <= cursor; done++) {
-        ownership *own = &r->shards[sent[done].shard].own;
+        shard *s = &r->shards[sent[done].shard];
+        ownership *own = &s->own;
         p->sent_size -= sent[done].size;
         if (own->ballot != sent[done].ballot || refusal_of(refusals, sent[done].seq, sent[done].shard) != NULL) continue;
-        if (sent[done].version > own->match[index]) own->match[index] = sent[done].version;
+        if (sent[done].version <= own->match[index]) continue;
+        own->match[index] = sent[done].version;
+        shard_advance(r, s);
     }
-    list_drop_front(&p->sent, sizeof(sent_item), done);
+    list_drop_front(&p->sent, done);
 }
 
 void ack_receive(kv_replica *r, peer *p, wire_in *in) {
@@ -178,6 +205,7 @@ void ack_receive(kv_replica *r, peer *p, wire_in *in) {
     if (!take_refusals(r, in, &refusals)) replica_fail(r, KV_ENOMEM);
     bool counts = connection_order(of, p->connection) == 0 || mutated(r, KV_MUTATE_OLD_ACKS);
     if (!in->bad && counts) {
+        bool voted = !p->learner;
         p->learner = !voter;
         if (cursor > p->seq) cursor = p->seq;
         if (cursor > p->acked) {
@@ -185,10 +213,10 @@ void ack_receive(kv_replica *r, peer *p, wire_in *in) {
             p->progress = r->now;
             acked(r, p, cursor, &refusals);
         }
-        const refusal *all = refusals.items;
+        const refusal *all = LIST(refusal, &refusals);
         for (size_t i = 0; i < refusals.count; i++)
             if (all[i].seq > before && all[i].seq <= p->acked) refused(r, p, &all[i]);
-        for (uint32_t i = 0; i < r->shard_count; i++)
+        for (uint32_t i = 0; voted != voter && i < r->shard_count; i++)
             if (r->shards[i].own.ballot != 0) shard_advance(r, &r->shards[i]);
     }
     list_free(&refusals);
@@ -199,7 +227,7 @@ void ack_receive(kv_replica *r, peer *p, wire_in *in) {
 /* The records of one version. NULL: the bytes are bad, or there is no memory. */
 static kv_record *version_parse(kv_replica *r, wire_in *in, uint64_t count) {
     if (count == 0 || count > BATCH_RECORDS_MAX) in->bad = true;
-    r->records.count = 0;
+    list_clear(&r->records);
     for (uint64_t i = 0; i < count && !in->bad; i++) {
         kv_record *record = list_add(&r->records, sizeof *record);
         if (record == NULL) {
@@ -208,7 +236,7 @@ static kv_record *version_parse(kv_replica *r, wire_in *in, uint64_t count) {
         }
         wire_take_record(in, record);
     }
-    return in->bad ? NULL : r->records.items;
+    return in->bad ? NULL : LIST(kv_record, &r->records);
 }
 
 static bool is_here(kv_replica *r, const shard *s, uint64_t version, uint64_t ballot) {
@@ -348,7 +376,7 @@ void flow_receive(kv_replica *r, peer *p, wire_in *in) {
         p->inbound = of;
         p->cursor = p->beyond = 0;
         p->ack_wanted = false;
-        p->refusals.count = 0;
+        list_clear(&p->refusals);
     }
     bool late = order < 0; /* Of a connection that was given up: harmless, and never acknowledged. */
     items_take(r, p, in, seq, late);
@@ -371,7 +399,7 @@ static void ack_put(kv_replica *r, peer *p, uint64_t cursor) {
     wire_put_varint(out, cursor);
     wire_put8(out, r->votes);
     wire_put_varint(out, p->refusals.count);
-    const refusal *all = p->refusals.items;
+    const refusal *all = LIST(refusal, &p->refusals);
     for (size_t i = 0; i < p->refusals.count; i++) {
         wire_put_varint(out, all[i].seq);
         wire_put_varint(out, all[i].shard);

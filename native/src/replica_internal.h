@@ -6,12 +6,14 @@
  *   replica_take.c    a takeover, from both sides
  *   replica_read.c    reads, and the checks that they rest on
  *
- * beside version_log (which record is where), sessions (who was told what), wire (bytes) and late (the store's part). */
+ * beside version_log (which record is where), sessions (who was told what), wire (bytes), list (an array with two ends) and
+ * late (the store's part). */
 #ifndef KV_REPLICA_INTERNAL_H
 #define KV_REPLICA_INTERNAL_H
 
 #include "kv/replica.h"
 #include "late.h"
+#include "list.h"
 #include "sessions.h"
 #include "version_log.h"
 #include "wire.h"
@@ -20,15 +22,6 @@ enum { NODE_BITS = 16, BATCH_RECORDS_MAX = 1 << 16 };
 static inline uint64_t ballot_make(uint64_t round, uint16_t node) { return round << NODE_BITS | node; }
 static inline uint64_t ballot_round(uint64_t ballot) { return ballot >> NODE_BITS; }
 static inline uint16_t ballot_node(uint64_t ballot) { return (uint16_t)ballot; }
-
-/* An array that grows. `items` is of whatever type the owner says. */
-typedef struct list {
-    void *items;
-    size_t count, capacity;
-} list;
-void *list_add(list *l, size_t item_size); /* zeroed; NULL: no memory, and the replica has to end */
-void list_drop_front(list *l, size_t item_size, size_t count);
-void list_free(list *l);
 
 /* A client that waits for a version to be applied. */
 typedef struct waiting {
@@ -179,6 +172,7 @@ struct kv_replica {
     uint64_t durable;     /* kv_position_order() */
     bool ready;           /* the incarnation is durable: we may speak */
     bool votes;
+    uint64_t stirred[KV_SHARDS_MAX / 64]; /* bits: shards that may have something for a peer */
     kv_status failed;     /* the log could not be written, or there is no memory: it does nothing any more */
     list after;           /* of after */
     list own_ends;        /* of own_end: proposals that are not durable here */
@@ -192,6 +186,8 @@ struct kv_replica {
 static inline bool mutated(const kv_replica *r, enum kv_mutation mutation) {
     return KV_UNLIKELY((r->options.mutations >> mutation & 1) != 0);
 }
+
+static inline void stir(kv_replica *r, const shard *s) { r->stirred[s->number / 64] |= (uint64_t)1 << s->number % 64; }
 
 /* replica.c */
 void replica_fail(kv_replica *r, kv_status status);
@@ -242,7 +238,8 @@ void read_owned(kv_replica *r, shard *s, const kv_ask *ask);
 void read_followed(kv_replica *r, shard *s, const kv_ask *ask);
 void read_stale(kv_replica *r, shard *s, const kv_ask *ask);
 void reply_confirmed(kv_replica *r, shard *s, uint64_t position, const kv_reply *reply);
-void reads_check(kv_replica *r);   /* a tick: one check for all that came since the last */
+void reads_check(kv_replica *r);   /* one check for all that came since the last */
+bool reads_wait(const kv_replica *r); /* for a check that is under way */
 void reads_expire(kv_replica *r);
 void reads_answer(kv_replica *r);
 void check_receive(kv_replica *r, peer *from, wire_in *in);

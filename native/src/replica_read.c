@@ -85,7 +85,7 @@ static enum read_state read_look(const kv_replica *r, const read *one) {
 }
 
 void reads_answer(kv_replica *r) {
-    read *all = r->reads.items;
+    read *all = LIST(read, &r->reads);
     size_t left = 0, count = r->reads.count;
     for (size_t i = 0; i < count; i++) {
         enum read_state state = read_look(r, &all[i]);
@@ -96,7 +96,7 @@ void reads_answer(kv_replica *r) {
 }
 
 void reads_expire(kv_replica *r) {
-    read *all = r->reads.items;
+    read *all = LIST(read, &r->reads);
     size_t left = 0, count = r->reads.count;
     for (size_t i = 0; i < count; i++) {
         if (r->now - all[i].since > r->options.read_ticks) read_end(r, &all[i], false);
@@ -121,7 +121,7 @@ static read *read_add(kv_replica *r, const shard *s, enum read_kind kind) {
 
 /* The rule left out: a read counts what a check that was sent before it came brings. */
 static void join_check(kv_replica *r, read *one) {
-    const read *all = r->reads.items;
+    const read *all = LIST(read, &r->reads);
     for (size_t i = 0; i + 1 < r->reads.count; i++) {
         if (all[i].nonce == 0 || all[i].shard != one->shard || all[i].ballot != one->ballot || all[i].follower) continue;
         one->nonce = all[i].nonce;
@@ -162,8 +162,15 @@ void read_stale(kv_replica *r, shard *s, const kv_ask *a) { answer_ask(r, a, s);
 
 /* --- the check --- */
 
+bool reads_wait(const kv_replica *r) {
+    const read *all = LIST(read, &r->reads);
+    for (size_t i = 0; i < r->reads.count; i++)
+        if (all[i].nonce != 0 && !all[i].follower && (uint32_t)__builtin_popcount(all[i].votes) < r->majority) return true;
+    return false;
+}
+
 void reads_check(kv_replica *r) {
-    read *all = r->reads.items;
+    read *all = LIST(read, &r->reads);
     uint64_t ballots[KV_SHARDS_MAX] = {0}, nonce = 0;
     size_t count = 0;
     for (size_t i = 0; i < r->reads.count; i++) {
@@ -211,7 +218,7 @@ void check_receive(kv_replica *r, peer *p, wire_in *in) {
 void checked_receive(kv_replica *r, peer *p, wire_in *in) {
     uint64_t nonce = wire_take_varint(in), count = wire_take_varint(in);
     uint32_t bit = 1u << (uint32_t)(p - r->peers);
-    read *all = r->reads.items;
+    read *all = LIST(read, &r->reads);
     for (uint64_t i = 0; i < count && !in->bad; i++) {
         uint64_t number = wire_take_varint(in), promised = wire_take64(in);
         if (in->bad) return;
@@ -266,7 +273,7 @@ void position_receive(kv_replica *r, peer *p, wire_in *in) {
     uint64_t question = wire_take_varint(in);
     bool good = wire_take8(in) != 0;
     uint64_t position = wire_take_varint(in);
-    read *all = r->reads.items;
+    read *all = LIST(read, &r->reads);
     (void)p;
     if (in->bad) return;
     for (size_t i = 0; i < r->reads.count; i++) {

@@ -27,12 +27,12 @@ static void taking_free(taking *t) {
 void taking_clear(kv_replica *r, shard *s, bool answer) {
     if (s->taking.ballot == 0) return;
     taking_free(&s->taking);
-    queued_ask *queue = s->taking.queue.items;
+    queued_ask *queue = LIST(queued_ask, &s->taking.queue);
     for (size_t i = 0; i < s->taking.queue.count; i++) {
         if (answer) reply_simple(r, queue[i].ask.token, KV_ANSWER_RETRY);
         ask_free(&queue[i]);
     }
-    s->taking.queue.count = 0;
+    list_clear(&s->taking.queue);
 }
 
 /* --- the taker's first step --- */
@@ -104,7 +104,7 @@ static void majority_promised(kv_replica *r, shard *s) {
     shard_own(r, s, ballot);
     shard_barrier(r, s);
     shard_apply(r, s);
-    queued_ask *asked = queue.items;
+    queued_ask *asked = LIST(queued_ask, &queue);
     for (size_t i = 0; i < queue.count; i++) {
         kv_replica_request(r, &asked[i].ask);
         ask_free(&asked[i]);
