@@ -37,7 +37,7 @@ static void world_finish(world *w) {
     memset(w->cut, 0, sizeof w->cut);
     for (uint32_t i = 0; i < w->n; i++)
         if (!w->nodes[i].up) node_boot(w, i);
-    world_run(w, w->now + 250 * UNIT);
+    world_run(w, w->now + (w->policy ? 600 : 250) * UNIT);
     for (uint32_t object = 0; object < OBJECTS; object++) final_ask(w, object);
     for (int i = 0; i < 40; i++) {
         bool done = true;
@@ -94,7 +94,7 @@ static void counts_show(const counts *c, uint64_t seeds) {
     static const char *const names[] = {
         "operations", "answered", "unknown", "messages", "duplicates", "crashes", "owner_crashes", "whole_set", "partitions",
         "steals", "scripts", "restarts", "undecided", "committed", "takeovers", "adoptions", "step_downs", "refusals", "cuts",
-        "reconnects", "deduplicated", "evicted", "failures_recorded", "late_flows", "follower_reads", "expired"};
+        "reconnects", "deduplicated", "evicted", "failures_recorded", "late_flows", "follower_reads", "expired", "offers"};
     const uint64_t *all = (const uint64_t *)c;
     for (size_t i = 0; i < sizeof *c / sizeof *all; i++)
         printf("%s %llu (%.1f a seed)\n", names[i], (unsigned long long)all[i], (double)all[i] / (double)seeds);

@@ -13,7 +13,7 @@ const char *kv_mutation_name(int32_t mutation) {
         "cut_below_commit", "longest_tail",        "read_before_barrier", "read_no_check", "no_sessions",
         "damaged_votes",    "cut_always",          "commit_unverified", "old_acks",        "self_before_fsync",
         "check_joined",     "fail_unrecorded",     "fail_no_wait",    "evict_blind",       "promise_late_tail",
-        "restart_owns",     "follower_local"};
+        "restart_owns",     "follower_local",      "expire_locally"};
     return mutation >= 0 && mutation < KV_MUTATION_COUNT ? names[mutation] : NULL;
 }
 
@@ -203,6 +203,10 @@ static void options_default(kv_replica_options *o) {
     if (o->takeover_ticks == 0) o->takeover_ticks = 8;
     if (o->read_ticks == 0) o->read_ticks = 10;
     if (o->heartbeat_ticks == 0) o->heartbeat_ticks = 4;
+    if (o->silence_ticks == 0) o->silence_ticks = 16;
+    if (o->hold_ticks == 0) o->hold_ticks = 12;
+    if (o->healthy_ticks == 0) o->healthy_ticks = 40;
+    if (o->pending_max == 0) o->pending_max = 1 << 16;
     o->store.sync = KV_SYNC_NONE; /* Whoever drives the replica syncs. */
     o->store.background = 0;
     if (o->store.inline_size_max == 0) o->store.inline_size_max = KV_INLINE_SIZE_MAX;
@@ -334,6 +338,7 @@ kv_status kv_replica_receive(kv_replica *r, uint16_t node, const uint8_t *bytes,
     int index = member_of(r, node);
     if (index < 0 || (uint32_t)index == r->self) return KV_EUSAGE;
     peer *p = &r->peers[index];
+    policy_heard(r, p);
     while (!stopped(r) && wire_next(&from, &type, &body)) {
         if (!r->ready) continue;
         switch (type) {
@@ -345,6 +350,8 @@ kv_status kv_replica_receive(kv_replica *r, uint16_t node, const uint8_t *bytes,
         case WIRE_CHECKED: checked_receive(r, p, &body); break;
         case WIRE_ASK_POSITION: ask_position_receive(r, p, &body); break;
         case WIRE_POSITION: position_receive(r, p, &body); break;
+        case WIRE_OFFER: offer_receive(r, p, &body); break;
+        case WIRE_PING:
         case WIRE_TYPE_END: break;
         }
         if (body.bad) return KV_EUSAGE;
@@ -380,6 +387,7 @@ void kv_replica_tick(kv_replica *r) {
         if (s->taking.ballot != 0 && r->now - s->taking.since > r->options.takeover_ticks) taking_clear(r, s, true);
     }
     reads_expire(r);
+    if (r->options.policy) policy_tick(r);
     if (r->now % r->options.heartbeat_ticks != 0) return;
     log_commits(r);
     flow_pack(r, true);
@@ -448,7 +456,8 @@ void kv_replica_request(kv_replica *r, const kv_ask *ask) {
     shard *s = &r->shards[(uint32_t)slot * r->shard_count / KV_SLOT_COUNT];
     bool owned = s->own.ballot != 0;
     uint16_t owner = ballot_node(s->promised);
-    if (!r->ready || stopped(r)) reply_simple(r, ask->token, KV_ANSWER_RETRY);
+    bool full = s->own.waiting.count + s->taking.queue.count + r->reads.count >= r->options.pending_max;
+    if (!r->ready || stopped(r) || full) reply_simple(r, ask->token, KV_ANSWER_RETRY);
     else if (is_read(ask) && ask->stale) read_stale(r, s, ask);
     else if (is_read(ask) && owned) read_owned(r, s, ask);
     else if (is_read(ask) && ask->follower && owner != 0 && owner != r->options.node) read_followed(r, s, ask);

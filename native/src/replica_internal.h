@@ -5,6 +5,7 @@
  *   replica_flow.c    the flow from owners to peers: packing, acknowledging, accepting
  *   replica_take.c    a takeover, from both sides
  *   replica_read.c    reads, and the checks that they rest on
+ *   replica_policy.c  who should own what, and when to do something about it
  *
  * beside version_log (which record is where), sessions (who was told what), wire (bytes), list (an array with two ends) and
  * late (the store's part). */
@@ -32,6 +33,7 @@ typedef struct waiting {
 typedef struct ownership {
     uint64_t ballot; /* 0: not owned */
     uint64_t barrier;
+    uint64_t since;  /* the tick it began */
     uint64_t match[KV_MEMBERS_MAX]; /* by member: it holds everything up to here, durably, under this ballot */
     uint64_t next[KV_MEMBERS_MAX];  /* by member: the next version to send */
     list waiting;                   /* of waiting, by version */
@@ -68,6 +70,8 @@ typedef struct shard {
     uint64_t verified_ballot, verified; /* up to here the log is that of this ballot's owner */
     uint64_t commit_logged;
     uint64_t commit_heard; /* of the owner: the highest it spoke of */
+    uint64_t missed_since; /* policy: the tick from which on it had no living owner; 0: it has one */
+    uint64_t wait_until;   /* policy: nothing is done about it before this tick */
     sessions sessions; /* as applied */
     ownership own;
     taking taking;
@@ -109,6 +113,8 @@ typedef struct peer {
     uint64_t sent_size;
     list sent;           /* of sent_item, by seq */
     bool learner;        /* it says that it does not vote */
+    uint64_t heard;      /* policy: the tick of its last message; 0: none yet */
+    uint64_t healthy_since; /* policy: there has been no long silence since this tick */
     /* to us */
     connection inbound;
     uint64_t cursor;     /* everything up to it is processed */
@@ -246,5 +252,11 @@ void check_receive(kv_replica *r, peer *from, wire_in *in);
 void checked_receive(kv_replica *r, peer *from, wire_in *in);
 void ask_position_receive(kv_replica *r, peer *from, wire_in *in);
 void position_receive(kv_replica *r, peer *from, wire_in *in);
+
+/* replica_policy.c */
+void policy_heard(kv_replica *r, peer *p);
+void policy_refused(kv_replica *r, shard *s);
+void policy_tick(kv_replica *r);
+void offer_receive(kv_replica *r, peer *p, wire_in *in);
 
 #endif

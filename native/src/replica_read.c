@@ -12,7 +12,9 @@ static void answer_value(kv_replica *r, const kv_ask *a, const shard *s) {
     kv_caller *c = r->caller;
     kv_reply reply = {.token = a->token, .shard_version = s->applied, .value_size = -1};
     if (s->commit_heard > s->applied) reply.lag = s->commit_heard - s->applied;
+    if (mutated(r, KV_MUTATE_EXPIRE_LOCALLY)) r->late.judge_ms = r->store->io->now_ms(r->store->io);
     kv_result size = a->table != NULL ? kv_row_get(c, a->table, a->table_size, a->key, a->key_size) : kv_get(c, a->key, a->key_size);
+    r->late.judge_ms = 0;
     const kv_answer *answer = kv_caller_answer(c);
     if (size >= 0) {
         reply.version = answer->version;

@@ -281,7 +281,9 @@ static bool tail_is_sound(const shown_tail *tail) {
 
 static void promise_refused(kv_replica *r, shard *s, uint64_t ballot, uint64_t promised) {
     if (ballot_round(promised) > r->round) r->round = ballot_round(promised);
-    if (s->taking.ballot == ballot && promised > ballot) shard_step_down(r, s);
+    if (s->taking.ballot != ballot || promised <= ballot) return;
+    shard_step_down(r, s);
+    policy_refused(r, s);
 }
 
 void promise_receive(kv_replica *r, peer *p, wire_in *in) {

@@ -60,6 +60,7 @@ void shard_own(kv_replica *r, shard *s, uint64_t ballot) {
     ownership *own = &s->own;
     own->ballot = ballot;
     own->barrier = log_last(&s->log) + 1;
+    own->since = r->now;
     for (uint32_t i = 0; i < r->member_count; i++) {
         own->match[i] = 0;
         own->next[i] = own->barrier;
