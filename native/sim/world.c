@@ -135,13 +135,15 @@ static void counts_take(world *w, const kv_replica_counts *c) {
     w->counts.follower_reads += c->follower_reads;
     w->counts.expired += c->expired;
     w->counts.offers += c->offers;
+    w->counts.snapshots += c->snapshots;
+    w->counts.installed += c->installed;
 }
 
 void node_boot(world *w, uint32_t i) {
     node *x = &w->nodes[i];
     kv_fault fault;
     kv_replica_options options = {.node = (uint16_t)(i + 1), .member_count = w->n, .shard_count = SHARDS,
-                                  .session_max = w->session_max, .batch_max = w->batch_max, .damaged = x->damaged,
+                                  .keep_max = w->keep_max, .session_max = w->session_max, .batch_max = w->batch_max, .damaged = x->damaged,
                                   .incarnation_min = ++x->life * 1000,
                                   .mutations = w->mutations & (((uint64_t)1 << KV_MUTATION_COUNT) - 1)};
     options.policy = w->policy;

@@ -86,7 +86,7 @@ typedef struct entry {
 typedef struct counts {
     uint64_t operations, answered, unknown, messages, duplicates, crashes, owner_crashes, whole_set, partitions, steals,
         scripts, restarts, undecided, committed, takeovers, adoptions, step_downs, refusals, cuts, reconnects, deduplicated,
-        evicted, failures_recorded, late_flows, follower_reads, expired, offers;
+        evicted, failures_recorded, late_flows, follower_reads, expired, offers, snapshots, installed;
 } counts;
 
 typedef struct world {
@@ -101,7 +101,7 @@ typedef struct world {
     bool calm;
     char tags[SHARDS][8];
     /* how harsh it is */
-    uint32_t session_max, batch_max;
+    uint32_t session_max, batch_max, keep_max;
     double large, drop, tail, slow_fsync, pace, late_client, takeover, loyal, after_promise, after_takeover;
     bool harsh;
     bool policy;                   /* the replicas themselves decide who takes over */

@@ -13,7 +13,8 @@ const char *kv_mutation_name(int32_t mutation) {
         "cut_below_commit", "longest_tail",        "read_before_barrier", "read_no_check", "no_sessions",
         "damaged_votes",    "cut_always",          "commit_unverified", "old_acks",        "self_before_fsync",
         "check_joined",     "fail_unrecorded",     "fail_no_wait",    "evict_blind",       "promise_late_tail",
-        "restart_owns",     "follower_local",      "expire_locally"};
+        "restart_owns",     "follower_local",      "snapshot_drops_tail", "snapshot_read_early",
+        "snapshot_shows_older", "snapshot_no_sessions", "expire_locally"};
     return mutation >= 0 && mutation < KV_MUTATION_COUNT ? names[mutation] : NULL;
 }
 
@@ -173,6 +174,13 @@ static kv_status replay_commit(kv_replica *r, const kv_record *record) {
     return r->failed;
 }
 
+static kv_status replay_snapshot(shard *s, const kv_record *record) {
+    if (record->ballot > s->promised) s->promised = record->ballot;
+    if (record->kind == KV_KIND_SNAPSHOT_END) return installing_end(s, record->value, record->value_size);
+    s->installing.active = true;
+    return KV_OK;
+}
+
 static kv_status replica_resolve(void *context, kv_store *store, const kv_record *record, kv_position position,
                                  uint32_t used, kv_fault *fault) {
     kv_replica *r = context;
@@ -180,6 +188,10 @@ static kv_status replica_resolve(void *context, kv_store *store, const kv_record
     r->store = store;
     if (record->options & KV_HAS_PREV_BALLOT) {
         if (record->shard < r->shard_count) status = replay_version(&r->shards[record->shard], record, position, used);
+    } else if (record->kind < KV_KIND_ENVELOPE && (record->flags & KV_FLAG_MOVED)) {
+        return state_show(r, record, position, used, fault);
+    } else if (record->kind == KV_KIND_SNAPSHOT_BEGIN || record->kind == KV_KIND_SNAPSHOT_END) {
+        if (record->shard < r->shard_count) status = replay_snapshot(&r->shards[record->shard], record);
     } else if (record->kind == KV_KIND_PROMISE) {
         status = replay_promise(r, record);
     } else if (record->kind == KV_KIND_COMMIT) {
@@ -197,6 +209,7 @@ static kv_status replica_resolve(void *context, kv_store *store, const kv_record
 static void options_default(kv_replica_options *o) {
     if (o->shard_count == 0) o->shard_count = SHARDS_DEFAULT;
     if (o->session_max == 0) o->session_max = SESSIONS_DEFAULT;
+    if (o->keep_max == 0) o->keep_max = 1 << 16;
     if (o->batch_max == 0) o->batch_max = BATCH_DEFAULT;
     if (o->window_size_max == 0) o->window_size_max = WINDOW_DEFAULT;
     if (o->retransmit_ticks == 0) o->retransmit_ticks = 6;
@@ -304,6 +317,8 @@ static void shard_free(shard *s) {
     for (size_t i = 0; i < s->taking.queue.count; i++) ask_free(&LIST(queued_ask, &s->taking.queue)[i]);
     list_free(&s->taking.queue);
     free(s->taking.best.records);
+    free(s->installing.pieces);
+    free(s->installing.lanes);
 }
 
 void kv_replica_free(kv_replica *r) {
@@ -374,6 +389,14 @@ static void log_commits(kv_replica *r) {
     if (size != 0) log_state(r, KV_KIND_COMMIT, 0, value, size);
 }
 
+/* What is applied is kept for peers for a while; a quarter more, so that it is let go of in pieces. */
+static void let_go(const kv_replica *r, shard *s) {
+    uint64_t keep = r->options.keep_max, pin = snapshot_pin(r, s);
+    if (s->applied - s->log.base <= keep + keep / 4 || s->installing.active) return;
+    uint64_t base = s->applied - keep;
+    log_let_go(&s->log, base < pin ? base : pin);
+}
+
 void kv_replica_tick(kv_replica *r) {
     r->now++;
     if (!r->ready || stopped(r)) return;
@@ -387,6 +410,7 @@ void kv_replica_tick(kv_replica *r) {
         if (s->taking.ballot != 0 && r->now - s->taking.since > r->options.takeover_ticks) taking_clear(r, s, true);
     }
     reads_expire(r);
+    for (uint32_t i = 0; i < r->shard_count; i++) let_go(r, &r->shards[i]);
     if (r->options.policy) policy_tick(r);
     if (r->now % r->options.heartbeat_ticks != 0) return;
     log_commits(r);
@@ -558,6 +582,7 @@ void kv_replica_shard(const kv_replica *r, uint32_t number, kv_shard_state *out)
                             .base = s->log.base,
                             .owned = s->own.ballot != 0,
                             .taking = s->taking.ballot != 0,
+                            .whole = !s->installing.active && s->applied >= s->whole_from,
                             .owner = ballot_node(s->promised)};
 }
 

@@ -1,7 +1,7 @@
 /* replica_flow.c -- the flow from the owners of shards to their peers, and the acknowledgements back.
  *
  * A message is one for all shards that have something to say: FLOW carries connection, sequence number and, per shard,
- * an APPEND: (ballot, previous version and its ballot, commit, records). The receiver takes it in at once, and says so
+ * an APPEND: (ballot, previous version and its ballot, commit, records), or a piece of a snapshot (replica_snapshot.c). The receiver takes it in at once, and says so
  * once its log is durable: one cursor for the connection, and beside it the APPENDs that it refused. What is not
  * acknowledged for a while makes the sender begin a new connection, from what is known to be held; nothing that is said
  * of the old one counts then. */
@@ -32,6 +32,9 @@ static void connect(kv_replica *r, peer *p) {
     list_clear(&p->sent);
 }
 
+/* What it needs next is no longer held. */
+static bool is_behind(const shard *s, uint32_t index) { return s->own.next[index] <= s->log.base; }
+
 /* How many records of a shard go into this message: at least one, if there is one. */
 static uint64_t records_fit(const kv_replica *r, const shard *s, uint64_t start, size_t used) {
     uint64_t last = log_last(&s->log), count = 0;
@@ -42,20 +45,29 @@ static uint64_t records_fit(const kv_replica *r, const shard *s, uint64_t start,
     return count;
 }
 
-static void item_put(kv_replica *r, peer *p, uint32_t index, shard *s, uint64_t count) {
+static uint64_t append_put(kv_replica *r, wire_out *out, uint32_t index, shard *s, uint64_t count) {
     ownership *own = &s->own;
     uint64_t start = own->next[index], prev_ballot = 0;
-    wire_out *out = &p->out;
-    size_t before = out->size;
     KV_ASSERT(log_ballot_at(&s->log, start - 1, &prev_ballot));
-    wire_put_varint(out, s->number);
-    wire_put64(out, own->ballot);
     wire_put_varint(out, start - 1);
     wire_put64(out, prev_ballot);
     wire_put_varint(out, s->commit);
     wire_put_varint(out, count);
     for (uint64_t i = 0; i < count; i++) wire_put_version(r, out, log_at(&s->log, start + i), own->ballot);
     own->next[index] = start + count;
+    return start - 1 + count;
+}
+
+/* `count` records, or a piece of a snapshot. */
+static void item_put(kv_replica *r, peer *p, uint32_t index, shard *s, uint64_t count) {
+    ownership *own = &s->own;
+    wire_out *out = &p->out;
+    size_t before = out->size;
+    bool behind = is_behind(s, index);
+    wire_put_varint(out, s->number);
+    wire_put64(out, own->ballot);
+    wire_put8(out, behind);
+    uint64_t version = behind ? piece_put(r, out, s, index) : append_put(r, out, index, s, count);
 
     sent_item *sent = list_add(&p->sent, sizeof *sent);
     if (sent == NULL) {
@@ -63,7 +75,7 @@ static void item_put(kv_replica *r, peer *p, uint32_t index, shard *s, uint64_t 
         return;
     }
     uint32_t size = (uint32_t)(out->size - before);
-    *sent = (sent_item){.seq = p->seq, .ballot = own->ballot, .version = start - 1 + count, .size = size, .shard = s->number};
+    *sent = (sent_item){.seq = p->seq, .ballot = own->ballot, .version = version, .size = size, .shard = s->number};
     p->sent_size += size;
 }
 
@@ -85,8 +97,10 @@ static void peer_pack(kv_replica *r, peer *p, uint32_t index, bool heartbeat) {
         if (s->own.ballot == 0) continue;
         bool room = p->sent_size < r->options.window_size_max;
         size_t used = begun ? p->out.size - p->out.frame : 0;
-        uint64_t count = room && used < MESSAGE_SIZE_MAX ? records_fit(r, s, s->own.next[index], used) : 0;
-        if (count == 0 && !heartbeat) continue;
+        bool behind = is_behind(s, index);
+        if (behind && (!room || used >= MESSAGE_SIZE_MAX)) continue;
+        uint64_t count = room && used < MESSAGE_SIZE_MAX && !behind ? records_fit(r, s, s->own.next[index], used) : 0;
+        if (count == 0 && !heartbeat && !behind) continue;
         if (!begun) {
             if (p->connection.incarnation == 0) connect(r, p);
             if (p->sent.count == 0) p->progress = r->now;
@@ -127,6 +141,7 @@ void peer_reconnect(kv_replica *r, peer *p) {
         ownership *own = &r->shards[i].own;
         if (own->ballot == 0) continue;
         if (own->match[index] != 0) own->next[index] = own->match[index] + 1;
+        sending_clear(&own->sending[index]);
         stir(r, &r->shards[i]);
     }
 }
@@ -158,6 +173,11 @@ static void refused(kv_replica *r, peer *p, const refusal *no) {
         shard_step_down(r, s);
         return;
     }
+    if (no->no_state) {
+        if (!s->own.sending[index].active) s->own.next[index] = 0;
+        stir(r, s);
+        return;
+    }
     uint64_t back = no->last < no->prev_version ? no->last : no->commit, match = s->own.match[index];
     s->own.next[index] = (back > match ? back : match) + 1;
     stir(r, s);
@@ -176,6 +196,7 @@ static bool take_refusals(kv_replica *r, wire_in *in, list *out) {
         no->prev_version = wire_take_varint(in);
         no->last = wire_take_varint(in);
         no->commit = wire_take_varint(in);
+        no->no_state = wire_take8(in) != 0;
         if (number >= r->shard_count) in->bad = true;
     }
     return true;
@@ -312,7 +333,7 @@ static bool append_take(kv_replica *r, shard *s, const append *a, wire_in *in) {
         shard_step_down(r, s);
         s->promised = a->ballot;
     }
-    if (!follows(r, s, a)) return false;
+    if (s->installing.active || !follows(r, s, a)) return false;
     uint64_t prev_ballot = a->prev_ballot;
     for (uint64_t i = 0; i < a->count; i++)
         if (!version_take(r, s, in, a->prev_version + 1 + i, a->ballot, &prev_ballot)) return true;
@@ -335,23 +356,28 @@ static void refuse(kv_replica *r, peer *p, const shard *s, const append *a, uint
         return;
     }
     *no = (refusal){.seq = seq, .ballot = a->ballot, .promised = s->promised, .prev_version = a->prev_version,
-                    .last = log_last(&s->log), .commit = s->commit, .shard = s->number};
+                    .last = log_last(&s->log), .commit = s->commit, .shard = s->number, .no_state = s->installing.active};
 }
 
 static void items_take(kv_replica *r, peer *p, wire_in *in, uint64_t seq, bool late) {
     while (in->at != in->end && !in->bad && r->failed == KV_OK) {
         uint64_t number = wire_take_varint(in);
         append a = {.ballot = wire_take64(in)};
-        a.prev_version = wire_take_varint(in);
-        a.prev_ballot = wire_take64(in);
-        a.commit = wire_take_varint(in);
-        a.count = wire_take_varint(in);
+        bool piece = wire_take8(in) != 0;
         if (in->bad || number >= r->shard_count) {
             in->bad = true;
             return;
         }
         shard *s = &r->shards[number];
-        if (append_take(r, s, &a, in)) continue;
+        if (piece) {
+            if (!piece_take(r, s, a.ballot, in) && !late) refuse(r, p, s, &a, seq);
+            continue;
+        }
+        a.prev_version = wire_take_varint(in);
+        a.prev_ballot = wire_take64(in);
+        a.commit = wire_take_varint(in);
+        a.count = wire_take_varint(in);
+        if (in->bad || append_take(r, s, &a, in)) continue;
         versions_skip(r, in, a.count);
         if (!late) refuse(r, p, s, &a, seq);
     }
@@ -408,6 +434,7 @@ static void ack_put(kv_replica *r, peer *p, uint64_t cursor) {
         wire_put_varint(out, all[i].prev_version);
         wire_put_varint(out, all[i].last);
         wire_put_varint(out, all[i].commit);
+        wire_put8(out, all[i].no_state);
     }
     wire_end(out);
 }

@@ -5,6 +5,7 @@
  *   replica_flow.c    the flow from owners to peers: packing, acknowledging, accepting
  *   replica_take.c    a takeover, from both sides
  *   replica_read.c    reads, and the checks that they rest on
+ *   replica_snapshot.c  a shard as a whole, for a peer that is far behind
  *   replica_policy.c  who should own what, and when to do something about it
  *
  * beside version_log (which record is where), sessions (who was told what), wire (bytes), list (an array with two ends) and
@@ -30,12 +31,34 @@ typedef struct waiting {
     kv_reply reply;
 } waiting;
 
+/* A snapshot of a shard on its way to a peer. */
+typedef struct sending {
+    bool active, walked;
+    uint64_t from, from_ballot;
+    uint64_t hash;  /* where the walk over the index is */
+    uint64_t piece; /* how many were sent */
+} sending;
+
+/* One that is coming in. */
+typedef struct installing {
+    bool active;
+    uint64_t from, ballot;
+    uint8_t *pieces;      /* bits: which have come */
+    size_t pieces_size;
+    uint64_t piece_count;
+    uint64_t count;       /* of all; 0: not known yet */
+    uint64_t until;
+    uint8_t *lanes;       /* sessions, as on the wire */
+    size_t lanes_size;
+} installing;
+
 typedef struct ownership {
     uint64_t ballot; /* 0: not owned */
     uint64_t barrier;
     uint64_t since;  /* the tick it began */
     uint64_t match[KV_MEMBERS_MAX]; /* by member: it holds everything up to here, durably, under this ballot */
-    uint64_t next[KV_MEMBERS_MAX];  /* by member: the next version to send */
+    uint64_t next[KV_MEMBERS_MAX];  /* by member: the next version to send; at or below the base, 0 included: a snapshot */
+    sending sending[KV_MEMBERS_MAX];
     list waiting;                   /* of waiting, by version */
     sessions overlay;               /* as of the last record, committed or not */
 } ownership;
@@ -46,6 +69,7 @@ typedef struct shown_tail {
     uint64_t prev_version;
     uint8_t *records; /* as on the wire; NULL: it is not higher than ours */
     size_t records_size;
+    bool lost;        /* it is higher, and what we lack of it is no longer held there */
 } shown_tail;
 
 typedef struct queued_ask {
@@ -67,6 +91,8 @@ typedef struct shard {
     uint64_t promised;
     version_log log;
     uint64_t commit, applied;
+    uint64_t whole_from; /* the state came in pieces, and is of one moment once this is applied */
+    installing installing;
     uint64_t verified_ballot, verified; /* up to here the log is that of this ballot's owner */
     uint64_t commit_logged;
     uint64_t commit_heard; /* of the owner: the highest it spoke of */
@@ -91,6 +117,7 @@ typedef struct refusal {
     uint64_t ballot, promised;
     uint64_t prev_version, last, commit;
     uint16_t shard;
+    bool no_state; /* only a snapshot helps */
 } refusal;
 
 /* A connection in either direction is named by its sender: incarnation and a counter. */
@@ -253,10 +280,19 @@ void checked_receive(kv_replica *r, peer *from, wire_in *in);
 void ask_position_receive(kv_replica *r, peer *from, wire_in *in);
 void position_receive(kv_replica *r, peer *from, wire_in *in);
 
+/* replica_snapshot.c */
+void sending_clear(sending *one);
+uint64_t piece_put(kv_replica *r, wire_out *out, shard *s, uint32_t index);
+bool piece_take(kv_replica *r, shard *s, uint64_t ballot, wire_in *in);
+uint64_t snapshot_pin(const kv_replica *r, const shard *s);
+kv_status state_show(kv_replica *r, const kv_record *record, kv_position position, uint32_t used, kv_fault *fault);
+kv_status installing_end(shard *s, const uint8_t *bytes, size_t size);
+
 /* replica_policy.c */
 void policy_heard(kv_replica *r, peer *p);
 void policy_refused(kv_replica *r, shard *s);
 void policy_tick(kv_replica *r);
+void offer_send(kv_replica *r, const shard *s, uint32_t to);
 void offer_receive(kv_replica *r, peer *p, wire_in *in);
 
 #endif

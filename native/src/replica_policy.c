@@ -88,17 +88,21 @@ static int heir(const kv_replica *r, const shard *s) {
     return -1;
 }
 
+void offer_send(kv_replica *r, const shard *s, uint32_t to) {
+    wire_out *out = &r->peers[to].out;
+    wire_begin(out, WIRE_OFFER);
+    wire_put_varint(out, s->number);
+    wire_end(out);
+    r->counts.offers++;
+}
+
 static void offer(kv_replica *r) {
     for (uint32_t i = 0; i < r->shard_count; i++) {
         shard *s = &r->shards[i];
         int to = heir(r, s);
         if (to < 0 || r->now < s->wait_until) continue;
         s->wait_until = r->now + r->options.hold_ticks;
-        wire_out *out = &r->peers[to].out;
-        wire_begin(out, WIRE_OFFER);
-        wire_put_varint(out, s->number);
-        wire_end(out);
-        r->counts.offers++;
+        offer_send(r, s, (uint32_t)to);
     }
 }
 

@@ -77,13 +77,19 @@ static void read_end(kv_replica *r, read *one, bool good) {
 
 enum read_state { READ_WAITS, READ_GOOD, READ_BAD };
 
+/* What came in pieces is of one moment only from some version on. */
+static bool is_whole(const kv_replica *r, const shard *s) {
+    if (mutated(r, KV_MUTATE_SNAPSHOT_READ_EARLY)) return true;
+    return !s->installing.active && s->applied >= s->whole_from;
+}
+
 static enum read_state read_look(const kv_replica *r, const read *one) {
     const shard *s = &r->shards[one->shard];
-    if (one->refused) return READ_BAD;
-    if (one->follower) return one->told && s->applied >= one->position ? READ_GOOD : READ_WAITS;
-    if (s->own.ballot != one->ballot) return READ_BAD;
     bool confirmed = one->confirmed || (uint32_t)__builtin_popcount(one->votes) >= r->majority;
-    return confirmed && s->applied >= one->position ? READ_GOOD : READ_WAITS;
+    if (one->follower) confirmed = one->told;
+    else if (s->own.ballot != one->ballot) return READ_BAD;
+    if (one->refused) return READ_BAD;
+    return confirmed && s->applied >= one->position && is_whole(r, s) ? READ_GOOD : READ_WAITS;
 }
 
 void reads_answer(kv_replica *r) {
@@ -160,7 +166,11 @@ void reply_confirmed(kv_replica *r, shard *s, uint64_t position, const kv_reply 
     if (one != NULL) one->reply = *reply;
 }
 
-void read_stale(kv_replica *r, shard *s, const kv_ask *a) { answer_ask(r, a, s); }
+/* Of some moment, but of one. */
+void read_stale(kv_replica *r, shard *s, const kv_ask *a) {
+    if (!is_whole(r, s)) reply_simple(r, a->token, KV_ANSWER_UNAVAILABLE);
+    else answer_ask(r, a, s);
+}
 
 /* --- the check --- */
 

@@ -64,6 +64,7 @@ void shard_own(kv_replica *r, shard *s, uint64_t ballot) {
     for (uint32_t i = 0; i < r->member_count; i++) {
         own->match[i] = 0;
         own->next[i] = own->barrier;
+        sending_clear(&own->sending[i]);
     }
     stir(r, s);
     if (sessions_copy(&s->sessions, &own->overlay) != KV_OK) replica_fail(r, KV_ENOMEM);
@@ -379,13 +380,16 @@ static kv_status step_apply(kv_replica *r, shard *s, const kv_record *record, kv
     kv_fault fault;
     if (record->options & KV_HAS_REQUEST) sessions_note(&s->sessions, &record->request, record->version);
     if (!is_data(record)) return KV_OK;
-    kv_status status = store_show(r->store, record, position, used, &fault);
+    bool over = record->version > s->whole_from || mutated(r, KV_MUTATE_SNAPSHOT_SHOWS_OLDER);
+    kv_status status = over ? store_show(r->store, record, position, used, &fault)
+                            : state_show(r, record, position, used, &fault);
     if (status == KV_OK && s->own.ballot != 0) decided(r, record, position);
     return status;
 }
 
 void shard_apply(kv_replica *r, shard *s) {
     uint64_t limit = s->commit < log_last(&s->log) ? s->commit : log_last(&s->log);
+    if (s->installing.active) return;
     while (s->applied < limit && r->failed == KV_OK) {
         each_record(r, s, s->applied + 1, step_apply);
         s->applied++;
