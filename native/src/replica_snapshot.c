@@ -71,8 +71,8 @@ static void tables_put(kv_replica *r, wire_out *out, const shard *s, sending *on
 static void sessions_put(wire_out *out, const sessions *s) {
     wire_put_varint(out, s->forgotten);
     wire_put_varint(out, s->count);
-    for (uint32_t at = s->oldest; at != 0; at = s->entries[at - 1].newer) {
-        const session *one = &s->entries[at - 1];
+    const session *one;
+    for (uint32_t at = 0; (one = sessions_next(s, &at)) != NULL;) {
         uint8_t bytes[SESSION_SIZE];
         kv_store64(bytes, one->client);
         kv_store64(bytes + 8, one->number);
