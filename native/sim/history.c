@@ -140,11 +140,11 @@ static fit step_remove(const kv_history_op *o, bool known, state *s) {
     return s->present ? state_clear(s) : FOUND;
 }
 
+/* Of unknown outcome, and the condition does not hold: a misfit, for to have happened in vain is to have never happened. */
 static fit step_cas(const kv_history_op *o, bool known, state *s) {
     bool holds = state_is(s, o->expected);
-    if (known && o->failed == holds) return MISFIT;
-    if (holds) return state_assign(s, o->argument);
-    return !known || state_is(s, o->answer) ? FOUND : MISFIT;
+    if (!known || !o->failed) return holds ? state_assign(s, o->argument) : MISFIT;
+    return !holds && state_is(s, o->answer) ? FOUND : MISFIT;
 }
 
 /* Whether the present version may be `version`, 0 being none for an absent object; if so, it is that from now on. */
@@ -158,8 +158,7 @@ static bool version_is(const kv_history_checker *c, state *s, uint64_t version) 
 }
 
 static fit step_cas_version(const kv_history_checker *c, const kv_history_op *o, bool known, state *s) {
-    if (!known || !o->failed)
-        return version_is(c, s, o->expected_version) ? state_assign(s, o->argument) : known ? MISFIT : FOUND;
+    if (!known || !o->failed) return version_is(c, s, o->expected_version) ? state_assign(s, o->argument) : MISFIT;
     return o->version != o->expected_version && version_is(c, s, o->version) ? FOUND : MISFIT;
 }
 

@@ -896,6 +896,20 @@ TEST(a_budget_of_any_size_is_kept) {
     }
 }
 
+/* Eight writes at once: a set of them that has happened, and which was the last. Far more ways lead to each of these. */
+TEST(nothing_is_visited_twice) {
+    kv_history_checker *checker = checker_new(KV_HISTORY_BUDGET);
+    kv_history_op ops[MANY];
+    kv_history_verdict verdict;
+    for (size_t i = 0; i < 8; i++)
+        ops[i] = (kv_history_op){.ret = 10, .kind = KV_HISTORY_PUT, .argument = kv_history_present(i + 1)};
+    ops[8] = (kv_history_op){.call = 11, .ret = 12, .kind = KV_HISTORY_GET, .answer = kv_history_present(9)};
+    kv_history_judge(checker, ops, 9, &verdict);
+    CHECK_EQ(verdict.finding, KV_HISTORY_WRONG_VALUES);
+    CHECK_EQ(verdict.visited, 1 + 8 * 128);
+    kv_history_checker_free(checker);
+}
+
 /* Without the shortcut for those that do the same there would be 2^40 sets of them. */
 TEST(retries_that_do_the_same_cost_little) {
     kv_history_checker *checker = checker_new(KV_HISTORY_BUDGET);
@@ -1001,6 +1015,7 @@ int main(void) {
     RUN(reads_of_unknown_outcome_take_no_room);
     RUN(a_hard_history_ends_undecided_and_the_checker_goes_on);
     RUN(a_budget_of_any_size_is_kept);
+    RUN(nothing_is_visited_twice);
     RUN(retries_that_do_the_same_cost_little);
     RUN(writes_that_nobody_saw_cost_little);
     RUN(a_trace_ends_where_it_went_wrong);
