@@ -5,7 +5,7 @@
  * their way all the time. What it saw goes into the history, for the judge.
  *
  * Keys of a shard share its tag: k, f (few values), c (a counter), p and q (balances that add up to zero, always written
- * together), t (a table). */
+ * together), t (a table), m (what time may end). */
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -16,7 +16,7 @@ enum { FINAL = 255, TRIES_MAX = 14, FINAL_TRIES_MAX = 60, PAD_WORDS = 8, BALANCE
 static uint32_t object_index(uint32_t shard, enum object object) { return shard * OBJECT_KINDS + object; }
 
 size_t object_key(const world *w, uint32_t shard, enum object object, char key[16]) {
-    static const char names[OBJECT_KINDS] = {'k', 'f', 'c', 'p', 't'};
+    static const char names[OBJECT_KINDS] = {'k', 'f', 'c', 'p', 't', 'm'};
     return (size_t)snprintf(key, 16, "{%s}%c", w->tags[shard], names[object]);
 }
 
@@ -82,6 +82,7 @@ static void ask_build(const world *w, const operation *op, asked *a) {
     const uint8_t *key = (const uint8_t *)a->keys[0];
     *ask = (kv_ask){.kind = op->kind, .follower = op->follower, .attempt = op->attempt, .lane = op->lane,
                     .client = op->lane, .number = op->number, .seen = op->seen, .key = key, .key_size = key_size};
+    ask->ttl_ms = op->ttl;
     ask->value = a->values[0];
     ask->value_size = value_put(a->values[0], op->token, op->large && op->kind == KV_REQUEST_PUT);
     if (op->kind == KV_REQUEST_CAS) ask->argument = (int64_t)op->version;
@@ -102,9 +103,10 @@ void request_arrive(world *w, const event *e) {
     asked a;
     if (!x->up) return;
     memcpy(&op, e->bytes, sizeof op);
+    node_clock(w, e->node);
     kv_replica_shard(x->core, op.shard, &state);
     bool follows = op.follower && op.attempt == 1;
-    if (!state.owned && !follows) {
+    if (!state.owned && !follows && !w->policy) {
         double probability = state.owner == 0 ? 1 : w->calm ? 0.3 : op.attempt < 3 ? w->takeover : 0.25;
         if (likely(w, probability)) node_takeover(w, e->node, likely(w, 0.7) ? 1u << op.shard : (1u << SHARDS) - 1);
     }
@@ -157,11 +159,13 @@ static uint8_t kind_choose(world *w, enum object object) {
     static const uint8_t key_kinds[] = {KV_REQUEST_PUT, KV_REQUEST_APPEND, KV_REQUEST_CAS, KV_REQUEST_DELETE, KV_REQUEST_GET};
     static const uint8_t counter_kinds[] = {KV_REQUEST_INCR, KV_REQUEST_DELETE, KV_REQUEST_GET};
     static const uint8_t pair_kinds[] = {KV_REQUEST_BATCH, KV_REQUEST_READ};
+    static const uint8_t mortal_kinds[] = {KV_REQUEST_PUT, KV_REQUEST_DELETE, KV_REQUEST_GET};
     static const uint8_t table_kinds[] = {KV_REQUEST_ROW_APPEND, KV_REQUEST_DROP, KV_REQUEST_READ};
     switch (object) {
     case OBJECT_COUNTER: return weighted(w, counter_kinds, (const double[]){4, 0.5, 4}, 3);
     case OBJECT_PAIR: return weighted(w, pair_kinds, (const double[]){3, 3}, 2);
     case OBJECT_TABLE: return weighted(w, table_kinds, (const double[]){4, 0.3, 3}, 3);
+    case OBJECT_MORTAL: return weighted(w, mortal_kinds, (const double[]){3, 0.5, 5}, 3);
     default: return weighted(w, key_kinds, (const double[]){4, 1.5, 2.5, 0.7, 5}, 5);
     }
 }
@@ -202,6 +206,16 @@ static uint32_t entry_new(world *w, const operation *op, uint64_t who, uint64_t 
     return (uint32_t)w->entry_count++;
 }
 
+/* What expires is deleted once, some time after it was written: by whoever owns it then, by that one's clock. */
+static void entry_mortal(world *w, const operation *op) {
+    uint32_t at = entry_new(w, op, FINAL, op->token);
+    kv_history_op *h = &w->entries[at].op;
+    h->kind = KV_HISTORY_CAS;
+    h->expected = kv_history_present(op->token);
+    h->argument = kv_history_absent();
+    w->counts.operations--;
+}
+
 static void client_go(world *w, uint32_t i) {
     client *c = &w->clients[i];
     c->tries++;
@@ -238,10 +252,12 @@ void client_next(world *w, uint32_t i) {
     operation_choose(w, c, op);
     if (op->token == 0) op->token = (uint64_t)(i + 1) << 32 | c->number;
     op->large = likely(w, w->large);
+    if (op->object == OBJECT_MORTAL && op->kind == KV_REQUEST_PUT && likely(w, 0.8)) op->ttl = 1 + pick(w, 40);
     op->follower = likely(w, 0.5);
     op->seen = c->known[op->shard];
     op->lane = is_read(op) ? 0 : i + 1;
     c->entry = entry_new(w, op, i, c->number);
+    if (op->ttl != 0) entry_mortal(w, op);
     c->busy = true;
     c->tries = 0;
     client_go(w, i);

@@ -21,10 +21,12 @@ static uint32_t weak_choose(world *w) {
 
 void faults_choose(world *w) {
     static const uint32_t scripts[] = {0, 0, 0, SCRIPTS_ALL, SCRIPT_SAME_ROUND, SCRIPT_LOST_PROMISE, SCRIPT_OLD_RECORDS};
-    static const uint32_t objects[] = {31, 31, 1u << OBJECT_KEY, 1u << OBJECT_FEW, 1u << OBJECT_FEW, 1u << OBJECT_COUNTER,
-                                       1u << OBJECT_PAIR, 1u << OBJECT_TABLE};
+    static const uint32_t objects[] = {63, 63, 1u << OBJECT_KEY, 1u << OBJECT_FEW, 1u << OBJECT_FEW, 1u << OBJECT_COUNTER,
+                                       1u << OBJECT_PAIR, 1u << OBJECT_TABLE, 1u << OBJECT_MORTAL};
     w->session_max = (uint32_t)ONE_OF(w, 2, 3, 3, 9);
     w->batch_max = (uint32_t)ONE_OF(w, 1, 1, 2, 8);
+    w->policy = likely(w, 0.25);
+    w->keep_max = (uint32_t)ONE_OF(w, 2, 8, 40, 1000);
     w->large = ONE_OF(w, 0.1, 0.5);
     w->drop = ONE_OF(w, 0, 0.01, 0.05);
     w->tail = ONE_OF(w, 0, 0.05, 0.15);
@@ -39,8 +41,8 @@ void faults_choose(world *w) {
     w->after_promise = w->harsh ? (const double[]){0.25, 0, 0.1}[after] : 0;
     w->after_takeover = w->harsh ? (const double[]){0, 0.5, 0.3}[after] : 0;
     w->shards_busy = likely(w, 0.5) ? 1 : (1u << SHARDS) - 1;
-    w->objects_busy = objects[pick(w, 8)];
-    w->scripts = scripts[pick(w, 7)];
+    w->objects_busy = objects[pick(w, 9)];
+    w->scripts = w->policy ? 0 : scripts[pick(w, 7)];
     for (uint32_t i = 0; i < NODES_MAX; i++) w->at_barrier[i] = STEP_NONE;
     if (w->scripts == 0) return;
     w->after_promise = w->after_takeover = w->drop = w->slow_fsync = w->takeover = 0;

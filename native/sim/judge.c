@@ -55,7 +55,19 @@ static void object_judge(world *w, kv_history_checker *checker, uint32_t object,
     free(text);
 }
 
+/* Once everything has healed, each shard is with the replica that should have it, and with that one alone. */
+static void owners_judge(world *w) {
+    uint16_t members[NODES_MAX];
+    for (uint32_t i = 0; i < w->n; i++) members[i] = (uint16_t)(i + 1);
+    for (uint32_t s = 0; s < SHARDS; s++)
+        for (uint32_t i = 0; i < w->n; i++) {
+            bool should = kv_owner_rank(members, w->n, s, members[i]) == 0;
+            if (node_owns(w, i, s) != should) violate(w, "long after everything healed replica %u owns shard %u: %d", i + 1, s, !should);
+        }
+}
+
 void judge(world *w, kv_history_checker *checker) {
+    if (w->policy) owners_judge(w);
     kv_history_op *ops = malloc((w->entry_count + 1) * sizeof *ops);
     KV_ASSERT(ops != NULL);
     for (uint32_t object = 0; object < OBJECTS; object++) object_judge(w, checker, object, ops);

@@ -28,6 +28,19 @@ static void tags_choose(world *w) {
     }
 }
 
+static void state_show_all(world *w) {
+    for (uint32_t i = 0; w->verbose && i < w->n; i++) {
+        kv_shard_state state;
+        for (uint32_t s = 0; w->nodes[i].up && s < SHARDS; s++) {
+            kv_replica_shard(w->nodes[i].core, s, &state);
+            trace(w, "replica %u shard %u: promised %llx base %llu applied %llu commit %llu last %llu of %llx%s%s%s", i + 1, s,
+                  (unsigned long long)state.promised, (unsigned long long)state.base, (unsigned long long)state.applied,
+                  (unsigned long long)state.commit, (unsigned long long)state.last, (unsigned long long)state.last_ballot,
+                  state.owned ? ", owned" : "", state.taking ? ", taking" : "", state.whole ? "" : ", not whole");
+        }
+    }
+}
+
 static void world_finish(world *w) {
     if (w->seed % 4 == 1) /* A power cut: every owner loses all that it has not synced. */
         for (uint32_t i = 0; i < w->n; i++)
@@ -37,7 +50,7 @@ static void world_finish(world *w) {
     memset(w->cut, 0, sizeof w->cut);
     for (uint32_t i = 0; i < w->n; i++)
         if (!w->nodes[i].up) node_boot(w, i);
-    world_run(w, w->now + 250 * UNIT);
+    world_run(w, w->now + (w->policy ? 600 : 250) * UNIT);
     for (uint32_t object = 0; object < OBJECTS; object++) final_ask(w, object);
     for (int i = 0; i < 40; i++) {
         bool done = true;
@@ -81,6 +94,7 @@ static void seed_run(world *w, const arguments *a, uint64_t seed, kv_history_che
         for (uint32_t i = 0; i < w->n; i++) w->nodes[i].stuck = 1000 * UNIT;
     world_run(w, 900 * UNIT);
     if (w->violation[0] == 0) world_finish(w);
+    state_show_all(w);
     if (w->violation[0] == 0) judge(w, checker);
 }
 
@@ -94,7 +108,8 @@ static void counts_show(const counts *c, uint64_t seeds) {
     static const char *const names[] = {
         "operations", "answered", "unknown", "messages", "duplicates", "crashes", "owner_crashes", "whole_set", "partitions",
         "steals", "scripts", "restarts", "undecided", "committed", "takeovers", "adoptions", "step_downs", "refusals", "cuts",
-        "reconnects", "deduplicated", "evicted", "failures_recorded", "late_flows", "follower_reads", "expired"};
+        "reconnects", "deduplicated", "evicted", "failures_recorded", "late_flows", "follower_reads", "expired", "offers",
+        "snapshots", "installed"};
     const uint64_t *all = (const uint64_t *)c;
     for (size_t i = 0; i < sizeof *c / sizeof *all; i++)
         printf("%s %llu (%.1f a seed)\n", names[i], (unsigned long long)all[i], (double)all[i] / (double)seeds);

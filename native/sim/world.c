@@ -105,12 +105,20 @@ static void frame_send(world *w, uint32_t from, uint32_t to, const uint8_t *fram
 static void deliver(world *w, const event *e) {
     node *x = &w->nodes[e->node];
     if (!x->up || w->cut[e->other][e->node]) return;
+    node_clock(w, e->node);
     if (kv_replica_receive(x->core, (uint16_t)(e->other + 1), e->bytes, e->size) != KV_OK)
         violate(w, "replica %u took a frame of %u's for bad", e->node + 1, e->other + 1);
     node_drain(w, e->node);
 }
 
 /* --- nodes --- */
+
+/* Clocks differ, and jump now and then, also back. */
+void node_clock(world *w, uint32_t i) {
+    node *x = &w->nodes[i];
+    if (!w->calm && likely(w, 0.002)) x->skew = (int64_t)between(w, 0, 60) / UNIT - 30;
+    kv_sim_set_clock(x->disk, 1000000 + (int64_t)(w->now / UNIT) + x->skew);
+}
 
 static void counts_take(world *w, const kv_replica_counts *c) {
     w->counts.committed += c->committed;
@@ -126,15 +134,19 @@ static void counts_take(world *w, const kv_replica_counts *c) {
     w->counts.late_flows += c->late_flows;
     w->counts.follower_reads += c->follower_reads;
     w->counts.expired += c->expired;
+    w->counts.offers += c->offers;
+    w->counts.snapshots += c->snapshots;
+    w->counts.installed += c->installed;
 }
 
 void node_boot(world *w, uint32_t i) {
     node *x = &w->nodes[i];
     kv_fault fault;
     kv_replica_options options = {.node = (uint16_t)(i + 1), .member_count = w->n, .shard_count = SHARDS,
-                                  .session_max = w->session_max, .batch_max = w->batch_max, .damaged = x->damaged,
+                                  .keep_max = w->keep_max, .session_max = w->session_max, .batch_max = w->batch_max, .damaged = x->damaged,
                                   .incarnation_min = ++x->life * 1000,
                                   .mutations = w->mutations & (((uint64_t)1 << KV_MUTATION_COUNT) - 1)};
+    options.policy = w->policy;
     options.store.segment_size_min = 16 << 10;
     options.store.segment_size_max = 64 << 10;
     for (uint32_t j = 0; j < w->n; j++) options.members[j] = (uint16_t)(j + 1);
@@ -158,7 +170,7 @@ void node_boot(world *w, uint32_t i) {
     event *e = world_at(w, between(w, 1, 4), EVENT_TICK);
     e->node = i;
     e->life = x->life;
-    if (!likely(w, 0.7)) return;
+    if (w->policy || !likely(w, 0.7)) return;
     e = world_at(w, between(w, 1, 5), EVENT_TAKEOVER);
     e->node = i;
     e->life = x->life;
@@ -264,6 +276,7 @@ static void fsync_ends(world *w, uint32_t i, uint64_t life) {
 static void tick(world *w, uint32_t i, uint64_t life) {
     node *x = &w->nodes[i];
     if (!x->up || life != x->life) return;
+    node_clock(w, i);
     kv_replica_tick(x->core);
     node_drain(w, i);
     event *e = world_at(w, 4 * UNIT, EVENT_TICK);

@@ -17,13 +17,13 @@
 #include "kv/io_sim.h"
 #include "kv/replica.h"
 
-enum { NODES_MAX = 5, SHARDS = 2, CLIENTS = 5, OPS_PER_CLIENT = 40, UNIT = 1000, OBJECTS = 5 * SHARDS, ENTRIES_MAX = 4096 };
+enum { NODES_MAX = 5, SHARDS = 2, CLIENTS = 5, OPS_PER_CLIENT = 40, UNIT = 1000, OBJECTS = 6 * SHARDS, ENTRIES_MAX = 4096 };
 
 /* Rules that only a client can break. */
 enum { SIM_MUTATE_LATE_FAIL = KV_MUTATION_COUNT, SIM_MUTATION_COUNT };
 
 /* What clients write to, in each shard. */
-enum object { OBJECT_KEY, OBJECT_FEW, OBJECT_COUNTER, OBJECT_PAIR, OBJECT_TABLE, OBJECT_KINDS };
+enum object { OBJECT_KEY, OBJECT_FEW, OBJECT_COUNTER, OBJECT_PAIR, OBJECT_TABLE, OBJECT_MORTAL, OBJECT_KINDS };
 
 enum event_kind {
     EVENT_TICK, EVENT_TAKEOVER, EVENT_FSYNC, EVENT_FSYNCED, EVENT_DELIVER, EVENT_ARRIVE, EVENT_ANSWER, EVENT_CLIENT_NEXT,
@@ -46,6 +46,7 @@ typedef struct node {
     kv_replica *core;
     bool up, syncing, damaged;
     uint64_t life, stuck;
+    int64_t skew;          /* of its clock, units */
     uint64_t seen[SHARDS]; /* applied versions that were compared */
     uint64_t promises;     /* it had logged when it was last looked at */
     uint32_t owned;        /* shards, as bits, then */
@@ -60,6 +61,7 @@ typedef struct operation {
     uint64_t version;      /* of a condition */
     int64_t first, second; /* the balances that a transfer writes */
     bool large, follower;
+    int64_t ttl;           /* units; 0: none */
     uint32_t lane;
     uint64_t number, seen;
     uint16_t attempt;
@@ -84,7 +86,7 @@ typedef struct entry {
 typedef struct counts {
     uint64_t operations, answered, unknown, messages, duplicates, crashes, owner_crashes, whole_set, partitions, steals,
         scripts, restarts, undecided, committed, takeovers, adoptions, step_downs, refusals, cuts, reconnects, deduplicated,
-        evicted, failures_recorded, late_flows, follower_reads, expired;
+        evicted, failures_recorded, late_flows, follower_reads, expired, offers, snapshots, installed;
 } counts;
 
 typedef struct world {
@@ -99,9 +101,10 @@ typedef struct world {
     bool calm;
     char tags[SHARDS][8];
     /* how harsh it is */
-    uint32_t session_max, batch_max;
+    uint32_t session_max, batch_max, keep_max;
     double large, drop, tail, slow_fsync, pace, late_client, takeover, loyal, after_promise, after_takeover;
     bool harsh;
+    bool policy;                   /* the replicas themselves decide who takes over */
     uint32_t weak;                 /* bits of wire types that are lost more often */
     uint32_t shards_busy, objects_busy; /* bits */
     uint32_t scripts;              /* bits */
@@ -130,6 +133,7 @@ void violate(world *w, const char *format, ...) __attribute__((format(printf, 2,
 void node_boot(world *w, uint32_t i);
 void node_crash(world *w, uint32_t i, bool whole_tail);
 void node_drain(world *w, uint32_t i);
+void node_clock(world *w, uint32_t i); /* the replica sees what time it is */
 void node_takeover(world *w, uint32_t i, uint32_t shards); /* bits */
 bool node_owns(const world *w, uint32_t i, uint32_t shard);
 void trace(world *w, const char *format, ...) __attribute__((format(printf, 2, 3)));

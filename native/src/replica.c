@@ -13,34 +13,9 @@ const char *kv_mutation_name(int32_t mutation) {
         "cut_below_commit", "longest_tail",        "read_before_barrier", "read_no_check", "no_sessions",
         "damaged_votes",    "cut_always",          "commit_unverified", "old_acks",        "self_before_fsync",
         "check_joined",     "fail_unrecorded",     "fail_no_wait",    "evict_blind",       "promise_late_tail",
-        "restart_owns",     "follower_local"};
+        "restart_owns",     "follower_local",      "snapshot_drops_tail", "snapshot_read_early",
+        "snapshot_shows_older", "snapshot_no_sessions", "expire_locally"};
     return mutation >= 0 && mutation < KV_MUTATION_COUNT ? names[mutation] : NULL;
-}
-
-/* --- lists --- */
-
-void *list_add(list *l, size_t item_size) {
-    if (l->count == l->capacity) {
-        size_t capacity = l->capacity == 0 ? 8 : 2 * l->capacity;
-        void *larger = realloc(l->items, capacity * item_size);
-        if (larger == NULL) return NULL;
-        l->items = larger;
-        l->capacity = capacity;
-    }
-    void *item = (uint8_t *)l->items + l->count++ * item_size;
-    memset(item, 0, item_size);
-    return item;
-}
-
-void list_drop_front(list *l, size_t item_size, size_t count) {
-    if (count == 0) return;
-    l->count -= count;
-    memmove(l->items, (uint8_t *)l->items + count * item_size, l->count * item_size);
-}
-
-void list_free(list *l) {
-    free(l->items);
-    *l = (list){0};
 }
 
 /* --- small things --- */
@@ -199,6 +174,13 @@ static kv_status replay_commit(kv_replica *r, const kv_record *record) {
     return r->failed;
 }
 
+static kv_status replay_snapshot(shard *s, const kv_record *record) {
+    if (record->ballot > s->promised) s->promised = record->ballot;
+    if (record->kind == KV_KIND_SNAPSHOT_END) return installing_end(s, record->value, record->value_size);
+    s->installing.active = true;
+    return KV_OK;
+}
+
 static kv_status replica_resolve(void *context, kv_store *store, const kv_record *record, kv_position position,
                                  uint32_t used, kv_fault *fault) {
     kv_replica *r = context;
@@ -206,6 +188,10 @@ static kv_status replica_resolve(void *context, kv_store *store, const kv_record
     r->store = store;
     if (record->options & KV_HAS_PREV_BALLOT) {
         if (record->shard < r->shard_count) status = replay_version(&r->shards[record->shard], record, position, used);
+    } else if (record->kind < KV_KIND_ENVELOPE && (record->flags & KV_FLAG_MOVED)) {
+        return state_show(r, record, position, used, fault);
+    } else if (record->kind == KV_KIND_SNAPSHOT_BEGIN || record->kind == KV_KIND_SNAPSHOT_END) {
+        if (record->shard < r->shard_count) status = replay_snapshot(&r->shards[record->shard], record);
     } else if (record->kind == KV_KIND_PROMISE) {
         status = replay_promise(r, record);
     } else if (record->kind == KV_KIND_COMMIT) {
@@ -223,12 +209,17 @@ static kv_status replica_resolve(void *context, kv_store *store, const kv_record
 static void options_default(kv_replica_options *o) {
     if (o->shard_count == 0) o->shard_count = SHARDS_DEFAULT;
     if (o->session_max == 0) o->session_max = SESSIONS_DEFAULT;
+    if (o->keep_max == 0) o->keep_max = 1 << 16;
     if (o->batch_max == 0) o->batch_max = BATCH_DEFAULT;
     if (o->window_size_max == 0) o->window_size_max = WINDOW_DEFAULT;
     if (o->retransmit_ticks == 0) o->retransmit_ticks = 6;
     if (o->takeover_ticks == 0) o->takeover_ticks = 8;
     if (o->read_ticks == 0) o->read_ticks = 10;
     if (o->heartbeat_ticks == 0) o->heartbeat_ticks = 4;
+    if (o->silence_ticks == 0) o->silence_ticks = 16;
+    if (o->hold_ticks == 0) o->hold_ticks = 12;
+    if (o->healthy_ticks == 0) o->healthy_ticks = 40;
+    if (o->pending_max == 0) o->pending_max = 1 << 16;
     o->store.sync = KV_SYNC_NONE; /* Whoever drives the replica syncs. */
     o->store.background = 0;
     if (o->store.inline_size_max == 0) o->store.inline_size_max = KV_INLINE_SIZE_MAX;
@@ -323,15 +314,17 @@ static void shard_free(shard *s) {
     sessions_free(&s->sessions);
     sessions_free(&s->own.overlay);
     list_free(&s->own.waiting);
-    for (size_t i = 0; i < s->taking.queue.count; i++) ask_free(&((queued_ask *)s->taking.queue.items)[i]);
+    for (size_t i = 0; i < s->taking.queue.count; i++) ask_free(&LIST(queued_ask, &s->taking.queue)[i]);
     list_free(&s->taking.queue);
     free(s->taking.best.records);
+    free(s->installing.pieces);
+    free(s->installing.lanes);
 }
 
 void kv_replica_free(kv_replica *r) {
     if (r == NULL) return;
-    for (size_t i = 0; i < r->after.count; i++) free(((after *)r->after.items)[i].asks);
-    for (size_t i = 0; i < r->reads.count; i++) ask_free(&((read *)r->reads.items)[i].asked);
+    for (size_t i = 0; i < r->after.count; i++) free(LIST(after, &r->after)[i].asks);
+    for (size_t i = 0; i < r->reads.count; i++) ask_free(&LIST(read, &r->reads)[i].asked);
     for (uint32_t i = 0; i < KV_MEMBERS_MAX; i++) {
         wire_free(&r->peers[i].out);
         list_free(&r->peers[i].sent);
@@ -360,6 +353,7 @@ kv_status kv_replica_receive(kv_replica *r, uint16_t node, const uint8_t *bytes,
     int index = member_of(r, node);
     if (index < 0 || (uint32_t)index == r->self) return KV_EUSAGE;
     peer *p = &r->peers[index];
+    policy_heard(r, p);
     while (!stopped(r) && wire_next(&from, &type, &body)) {
         if (!r->ready) continue;
         switch (type) {
@@ -371,6 +365,8 @@ kv_status kv_replica_receive(kv_replica *r, uint16_t node, const uint8_t *bytes,
         case WIRE_CHECKED: checked_receive(r, p, &body); break;
         case WIRE_ASK_POSITION: ask_position_receive(r, p, &body); break;
         case WIRE_POSITION: position_receive(r, p, &body); break;
+        case WIRE_OFFER: offer_receive(r, p, &body); break;
+        case WIRE_PING:
         case WIRE_TYPE_END: break;
         }
         if (body.bad) return KV_EUSAGE;
@@ -393,6 +389,14 @@ static void log_commits(kv_replica *r) {
     if (size != 0) log_state(r, KV_KIND_COMMIT, 0, value, size);
 }
 
+/* What is applied is kept for peers for a while; a quarter more, so that it is let go of in pieces. */
+static void let_go(const kv_replica *r, shard *s) {
+    uint64_t keep = r->options.keep_max, pin = snapshot_pin(r, s);
+    if (s->applied - s->log.base <= keep + keep / 4 || s->installing.active) return;
+    uint64_t base = s->applied - keep;
+    log_let_go(&s->log, base < pin ? base : pin);
+}
+
 void kv_replica_tick(kv_replica *r) {
     r->now++;
     if (!r->ready || stopped(r)) return;
@@ -406,6 +410,8 @@ void kv_replica_tick(kv_replica *r) {
         if (s->taking.ballot != 0 && r->now - s->taking.since > r->options.takeover_ticks) taking_clear(r, s, true);
     }
     reads_expire(r);
+    for (uint32_t i = 0; i < r->shard_count; i++) let_go(r, &r->shards[i]);
+    if (r->options.policy) policy_tick(r);
     if (r->now % r->options.heartbeat_ticks != 0) return;
     log_commits(r);
     flow_pack(r, true);
@@ -420,13 +426,13 @@ static void after_run(kv_replica *r, const after *a) {
 static void after_due(kv_replica *r) {
     size_t done = 0;
     while (!stopped(r) && done < r->after.count) {
-        after one = ((after *)r->after.items)[done];
+        after one = LIST(after, &r->after)[done];
         if (one.end > r->durable) break;
         done++;
         after_run(r, &one);
         free(one.asks);
     }
-    list_drop_front(&r->after, sizeof(after), done);
+    list_drop_front(&r->after, done);
 }
 
 void kv_replica_durable(kv_replica *r, uint64_t upto) {
@@ -474,7 +480,8 @@ void kv_replica_request(kv_replica *r, const kv_ask *ask) {
     shard *s = &r->shards[(uint32_t)slot * r->shard_count / KV_SLOT_COUNT];
     bool owned = s->own.ballot != 0;
     uint16_t owner = ballot_node(s->promised);
-    if (!r->ready || stopped(r)) reply_simple(r, ask->token, KV_ANSWER_RETRY);
+    bool full = s->own.waiting.count + s->taking.queue.count + r->reads.count >= r->options.pending_max;
+    if (!r->ready || stopped(r) || full) reply_simple(r, ask->token, KV_ANSWER_RETRY);
     else if (is_read(ask) && ask->stale) read_stale(r, s, ask);
     else if (is_read(ask) && owned) read_owned(r, s, ask);
     else if (is_read(ask) && ask->follower && owner != 0 && owner != r->options.node) read_followed(r, s, ask);
@@ -504,12 +511,13 @@ void kv_replica_flush(kv_replica *r) {
     after_due(r); /* What was durable already when it was asked for. */
     reads_answer(r);
     if (!r->ready) return;
+    if (r->reads.count != 0 && !reads_wait(r)) reads_check(r); /* Else at the next tick, or when that has its answer. */
     flow_pack(r, false);
     acks_pack(r);
 }
 
 void kv_replica_answers(kv_replica *r, const kv_reply **replies, size_t *count, const uint8_t **bytes) {
-    *replies = r->replies.items;
+    *replies = LIST(kv_reply, &r->replies);
     *count = r->replies.count;
     *bytes = r->reply_bytes.bytes;
 }
@@ -522,7 +530,7 @@ const uint8_t *kv_replica_outbox(kv_replica *r, uint16_t to, size_t *size) {
 }
 
 void kv_replica_clear(kv_replica *r) {
-    r->replies.count = 0;
+    list_clear(&r->replies);
     r->reply_bytes.size = 0;
     for (uint32_t i = 0; i < r->member_count; i++) {
         if (r->peers[i].out.failed) replica_fail(r, KV_ENOMEM);
@@ -574,6 +582,7 @@ void kv_replica_shard(const kv_replica *r, uint32_t number, kv_shard_state *out)
                             .base = s->log.base,
                             .owned = s->own.ballot != 0,
                             .taking = s->taking.ballot != 0,
+                            .whole = !s->installing.active && s->applied >= s->whole_from,
                             .owner = ballot_node(s->promised)};
 }
 

@@ -1,7 +1,7 @@
 /* replica_flow.c -- the flow from the owners of shards to their peers, and the acknowledgements back.
  *
  * A message is one for all shards that have something to say: FLOW carries connection, sequence number and, per shard,
- * an APPEND: (ballot, previous version and its ballot, commit, records). The receiver takes it in at once, and says so
+ * an APPEND: (ballot, previous version and its ballot, commit, records), or a piece of a snapshot (replica_snapshot.c). The receiver takes it in at once, and says so
  * once its log is durable: one cursor for the connection, and beside it the APPENDs that it refused. What is not
  * acknowledged for a while makes the sender begin a new connection, from what is known to be held; nothing that is said
  * of the old one counts then. */
@@ -29,8 +29,11 @@ static void connect(kv_replica *r, peer *p) {
     p->connection = (connection){.incarnation = r->incarnation, .number = replica_nonce(r)};
     p->seq = p->acked = 0;
     p->sent_size = 0;
-    p->sent.count = 0;
+    list_clear(&p->sent);
 }
+
+/* What it needs next is no longer held. */
+static bool is_behind(const shard *s, uint32_t index) { return s->own.next[index] <= s->log.base; }
 
 /* How many records of a shard go into this message: at least one, if there is one. */
 static uint64_t records_fit(const kv_replica *r, const shard *s, uint64_t start, size_t used) {
@@ -42,20 +45,29 @@ static uint64_t records_fit(const kv_replica *r, const shard *s, uint64_t start,
     return count;
 }
 
-static void item_put(kv_replica *r, peer *p, uint32_t index, shard *s, uint64_t count) {
+static uint64_t append_put(kv_replica *r, wire_out *out, uint32_t index, shard *s, uint64_t count) {
     ownership *own = &s->own;
     uint64_t start = own->next[index], prev_ballot = 0;
-    wire_out *out = &p->out;
-    size_t before = out->size;
     KV_ASSERT(log_ballot_at(&s->log, start - 1, &prev_ballot));
-    wire_put_varint(out, s->number);
-    wire_put64(out, own->ballot);
     wire_put_varint(out, start - 1);
     wire_put64(out, prev_ballot);
     wire_put_varint(out, s->commit);
     wire_put_varint(out, count);
     for (uint64_t i = 0; i < count; i++) wire_put_version(r, out, log_at(&s->log, start + i), own->ballot);
     own->next[index] = start + count;
+    return start - 1 + count;
+}
+
+/* `count` records, or a piece of a snapshot. */
+static void item_put(kv_replica *r, peer *p, uint32_t index, shard *s, uint64_t count) {
+    ownership *own = &s->own;
+    wire_out *out = &p->out;
+    size_t before = out->size;
+    bool behind = is_behind(s, index);
+    wire_put_varint(out, s->number);
+    wire_put64(out, own->ballot);
+    wire_put8(out, behind);
+    uint64_t version = behind ? piece_put(r, out, s, index) : append_put(r, out, index, s, count);
 
     sent_item *sent = list_add(&p->sent, sizeof *sent);
     if (sent == NULL) {
@@ -63,19 +75,32 @@ static void item_put(kv_replica *r, peer *p, uint32_t index, shard *s, uint64_t 
         return;
     }
     uint32_t size = (uint32_t)(out->size - before);
-    *sent = (sent_item){.seq = p->seq, .ballot = own->ballot, .version = start - 1 + count, .size = size, .shard = s->number};
+    *sent = (sent_item){.seq = p->seq, .ballot = own->ballot, .version = version, .size = size, .shard = s->number};
     p->sent_size += size;
+}
+
+/* The next shard from `number` on, of all or of those that are stirred; shard_count: there is none. */
+static uint32_t shard_next(const kv_replica *r, uint32_t number, bool all) {
+    if (all) return number;
+    while (number < r->shard_count) {
+        uint64_t bits = r->stirred[number / 64] >> number % 64;
+        if (bits != 0) return number + (uint32_t)__builtin_ctzll(bits);
+        number = (number / 64 + 1) * 64;
+    }
+    return r->shard_count;
 }
 
 static void peer_pack(kv_replica *r, peer *p, uint32_t index, bool heartbeat) {
     bool begun = false;
-    for (uint32_t i = 0; i < r->shard_count; i++) {
+    for (uint32_t i = 0; (i = shard_next(r, i, heartbeat)) < r->shard_count; i++) {
         shard *s = &r->shards[i];
         if (s->own.ballot == 0) continue;
         bool room = p->sent_size < r->options.window_size_max;
         size_t used = begun ? p->out.size - p->out.frame : 0;
-        uint64_t count = room && used < MESSAGE_SIZE_MAX ? records_fit(r, s, s->own.next[index], used) : 0;
-        if (count == 0 && !heartbeat) continue;
+        bool behind = is_behind(s, index);
+        if (behind && (!room || used >= MESSAGE_SIZE_MAX)) continue;
+        uint64_t count = room && used < MESSAGE_SIZE_MAX && !behind ? records_fit(r, s, s->own.next[index], used) : 0;
+        if (count == 0 && !heartbeat && !behind) continue;
         if (!begun) {
             if (p->connection.incarnation == 0) connect(r, p);
             if (p->sent.count == 0) p->progress = r->now;
@@ -90,9 +115,19 @@ static void peer_pack(kv_replica *r, peer *p, uint32_t index, bool heartbeat) {
     if (begun) wire_end(&p->out);
 }
 
+/* Every peer was sent all there is. */
+static bool is_settled(const kv_replica *r, const shard *s) {
+    if (s->own.ballot == 0) return true;
+    for (uint32_t i = 0; i < r->member_count; i++)
+        if (i != r->self && s->own.next[i] <= log_last(&s->log)) return false;
+    return true;
+}
+
 void flow_pack(kv_replica *r, bool heartbeat) {
     for (uint32_t i = 0; i < r->member_count; i++)
         if (i != r->self) peer_pack(r, &r->peers[i], i, heartbeat);
+    for (uint32_t i = 0; (i = shard_next(r, i, false)) < r->shard_count; i++)
+        if (is_settled(r, &r->shards[i])) r->stirred[i / 64] &= ~((uint64_t)1 << i % 64);
 }
 
 /* Nothing of the old connection counts; what is known to be held is the start of the new one. */
@@ -100,11 +135,14 @@ void peer_reconnect(kv_replica *r, peer *p) {
     uint32_t index = (uint32_t)(p - r->peers);
     r->counts.reconnects++;
     p->connection = (connection){0};
-    p->sent.count = 0;
+    list_clear(&p->sent);
     p->sent_size = 0;
     for (uint32_t i = 0; i < r->shard_count; i++) {
         ownership *own = &r->shards[i].own;
-        if (own->ballot != 0 && own->match[index] != 0) own->next[index] = own->match[index] + 1;
+        if (own->ballot == 0) continue;
+        if (own->match[index] != 0) own->next[index] = own->match[index] + 1;
+        sending_clear(&own->sending[index]);
+        stir(r, &r->shards[i]);
     }
 }
 
@@ -117,7 +155,7 @@ static connection take_connection(wire_in *in) {
 /* --- acknowledgements, at the owner --- */
 
 static const refusal *refusal_of(const list *refusals, uint64_t seq, uint16_t number) {
-    const refusal *all = refusals->items;
+    const refusal *all = LIST(refusal, refusals);
     for (size_t i = 0; i < refusals->count; i++)
         if (all[i].seq == seq && all[i].shard == number) return &all[i];
     return NULL;
@@ -135,8 +173,14 @@ static void refused(kv_replica *r, peer *p, const refusal *no) {
         shard_step_down(r, s);
         return;
     }
+    if (no->no_state) {
+        if (!s->own.sending[index].active) s->own.next[index] = 0;
+        stir(r, s);
+        return;
+    }
     uint64_t back = no->last < no->prev_version ? no->last : no->commit, match = s->own.match[index];
     s->own.next[index] = (back > match ? back : match) + 1;
+    stir(r, s);
 }
 
 static bool take_refusals(kv_replica *r, wire_in *in, list *out) {
@@ -152,6 +196,7 @@ static bool take_refusals(kv_replica *r, wire_in *in, list *out) {
         no->prev_version = wire_take_varint(in);
         no->last = wire_take_varint(in);
         no->commit = wire_take_varint(in);
+        no->no_state = wire_take8(in) != 0;
         if (number >= r->shard_count) in->bad = true;
     }
     return true;
@@ -159,15 +204,18 @@ static bool take_refusals(kv_replica *r, wire_in *in, list *out) {
 
 static void acked(kv_replica *r, peer *p, uint64_t cursor, const list *refusals) {
     uint32_t index = (uint32_t)(p - r->peers);
-    const sent_item *sent = p->sent.items;
+    const sent_item *sent = LIST(sent_item, &p->sent);
     size_t done = 0;
     for (; done < p->sent.count && sent[done].seq <= cursor; done++) {
-        ownership *own = &r->shards[sent[done].shard].own;
+        shard *s = &r->shards[sent[done].shard];
+        ownership *own = &s->own;
         p->sent_size -= sent[done].size;
         if (own->ballot != sent[done].ballot || refusal_of(refusals, sent[done].seq, sent[done].shard) != NULL) continue;
-        if (sent[done].version > own->match[index]) own->match[index] = sent[done].version;
+        if (sent[done].version <= own->match[index]) continue;
+        own->match[index] = sent[done].version;
+        shard_advance(r, s);
     }
-    list_drop_front(&p->sent, sizeof(sent_item), done);
+    list_drop_front(&p->sent, done);
 }
 
 void ack_receive(kv_replica *r, peer *p, wire_in *in) {
@@ -178,6 +226,7 @@ void ack_receive(kv_replica *r, peer *p, wire_in *in) {
     if (!take_refusals(r, in, &refusals)) replica_fail(r, KV_ENOMEM);
     bool counts = connection_order(of, p->connection) == 0 || mutated(r, KV_MUTATE_OLD_ACKS);
     if (!in->bad && counts) {
+        bool voted = !p->learner;
         p->learner = !voter;
         if (cursor > p->seq) cursor = p->seq;
         if (cursor > p->acked) {
@@ -185,10 +234,10 @@ void ack_receive(kv_replica *r, peer *p, wire_in *in) {
             p->progress = r->now;
             acked(r, p, cursor, &refusals);
         }
-        const refusal *all = refusals.items;
+        const refusal *all = LIST(refusal, &refusals);
         for (size_t i = 0; i < refusals.count; i++)
             if (all[i].seq > before && all[i].seq <= p->acked) refused(r, p, &all[i]);
-        for (uint32_t i = 0; i < r->shard_count; i++)
+        for (uint32_t i = 0; voted != voter && i < r->shard_count; i++)
             if (r->shards[i].own.ballot != 0) shard_advance(r, &r->shards[i]);
     }
     list_free(&refusals);
@@ -199,7 +248,7 @@ void ack_receive(kv_replica *r, peer *p, wire_in *in) {
 /* The records of one version. NULL: the bytes are bad, or there is no memory. */
 static kv_record *version_parse(kv_replica *r, wire_in *in, uint64_t count) {
     if (count == 0 || count > BATCH_RECORDS_MAX) in->bad = true;
-    r->records.count = 0;
+    list_clear(&r->records);
     for (uint64_t i = 0; i < count && !in->bad; i++) {
         kv_record *record = list_add(&r->records, sizeof *record);
         if (record == NULL) {
@@ -208,7 +257,7 @@ static kv_record *version_parse(kv_replica *r, wire_in *in, uint64_t count) {
         }
         wire_take_record(in, record);
     }
-    return in->bad ? NULL : r->records.items;
+    return in->bad ? NULL : LIST(kv_record, &r->records);
 }
 
 static bool is_here(kv_replica *r, const shard *s, uint64_t version, uint64_t ballot) {
@@ -284,7 +333,7 @@ static bool append_take(kv_replica *r, shard *s, const append *a, wire_in *in) {
         shard_step_down(r, s);
         s->promised = a->ballot;
     }
-    if (!follows(r, s, a)) return false;
+    if (s->installing.active || !follows(r, s, a)) return false;
     uint64_t prev_ballot = a->prev_ballot;
     for (uint64_t i = 0; i < a->count; i++)
         if (!version_take(r, s, in, a->prev_version + 1 + i, a->ballot, &prev_ballot)) return true;
@@ -307,23 +356,28 @@ static void refuse(kv_replica *r, peer *p, const shard *s, const append *a, uint
         return;
     }
     *no = (refusal){.seq = seq, .ballot = a->ballot, .promised = s->promised, .prev_version = a->prev_version,
-                    .last = log_last(&s->log), .commit = s->commit, .shard = s->number};
+                    .last = log_last(&s->log), .commit = s->commit, .shard = s->number, .no_state = s->installing.active};
 }
 
 static void items_take(kv_replica *r, peer *p, wire_in *in, uint64_t seq, bool late) {
     while (in->at != in->end && !in->bad && r->failed == KV_OK) {
         uint64_t number = wire_take_varint(in);
         append a = {.ballot = wire_take64(in)};
-        a.prev_version = wire_take_varint(in);
-        a.prev_ballot = wire_take64(in);
-        a.commit = wire_take_varint(in);
-        a.count = wire_take_varint(in);
+        bool piece = wire_take8(in) != 0;
         if (in->bad || number >= r->shard_count) {
             in->bad = true;
             return;
         }
         shard *s = &r->shards[number];
-        if (append_take(r, s, &a, in)) continue;
+        if (piece) {
+            if (!piece_take(r, s, a.ballot, in) && !late) refuse(r, p, s, &a, seq);
+            continue;
+        }
+        a.prev_version = wire_take_varint(in);
+        a.prev_ballot = wire_take64(in);
+        a.commit = wire_take_varint(in);
+        a.count = wire_take_varint(in);
+        if (in->bad || append_take(r, s, &a, in)) continue;
         versions_skip(r, in, a.count);
         if (!late) refuse(r, p, s, &a, seq);
     }
@@ -348,7 +402,7 @@ void flow_receive(kv_replica *r, peer *p, wire_in *in) {
         p->inbound = of;
         p->cursor = p->beyond = 0;
         p->ack_wanted = false;
-        p->refusals.count = 0;
+        list_clear(&p->refusals);
     }
     bool late = order < 0; /* Of a connection that was given up: harmless, and never acknowledged. */
     items_take(r, p, in, seq, late);
@@ -371,7 +425,7 @@ static void ack_put(kv_replica *r, peer *p, uint64_t cursor) {
     wire_put_varint(out, cursor);
     wire_put8(out, r->votes);
     wire_put_varint(out, p->refusals.count);
-    const refusal *all = p->refusals.items;
+    const refusal *all = LIST(refusal, &p->refusals);
     for (size_t i = 0; i < p->refusals.count; i++) {
         wire_put_varint(out, all[i].seq);
         wire_put_varint(out, all[i].shard);
@@ -380,6 +434,7 @@ static void ack_put(kv_replica *r, peer *p, uint64_t cursor) {
         wire_put_varint(out, all[i].prev_version);
         wire_put_varint(out, all[i].last);
         wire_put_varint(out, all[i].commit);
+        wire_put8(out, all[i].no_state);
     }
     wire_end(out);
 }

@@ -5,13 +5,17 @@
  *   replica_flow.c    the flow from owners to peers: packing, acknowledging, accepting
  *   replica_take.c    a takeover, from both sides
  *   replica_read.c    reads, and the checks that they rest on
+ *   replica_snapshot.c  a shard as a whole, for a peer that is far behind
+ *   replica_policy.c  who should own what, and when to do something about it
  *
- * beside version_log (which record is where), sessions (who was told what), wire (bytes) and late (the store's part). */
+ * beside version_log (which record is where), sessions (who was told what), wire (bytes), list (an array with two ends) and
+ * late (the store's part). */
 #ifndef KV_REPLICA_INTERNAL_H
 #define KV_REPLICA_INTERNAL_H
 
 #include "kv/replica.h"
 #include "late.h"
+#include "list.h"
 #include "sessions.h"
 #include "version_log.h"
 #include "wire.h"
@@ -21,26 +25,40 @@ static inline uint64_t ballot_make(uint64_t round, uint16_t node) { return round
 static inline uint64_t ballot_round(uint64_t ballot) { return ballot >> NODE_BITS; }
 static inline uint16_t ballot_node(uint64_t ballot) { return (uint16_t)ballot; }
 
-/* An array that grows. `items` is of whatever type the owner says. */
-typedef struct list {
-    void *items;
-    size_t count, capacity;
-} list;
-void *list_add(list *l, size_t item_size); /* zeroed; NULL: no memory, and the replica has to end */
-void list_drop_front(list *l, size_t item_size, size_t count);
-void list_free(list *l);
-
 /* A client that waits for a version to be applied. */
 typedef struct waiting {
     uint64_t version;
     kv_reply reply;
 } waiting;
 
+/* A snapshot of a shard on its way to a peer. */
+typedef struct sending {
+    bool active, walked;
+    uint64_t from, from_ballot;
+    uint64_t hash;  /* where the walk over the index is */
+    uint64_t piece; /* how many were sent */
+} sending;
+
+/* One that is coming in. */
+typedef struct installing {
+    bool active;
+    uint64_t from, ballot;
+    uint8_t *pieces;      /* bits: which have come */
+    size_t pieces_size;
+    uint64_t piece_count;
+    uint64_t count;       /* of all; 0: not known yet */
+    uint64_t until;
+    uint8_t *lanes;       /* sessions, as on the wire */
+    size_t lanes_size;
+} installing;
+
 typedef struct ownership {
     uint64_t ballot; /* 0: not owned */
     uint64_t barrier;
+    uint64_t since;  /* the tick it began */
     uint64_t match[KV_MEMBERS_MAX]; /* by member: it holds everything up to here, durably, under this ballot */
-    uint64_t next[KV_MEMBERS_MAX];  /* by member: the next version to send */
+    uint64_t next[KV_MEMBERS_MAX];  /* by member: the next version to send; at or below the base, 0 included: a snapshot */
+    sending sending[KV_MEMBERS_MAX];
     list waiting;                   /* of waiting, by version */
     sessions overlay;               /* as of the last record, committed or not */
 } ownership;
@@ -51,6 +69,7 @@ typedef struct shown_tail {
     uint64_t prev_version;
     uint8_t *records; /* as on the wire; NULL: it is not higher than ours */
     size_t records_size;
+    bool lost;        /* it is higher, and what we lack of it is no longer held there */
 } shown_tail;
 
 typedef struct queued_ask {
@@ -72,9 +91,13 @@ typedef struct shard {
     uint64_t promised;
     version_log log;
     uint64_t commit, applied;
+    uint64_t whole_from; /* the state came in pieces, and is of one moment once this is applied */
+    installing installing;
     uint64_t verified_ballot, verified; /* up to here the log is that of this ballot's owner */
     uint64_t commit_logged;
     uint64_t commit_heard; /* of the owner: the highest it spoke of */
+    uint64_t missed_since; /* policy: the tick from which on it had no living owner; 0: it has one */
+    uint64_t wait_until;   /* policy: nothing is done about it before this tick */
     sessions sessions; /* as applied */
     ownership own;
     taking taking;
@@ -94,6 +117,7 @@ typedef struct refusal {
     uint64_t ballot, promised;
     uint64_t prev_version, last, commit;
     uint16_t shard;
+    bool no_state; /* only a snapshot helps */
 } refusal;
 
 /* A connection in either direction is named by its sender: incarnation and a counter. */
@@ -116,6 +140,8 @@ typedef struct peer {
     uint64_t sent_size;
     list sent;           /* of sent_item, by seq */
     bool learner;        /* it says that it does not vote */
+    uint64_t heard;      /* policy: the tick of its last message; 0: none yet */
+    uint64_t healthy_since; /* policy: there has been no long silence since this tick */
     /* to us */
     connection inbound;
     uint64_t cursor;     /* everything up to it is processed */
@@ -179,6 +205,7 @@ struct kv_replica {
     uint64_t durable;     /* kv_position_order() */
     bool ready;           /* the incarnation is durable: we may speak */
     bool votes;
+    uint64_t stirred[KV_SHARDS_MAX / 64]; /* bits: shards that may have something for a peer */
     kv_status failed;     /* the log could not be written, or there is no memory: it does nothing any more */
     list after;           /* of after */
     list own_ends;        /* of own_end: proposals that are not durable here */
@@ -192,6 +219,8 @@ struct kv_replica {
 static inline bool mutated(const kv_replica *r, enum kv_mutation mutation) {
     return KV_UNLIKELY((r->options.mutations >> mutation & 1) != 0);
 }
+
+static inline void stir(kv_replica *r, const shard *s) { r->stirred[s->number / 64] |= (uint64_t)1 << s->number % 64; }
 
 /* replica.c */
 void replica_fail(kv_replica *r, kv_status status);
@@ -242,12 +271,28 @@ void read_owned(kv_replica *r, shard *s, const kv_ask *ask);
 void read_followed(kv_replica *r, shard *s, const kv_ask *ask);
 void read_stale(kv_replica *r, shard *s, const kv_ask *ask);
 void reply_confirmed(kv_replica *r, shard *s, uint64_t position, const kv_reply *reply);
-void reads_check(kv_replica *r);   /* a tick: one check for all that came since the last */
+void reads_check(kv_replica *r);   /* one check for all that came since the last */
+bool reads_wait(const kv_replica *r); /* for a check that is under way */
 void reads_expire(kv_replica *r);
 void reads_answer(kv_replica *r);
 void check_receive(kv_replica *r, peer *from, wire_in *in);
 void checked_receive(kv_replica *r, peer *from, wire_in *in);
 void ask_position_receive(kv_replica *r, peer *from, wire_in *in);
 void position_receive(kv_replica *r, peer *from, wire_in *in);
+
+/* replica_snapshot.c */
+void sending_clear(sending *one);
+uint64_t piece_put(kv_replica *r, wire_out *out, shard *s, uint32_t index);
+bool piece_take(kv_replica *r, shard *s, uint64_t ballot, wire_in *in);
+uint64_t snapshot_pin(const kv_replica *r, const shard *s);
+kv_status state_show(kv_replica *r, const kv_record *record, kv_position position, uint32_t used, kv_fault *fault);
+kv_status installing_end(shard *s, const uint8_t *bytes, size_t size);
+
+/* replica_policy.c */
+void policy_heard(kv_replica *r, peer *p);
+void policy_refused(kv_replica *r, shard *s);
+void policy_tick(kv_replica *r);
+void offer_send(kv_replica *r, const shard *s, uint32_t to);
+void offer_receive(kv_replica *r, peer *p, wire_in *in);
 
 #endif

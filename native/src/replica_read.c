@@ -12,7 +12,9 @@ static void answer_value(kv_replica *r, const kv_ask *a, const shard *s) {
     kv_caller *c = r->caller;
     kv_reply reply = {.token = a->token, .shard_version = s->applied, .value_size = -1};
     if (s->commit_heard > s->applied) reply.lag = s->commit_heard - s->applied;
+    if (mutated(r, KV_MUTATE_EXPIRE_LOCALLY)) r->late.judge_ms = r->store->io->now_ms(r->store->io);
     kv_result size = a->table != NULL ? kv_row_get(c, a->table, a->table_size, a->key, a->key_size) : kv_get(c, a->key, a->key_size);
+    r->late.judge_ms = 0;
     const kv_answer *answer = kv_caller_answer(c);
     if (size >= 0) {
         reply.version = answer->version;
@@ -75,17 +77,23 @@ static void read_end(kv_replica *r, read *one, bool good) {
 
 enum read_state { READ_WAITS, READ_GOOD, READ_BAD };
 
+/* What came in pieces is of one moment only from some version on. */
+static bool is_whole(const kv_replica *r, const shard *s) {
+    if (mutated(r, KV_MUTATE_SNAPSHOT_READ_EARLY)) return true;
+    return !s->installing.active && s->applied >= s->whole_from;
+}
+
 static enum read_state read_look(const kv_replica *r, const read *one) {
     const shard *s = &r->shards[one->shard];
-    if (one->refused) return READ_BAD;
-    if (one->follower) return one->told && s->applied >= one->position ? READ_GOOD : READ_WAITS;
-    if (s->own.ballot != one->ballot) return READ_BAD;
     bool confirmed = one->confirmed || (uint32_t)__builtin_popcount(one->votes) >= r->majority;
-    return confirmed && s->applied >= one->position ? READ_GOOD : READ_WAITS;
+    if (one->follower) confirmed = one->told;
+    else if (s->own.ballot != one->ballot) return READ_BAD;
+    if (one->refused) return READ_BAD;
+    return confirmed && s->applied >= one->position && is_whole(r, s) ? READ_GOOD : READ_WAITS;
 }
 
 void reads_answer(kv_replica *r) {
-    read *all = r->reads.items;
+    read *all = LIST(read, &r->reads);
     size_t left = 0, count = r->reads.count;
     for (size_t i = 0; i < count; i++) {
         enum read_state state = read_look(r, &all[i]);
@@ -96,7 +104,7 @@ void reads_answer(kv_replica *r) {
 }
 
 void reads_expire(kv_replica *r) {
-    read *all = r->reads.items;
+    read *all = LIST(read, &r->reads);
     size_t left = 0, count = r->reads.count;
     for (size_t i = 0; i < count; i++) {
         if (r->now - all[i].since > r->options.read_ticks) read_end(r, &all[i], false);
@@ -121,7 +129,7 @@ static read *read_add(kv_replica *r, const shard *s, enum read_kind kind) {
 
 /* The rule left out: a read counts what a check that was sent before it came brings. */
 static void join_check(kv_replica *r, read *one) {
-    const read *all = r->reads.items;
+    const read *all = LIST(read, &r->reads);
     for (size_t i = 0; i + 1 < r->reads.count; i++) {
         if (all[i].nonce == 0 || all[i].shard != one->shard || all[i].ballot != one->ballot || all[i].follower) continue;
         one->nonce = all[i].nonce;
@@ -158,12 +166,23 @@ void reply_confirmed(kv_replica *r, shard *s, uint64_t position, const kv_reply 
     if (one != NULL) one->reply = *reply;
 }
 
-void read_stale(kv_replica *r, shard *s, const kv_ask *a) { answer_ask(r, a, s); }
+/* Of some moment, but of one. */
+void read_stale(kv_replica *r, shard *s, const kv_ask *a) {
+    if (!is_whole(r, s)) reply_simple(r, a->token, KV_ANSWER_UNAVAILABLE);
+    else answer_ask(r, a, s);
+}
 
 /* --- the check --- */
 
+bool reads_wait(const kv_replica *r) {
+    const read *all = LIST(read, &r->reads);
+    for (size_t i = 0; i < r->reads.count; i++)
+        if (all[i].nonce != 0 && !all[i].follower && (uint32_t)__builtin_popcount(all[i].votes) < r->majority) return true;
+    return false;
+}
+
 void reads_check(kv_replica *r) {
-    read *all = r->reads.items;
+    read *all = LIST(read, &r->reads);
     uint64_t ballots[KV_SHARDS_MAX] = {0}, nonce = 0;
     size_t count = 0;
     for (size_t i = 0; i < r->reads.count; i++) {
@@ -211,7 +230,7 @@ void check_receive(kv_replica *r, peer *p, wire_in *in) {
 void checked_receive(kv_replica *r, peer *p, wire_in *in) {
     uint64_t nonce = wire_take_varint(in), count = wire_take_varint(in);
     uint32_t bit = 1u << (uint32_t)(p - r->peers);
-    read *all = r->reads.items;
+    read *all = LIST(read, &r->reads);
     for (uint64_t i = 0; i < count && !in->bad; i++) {
         uint64_t number = wire_take_varint(in), promised = wire_take64(in);
         if (in->bad) return;
@@ -266,7 +285,7 @@ void position_receive(kv_replica *r, peer *p, wire_in *in) {
     uint64_t question = wire_take_varint(in);
     bool good = wire_take8(in) != 0;
     uint64_t position = wire_take_varint(in);
-    read *all = r->reads.items;
+    read *all = LIST(read, &r->reads);
     (void)p;
     if (in->bad) return;
     for (size_t i = 0; i < r->reads.count; i++) {

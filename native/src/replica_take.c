@@ -9,6 +9,9 @@
 
 #include "replica_internal.h"
 
+/* What a PROMISE says of the tail behind the taker's commit. */
+enum { TAIL_NOT_HIGHER = 0, TAIL_SHOWN = 1, TAIL_LOST = 2 };
+
 /* One shard of a PREPARE. */
 typedef struct prepare_ask {
     uint64_t commit, last_ballot, last;
@@ -27,12 +30,12 @@ static void taking_free(taking *t) {
 void taking_clear(kv_replica *r, shard *s, bool answer) {
     if (s->taking.ballot == 0) return;
     taking_free(&s->taking);
-    queued_ask *queue = s->taking.queue.items;
+    queued_ask *queue = LIST(queued_ask, &s->taking.queue);
     for (size_t i = 0; i < s->taking.queue.count; i++) {
         if (answer) reply_simple(r, queue[i].ask.token, KV_ANSWER_RETRY);
         ask_free(&queue[i]);
     }
-    s->taking.queue.count = 0;
+    list_clear(&s->taking.queue);
 }
 
 /* --- the taker's first step --- */
@@ -50,7 +53,7 @@ void take_over(kv_replica *r, const uint16_t *asked, size_t asked_count) {
     for (size_t i = 0; i < asked_count && count < KV_SHARDS_MAX; i++) {
         if (asked[i] >= r->shard_count) continue;
         shard *s = &r->shards[asked[i]];
-        if (s->own.ballot != 0 || s->taking.ballot != 0) continue;
+        if (s->own.ballot != 0 || s->taking.ballot != 0 || s->installing.active) continue;
         if (ballot_round(s->promised) > r->round) r->round = ballot_round(s->promised);
         shards[count++] = asked[i];
         s->taking.ballot = 1; /* Named twice, it is taken once. */
@@ -104,7 +107,7 @@ static void majority_promised(kv_replica *r, shard *s) {
     shard_own(r, s, ballot);
     shard_barrier(r, s);
     shard_apply(r, s);
-    queued_ask *asked = queue.items;
+    queued_ask *asked = LIST(queued_ask, &queue);
     for (size_t i = 0; i < queue.count; i++) {
         kv_replica_request(r, &asked[i].ask);
         ask_free(&asked[i]);
@@ -117,6 +120,12 @@ static void promised_by(kv_replica *r, shard *s, uint32_t index, shown_tail *tai
     taking *t = &s->taking;
     bool better = t->best.records == NULL ? is_higher(r, tail, log_last_ballot(&s->log), log_last(&s->log))
                                           : is_higher(r, tail, t->best.last_ballot, t->best.last);
+    if (tail->lost) { /* We are too far behind to be the owner. That one is not, and will send us a snapshot. */
+        shard_step_down(r, s);
+        policy_refused(r, s);
+        offer_send(r, s, index);
+        return;
+    }
     t->answered |= 1u << index;
     if (tail->commit > t->commit) t->commit = tail->commit;
     if (better && tail->records != NULL) {
@@ -204,13 +213,13 @@ void prepare_receive(kv_replica *r, peer *p, wire_in *in) {
 static void tail_put(kv_replica *r, wire_out *out, shard *s, const prepare_ask *ask) {
     uint64_t mine = log_last_ballot(&s->log), last = log_last(&s->log), prev_ballot = 0;
     bool higher = mine != ask->last_ballot ? mine > ask->last_ballot : last > ask->last;
-    bool shown = (higher || mutated(r, KV_MUTATE_LONGEST_TAIL)) && last > ask->commit &&
-                 log_ballot_at(&s->log, ask->commit, &prev_ballot);
+    bool wanted = (higher || mutated(r, KV_MUTATE_LONGEST_TAIL)) && last > ask->commit;
+    bool shown = wanted && log_ballot_at(&s->log, ask->commit, &prev_ballot);
     wire_put_varint(out, s->number);
     wire_put_varint(out, s->commit);
     wire_put64(out, mine);
     wire_put_varint(out, last);
-    wire_put8(out, shown);
+    wire_put8(out, shown ? TAIL_SHOWN : wanted ? TAIL_LOST : TAIL_NOT_HIGHER);
     if (!shown) return;
     wire_put_varint(out, ask->commit);
     size_t at = out->size;
@@ -252,7 +261,9 @@ static bool tail_take(wire_in *in, shown_tail *out) {
     *out = (shown_tail){.commit = wire_take_varint(in)};
     out->last_ballot = wire_take64(in);
     out->last = wire_take_varint(in);
-    if (wire_take8(in) == 0) return true;
+    uint8_t what = wire_take8(in);
+    out->lost = what == TAIL_LOST;
+    if (what != TAIL_SHOWN) return true;
     out->prev_version = wire_take_varint(in);
     uint64_t size = wire_take64(in);
     const uint8_t *bytes = wire_take_bytes(in, size);
@@ -281,7 +292,9 @@ static bool tail_is_sound(const shown_tail *tail) {
 
 static void promise_refused(kv_replica *r, shard *s, uint64_t ballot, uint64_t promised) {
     if (ballot_round(promised) > r->round) r->round = ballot_round(promised);
-    if (s->taking.ballot == ballot && promised > ballot) shard_step_down(r, s);
+    if (s->taking.ballot != ballot || promised <= ballot) return;
+    shard_step_down(r, s);
+    policy_refused(r, s);
 }
 
 void promise_receive(kv_replica *r, peer *p, wire_in *in) {

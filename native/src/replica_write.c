@@ -60,10 +60,13 @@ void shard_own(kv_replica *r, shard *s, uint64_t ballot) {
     ownership *own = &s->own;
     own->ballot = ballot;
     own->barrier = log_last(&s->log) + 1;
+    own->since = r->now;
     for (uint32_t i = 0; i < r->member_count; i++) {
         own->match[i] = 0;
         own->next[i] = own->barrier;
+        sending_clear(&own->sending[i]);
     }
+    stir(r, s);
     if (sessions_copy(&s->sessions, &own->overlay) != KV_OK) replica_fail(r, KV_ENOMEM);
     for (uint64_t version = s->applied + 1; version < own->barrier; version++) each_record(r, s, version, step_undecided);
 }
@@ -74,8 +77,8 @@ void shard_step_down(kv_replica *r, shard *s) {
         r->counts.step_downs++;
         for (uint64_t version = s->applied + 1; version <= log_last(&s->log); version++) each_record(r, s, version, step_decided);
         for (size_t i = 0; i < own->waiting.count; i++)
-            reply_simple(r, ((waiting *)own->waiting.items)[i].reply.token, KV_ANSWER_RETRY);
-        own->waiting.count = 0;
+            reply_simple(r, LIST(waiting, &own->waiting)[i].reply.token, KV_ANSWER_RETRY);
+        list_clear(&own->waiting);
         sessions_free(&own->overlay);
         own->ballot = 0;
     }
@@ -102,6 +105,7 @@ static void proposed(kv_replica *r, shard *s, kv_position position, uint32_t siz
         replica_fail(r, KV_ENOMEM);
         return;
     }
+    stir(r, s);
     *end = (own_end){.end = log_end(r), .ballot = s->own.ballot, .version = log_last(&s->log), .shard = s->number};
     if (!mutated(r, KV_MUTATE_SELF_BEFORE_FSYNC)) return;
     s->own.match[r->self] = end->version;
@@ -360,29 +364,32 @@ void shard_advance(kv_replica *r, shard *s) {
 void owned_durable(kv_replica *r) {
     size_t done = 0;
     for (; done < r->own_ends.count; done++) {
-        own_end one = ((own_end *)r->own_ends.items)[done];
+        own_end one = LIST(own_end, &r->own_ends)[done];
         if (one.end > r->durable) break;
         shard *s = &r->shards[one.shard];
         if (s->own.ballot == one.ballot && one.version > s->own.match[r->self]) s->own.match[r->self] = one.version;
     }
     for (size_t i = 0; i < done; i++) {
-        shard *s = &r->shards[((own_end *)r->own_ends.items)[i].shard];
+        shard *s = &r->shards[LIST(own_end, &r->own_ends)[i].shard];
         if (s->own.ballot != 0) shard_advance(r, s);
     }
-    list_drop_front(&r->own_ends, sizeof(own_end), done);
+    list_drop_front(&r->own_ends, done);
 }
 
 static kv_status step_apply(kv_replica *r, shard *s, const kv_record *record, kv_position position, uint32_t used) {
     kv_fault fault;
     if (record->options & KV_HAS_REQUEST) sessions_note(&s->sessions, &record->request, record->version);
     if (!is_data(record)) return KV_OK;
-    kv_status status = store_show(r->store, record, position, used, &fault);
+    bool over = record->version > s->whole_from || mutated(r, KV_MUTATE_SNAPSHOT_SHOWS_OLDER);
+    kv_status status = over ? store_show(r->store, record, position, used, &fault)
+                            : state_show(r, record, position, used, &fault);
     if (status == KV_OK && s->own.ballot != 0) decided(r, record, position);
     return status;
 }
 
 void shard_apply(kv_replica *r, shard *s) {
     uint64_t limit = s->commit < log_last(&s->log) ? s->commit : log_last(&s->log);
+    if (s->installing.active) return;
     while (s->applied < limit && r->failed == KV_OK) {
         each_record(r, s, s->applied + 1, step_apply);
         s->applied++;
@@ -390,11 +397,11 @@ void shard_apply(kv_replica *r, shard *s) {
     }
     kv_epoch_reclaim(r->store->epoch);
     size_t done = 0;
-    const waiting *first = s->own.waiting.items;
+    const waiting *first = LIST(waiting, &s->own.waiting);
     for (; done < s->own.waiting.count && first[done].version <= s->applied; done++) {
         kv_reply reply = first[done].reply;
         reply.shard_version = s->applied;
         reply_add(r, &reply);
     }
-    list_drop_front(&s->own.waiting, sizeof(waiting), done);
+    list_drop_front(&s->own.waiting, done);
 }

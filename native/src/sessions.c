@@ -21,6 +21,12 @@ void sessions_free(sessions *s) {
     *s = (sessions){0};
 }
 
+void sessions_clear(sessions *s) {
+    memset(s->buckets, 0, s->bucket_count * sizeof *s->buckets);
+    s->count = s->oldest = s->newest = 0;
+    s->forgotten = 0;
+}
+
 kv_status sessions_copy(const sessions *from, sessions *to) {
     if (to->entries == NULL) {
         kv_status status = sessions_new(from->count_max, to);

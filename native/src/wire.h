@@ -24,6 +24,8 @@ enum wire_type {
     WIRE_CHECKED,
     WIRE_ASK_POSITION, /* a follower read: how far must I have applied? */
     WIRE_POSITION,
+    WIRE_PING,         /* I am here */
+    WIRE_OFFER,        /* take this shard over: it should be yours, or you have what I lack of it */
     WIRE_TYPE_END,
 };
 

@@ -50,6 +50,8 @@ enum kv_kind {
     KV_KIND_SESSION = 38,  /* value = evictions and last results of client lanes */
     KV_KIND_DATA = 39,     /* value = bytes that a version record names by digest */
     KV_KIND_FORGET = 40,   /* key falls back to its last fully held version */
+    KV_KIND_SNAPSHOT_BEGIN = 41, /* what is here of a shard goes; its state comes piece by piece */
+    KV_KIND_SNAPSHOT_END = 42,   /* value = from which version on the log goes on, and sessions */
 };
 
 enum kv_flag {

@@ -29,6 +29,7 @@ typedef struct kv_replica_options {
     uint32_t member_count;                /* 1, 3 or 5 */
     uint32_t shard_count;                 /* fixed when the set is made; 0: 64 */
     uint32_t session_max;                 /* lanes that a shard remembers; 0: 1024 */
+    uint32_t keep_max;                    /* applied version records that a shard keeps for peers; 0: 65,536 */
     uint32_t batch_max;                   /* version records of a shard in one message; 0: 256 */
     uint64_t window_size_max;             /* bytes under way to a peer; 0: 16 MiB */
     uint64_t incarnation_min;             /* above every one this disk ever had, where that is known otherwise; or 0 */
@@ -36,6 +37,11 @@ typedef struct kv_replica_options {
     uint32_t takeover_ticks;              /* a takeover that takes longer is given up. 0: 8 */
     uint32_t read_ticks;                  /* so is a read. 0: 10 */
     uint32_t heartbeat_ticks;             /* commits are told without records every so often. 0: 4 */
+    int32_t policy;                       /* bool: takes over what has no living owner, and gives back what it should not own */
+    uint32_t silence_ticks;               /* policy: not heard of for so long, a member is taken for gone. 0: 16 */
+    uint32_t hold_ticks;                  /* policy: a shard is not given back sooner. 0: 12 */
+    uint32_t healthy_ticks;               /* policy: nor to one that has been there for less. 0: 40 */
+    uint32_t pending_max;                 /* answers a shard owes at most; who comes then is told to retry. 0: 65,536 */
     int32_t damaged;                      /* bool: the disk lost something: no votes, no ownership */
     uint64_t mutations;                   /* rules left out, for tests: KV_MUTATE_* */
     kv_options store;
@@ -65,6 +71,11 @@ enum kv_mutation {
     KV_MUTATE_PROMISE_LATE_TAIL,     /* PROMISE shows a tail taken after a still higher ballot came: harmless */
     KV_MUTATE_RESTART_OWNS,          /* a restarted replica still owns what it had promised itself */
     KV_MUTATE_FOLLOWER_LOCAL,        /* a follower answers at its own applied position */
+    KV_MUTATE_SNAPSHOT_DROPS_TAIL,   /* a snapshot is installed whatever commit and tail are here */
+    KV_MUTATE_SNAPSHOT_READ_EARLY,   /* what came in pieces is read before it is of one moment */
+    KV_MUTATE_SNAPSHOT_SHOWS_OLDER,  /* records behind a snapshot are shown over newer ones that came with it */
+    KV_MUTATE_SNAPSHOT_NO_SESSIONS,  /* a snapshot leaves out what the lanes were told */
+    KV_MUTATE_EXPIRE_LOCALLY,        /* whoever answers a read holds expiries against its own clock */
     KV_MUTATION_COUNT,
 };
 const char *kv_mutation_name(int32_t mutation); /* "ack_before_fsync"; NULL: there is none */
@@ -164,12 +175,15 @@ kv_flow *kv_replica_flow(kv_replica *replica);
 /* --- looking --- */
 
 uint16_t kv_slot_of(const uint8_t *key, size_t size);                     /* of the Redis Cluster, {tag} included */
+/* Who should own a shard, of these members: 0 is the one, 1 the one if that is gone, and so on. */
+uint32_t kv_owner_rank(const uint16_t *members, uint32_t count, uint32_t shard, uint16_t node);
 uint32_t kv_shard_of(uint32_t shard_count, const uint8_t *key, size_t size);
 
 typedef struct kv_shard_state {
     uint64_t promised, commit, applied, last, last_ballot, base;
     int32_t owned;  /* bool */
     int32_t taking; /* bool */
+    int32_t whole;  /* bool: its state is of one moment, and may be read */
     uint16_t owner; /* who that is as far as this one knows; 0: nobody */
 } kv_shard_state;
 void kv_replica_shard(const kv_replica *replica, uint32_t shard, kv_shard_state *out);
@@ -180,7 +194,7 @@ kv_status kv_replica_record(kv_replica *replica, uint32_t shard, uint64_t versio
 
 typedef struct kv_replica_counts {
     uint64_t takeovers, adoptions, step_downs, refusals, cuts, reconnects, deduplicated, evicted, failures_recorded,
-        late_flows, expired, follower_reads, committed, promises;
+        late_flows, expired, follower_reads, committed, promises, offers, snapshots, installed;
 } kv_replica_counts;
 const kv_replica_counts *kv_replica_count(const kv_replica *replica);
 

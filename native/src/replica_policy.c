@@ -1,0 +1,132 @@
+/* replica_policy.c -- who should own a shard, and when to do something about it. Liveness only: whatever is decided here,
+ * what is committed stays committed.
+ *
+ * Every replica ranks the members for a shard by a hash of both (rendezvous hash): the first is its preferred owner, and
+ * if that one is gone the second has it, with no other shard moving. A replica that has not been heard of for a while is
+ * taken for gone. A shard without a living owner is taken over by the first in rank of those that live, and by each after
+ * it only some ticks later, so that two of them seldom want the same shard at once; who was refused waits, longer the
+ * lower its rank. An owner that is not the preferred one offers the shard to it once that one has been heard of for some
+ * time, and once nothing of its own is on its way. */
+#include "replica_internal.h"
+
+enum { RANK_TICKS = 4 };
+
+static uint64_t score(uint32_t number, uint16_t node) {
+    uint64_t z = ((uint64_t)number << 16 | node) * 0x9E3779B97F4A7C15ULL + 0x632BE59BD9B4E019ULL;
+    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9ULL;
+    z = (z ^ z >> 27) * 0x94D049BB133111EBULL;
+    return z ^ z >> 31;
+}
+
+uint32_t kv_owner_rank(const uint16_t *members, uint32_t count, uint32_t number, uint16_t node) {
+    uint32_t rank = 0;
+    for (uint32_t i = 0; i < count; i++) rank += score(number, members[i]) > score(number, node);
+    return rank;
+}
+
+static bool lives(const kv_replica *r, uint32_t index) {
+    const peer *p = &r->peers[index];
+    return index == r->self || (p->heard != 0 && r->now - p->heard <= r->options.silence_ticks);
+}
+
+/* Among those that live. */
+static uint32_t own_rank(const kv_replica *r, const shard *s) {
+    uint16_t living[KV_MEMBERS_MAX];
+    uint32_t count = 0;
+    for (uint32_t i = 0; i < r->member_count; i++)
+        if (lives(r, i) && !r->peers[i].learner) living[count++] = r->peers[i].node;
+    return kv_owner_rank(living, count, s->number, r->options.node);
+}
+
+void policy_heard(kv_replica *r, peer *p) {
+    bool was_gone = p->heard == 0 || r->now - p->heard > r->options.silence_ticks;
+    p->heard = r->now == 0 ? 1 : r->now;
+    if (was_gone) p->healthy_since = p->heard;
+}
+
+void policy_refused(kv_replica *r, shard *s) { s->wait_until = r->now + RANK_TICKS * (1 + own_rank(r, s)); }
+
+/* --- taking what nobody has --- */
+
+static bool wants(kv_replica *r, shard *s) {
+    uint16_t owner = ballot_node(s->promised);
+    int index = member_of(r, owner);
+    if (s->own.ballot != 0 || s->taking.ballot != 0) return false;
+    bool owned = index >= 0 && (uint32_t)index != r->self && lives(r, (uint32_t)index);
+    if (owned) {
+        s->missed_since = 0;
+        return false;
+    }
+    if (s->missed_since == 0) s->missed_since = r->now;
+    return r->now >= s->wait_until && r->now - s->missed_since >= (uint64_t)RANK_TICKS * own_rank(r, s);
+}
+
+static void take_ownerless(kv_replica *r) {
+    uint16_t numbers[KV_SHARDS_MAX];
+    size_t count = 0;
+    for (uint32_t i = 0; i < r->shard_count; i++) {
+        shard *s = &r->shards[i];
+        if (!wants(r, s)) continue;
+        s->missed_since = 0;
+        numbers[count++] = s->number;
+    }
+    if (count != 0) take_over(r, numbers, count);
+}
+
+/* --- giving back --- */
+
+/* The one that should have it, and has been there for some time; -1: nobody but us. */
+static int heir(const kv_replica *r, const shard *s) {
+    if (s->own.ballot == 0 || r->now - s->own.since < r->options.hold_ticks) return -1;
+    if (s->commit < s->own.barrier || s->commit != log_last(&s->log)) return -1;
+    for (uint32_t i = 0; i < r->member_count; i++) {
+        const peer *p = &r->peers[i];
+        if (i == r->self || kv_owner_rank(r->options.members, r->member_count, s->number, p->node) != 0) continue;
+        bool healthy = lives(r, i) && !p->learner && r->now - p->healthy_since >= r->options.healthy_ticks;
+        return healthy && s->own.match[i] == log_last(&s->log) ? (int)i : -1;
+    }
+    return -1;
+}
+
+void offer_send(kv_replica *r, const shard *s, uint32_t to) {
+    wire_out *out = &r->peers[to].out;
+    wire_begin(out, WIRE_OFFER);
+    wire_put_varint(out, s->number);
+    wire_end(out);
+    r->counts.offers++;
+}
+
+static void offer(kv_replica *r) {
+    for (uint32_t i = 0; i < r->shard_count; i++) {
+        shard *s = &r->shards[i];
+        int to = heir(r, s);
+        if (to < 0 || r->now < s->wait_until) continue;
+        s->wait_until = r->now + r->options.hold_ticks;
+        offer_send(r, s, (uint32_t)to);
+    }
+}
+
+void offer_receive(kv_replica *r, peer *p, wire_in *in) {
+    uint64_t number = wire_take_varint(in);
+    if (number >= r->shard_count) in->bad = true;
+    if (in->bad || !r->votes) return;
+    uint16_t one = (uint16_t)number;
+    if (ballot_node(r->shards[number].promised) == p->node) take_over(r, &one, 1);
+}
+
+/* --- a tick --- */
+
+static void ping(kv_replica *r) {
+    for (uint32_t i = 0; i < r->member_count; i++) {
+        if (i == r->self) continue;
+        wire_begin(&r->peers[i].out, WIRE_PING);
+        wire_end(&r->peers[i].out);
+    }
+}
+
+void policy_tick(kv_replica *r) {
+    if (r->now % r->options.heartbeat_ticks == 0) ping(r);
+    if (!r->votes || r->now < r->options.silence_ticks) return; /* Time to hear who is there. */
+    take_ownerless(r);
+    offer(r);
+}

@@ -1,0 +1,316 @@
+/* replica_snapshot.c -- a shard as a whole, for a peer that needs records which are no longer held.
+ *
+ * The owner walks over its index and sends what it meets of the shard, piece by piece, while it goes on writing. So what
+ * arrives is of many moments: `from`, the applied version as the walk began, and later ones. The receiver throws its own
+ * state of the shard away, takes the pieces in, and goes on with the records behind `from`, of which it shows those that
+ * are newer than what stands there. Once it has applied `until`, the applied version as the walk ended, the state is that
+ * of one moment, and may be read. The owner lets go of no record behind `from` meanwhile.
+ *
+ * In the receiver's log: SNAPSHOT_BEGIN, then the pieces as moved records, in any order, then SNAPSHOT_END. A log that has
+ * the first without the last leaves the shard without a state: it votes with its version log as ever, but applies nothing,
+ * answers nothing and takes nothing over, and asks the next owner for a snapshot. */
+#include <stdlib.h>
+
+#include "replica_internal.h"
+
+enum { PIECE_TABLES = 4, SESSION_SIZE = 38 };
+
+/* --- the owner's side --- */
+
+void sending_clear(sending *one) { *one = (sending){0}; }
+
+static void sending_begin(const shard *s, sending *one) {
+    *one = (sending){.active = true, .from = s->applied};
+    KV_ASSERT(log_ballot_at(&s->log, s->applied, &one->from_ballot));
+}
+
+/* Of a name that is there, or of a row that was deleted: change feeds tell of those. */
+static bool is_state(const kv_replica *r, const shard *s, uint64_t location, const kv_record *record) {
+    bool row = (kv_loc_flags(location) & KV_LOC_ROW) != 0, head = (kv_loc_flags(location) & KV_LOC_HEAD) != 0;
+    if (record->shard != s->number || head) return false;
+    if ((kv_loc_flags(location) & KV_LOC_TOMBSTONE) && !row) return false;
+    return !row || !big_set_has(&r->store->retired_tables, record->table_id);
+}
+
+static void record_of(kv_replica *r, uint64_t location, found *out) {
+    out->location = location;
+    kv_status status = store_peek(r->store, out);
+    if (status == KV_OK && !found_intact(out)) status = KV_ECORRUPT;
+    if (status != KV_OK) replica_fail(r, status == KV_ABSENT ? KV_ECORRUPT : status);
+}
+
+static void state_put(wire_out *out, const kv_record *record) {
+    wire_put_varint(out, record->version);
+    wire_put64(out, record->ballot);
+    wire_put_record(out, record);
+}
+
+/* What some tables of the index have of the shard; each record behind a 1, a 0 behind the last. */
+static void tables_put(kv_replica *r, wire_out *out, const shard *s, sending *one) {
+    kv_index_slot *slots = NULL;
+    size_t capacity = 0, count;
+    for (int i = 0; i < PIECE_TABLES && !one->walked && r->failed == KV_OK; i++) {
+        kv_status status = kv_index_walk(r->store->index, &one->hash, &slots, &capacity, &count);
+        if (status != KV_OK) {
+            replica_fail(r, status);
+            break;
+        }
+        one->walked = one->hash == 0;
+        for (size_t j = 0; j < count && r->failed == KV_OK; j++) {
+            found f;
+            record_of(r, slots[j].location, &f);
+            if (r->failed != KV_OK || !is_state(r, s, slots[j].location, &f.record)) continue;
+            wire_put8(out, 1);
+            state_put(out, &f.record);
+        }
+    }
+    wire_put8(out, 0);
+    free(slots);
+}
+
+static void sessions_put(wire_out *out, const sessions *s) {
+    wire_put_varint(out, s->forgotten);
+    wire_put_varint(out, s->count);
+    for (uint32_t at = s->oldest; at != 0; at = s->entries[at - 1].newer) {
+        const session *one = &s->entries[at - 1];
+        uint8_t bytes[SESSION_SIZE];
+        kv_store64(bytes, one->client);
+        kv_store64(bytes + 8, one->number);
+        kv_store64(bytes + 16, one->version);
+        kv_store64(bytes + 24, (uint64_t)one->result);
+        kv_store32(bytes + 32, one->lane);
+        kv_store16(bytes + 36, (uint16_t)one->outcome);
+        wire_put_bytes(out, bytes, sizeof bytes);
+    }
+}
+
+/* The next piece, behind what the item says of shard and ballot. The last one says how many there were, up to which version
+ * the state may have been taken, and what the lanes were told. */
+uint64_t piece_put(kv_replica *r, wire_out *out, shard *s, uint32_t index) {
+    sending *one = &s->own.sending[index];
+    if (!one->active) sending_begin(s, one);
+    wire_put_varint(out, one->from);
+    wire_put64(out, one->from_ballot);
+    wire_put_varint(out, one->piece++);
+    tables_put(r, out, s, one);
+    wire_put8(out, one->walked);
+    if (!one->walked) return 0;
+    wire_put_varint(out, one->piece);
+    wire_put_varint(out, s->applied);
+    if (mutated(r, KV_MUTATE_SNAPSHOT_NO_SESSIONS)) {
+        wire_put_varint(out, 0);
+        wire_put_varint(out, 0);
+    } else {
+        sessions_put(out, &s->sessions);
+    }
+    uint64_t from = one->from;
+    s->own.next[index] = from + 1;
+    sending_clear(one);
+    r->counts.snapshots++;
+    return from;
+}
+
+/* Records from here on are promised to somebody. */
+uint64_t snapshot_pin(const kv_replica *r, const shard *s) {
+    uint64_t pin = UINT64_MAX;
+    for (uint32_t i = 0; i < r->member_count; i++)
+        if (s->own.ballot != 0 && s->own.sending[i].active && s->own.sending[i].from < pin) pin = s->own.sending[i].from;
+    return pin;
+}
+
+/* --- the receiver's side --- */
+
+static void state_append(kv_replica *r, kv_record *record) {
+    kv_position position;
+    uint32_t used;
+    kv_fault fault;
+    record->flags = (uint8_t)((record->flags & ~KV_FLAG_CREATED) | KV_FLAG_MOVED);
+    kv_status status = late_append(r->store, record, 1, &position, &used);
+    if (status == KV_OK) status = state_show(r, record, position, used, &fault);
+    if (status != KV_OK) replica_fail(r, status);
+}
+
+/* Newer than what stands there, or of the same version and come later. */
+kv_status state_show(kv_replica *r, const kv_record *record, kv_position position, uint32_t used, kv_fault *fault) {
+    found old;
+    target t = target_of(r->store, record);
+    kv_status status = store_find(r->store, &t, &old, fault);
+    if (status != KV_OK && status != KV_ABSENT) return status;
+    if (status == KV_ABSENT || old.record.version <= record->version) {
+        if (record->kind == KV_KIND_TABLE_NEW) big_set_remove(&r->store->retired_tables, record->table_id); /* It is back. */
+        return store_show(r->store, record, position, used, fault);
+    }
+    /* It came to an end, and nothing that stands there says so. */
+    return record->kind == KV_KIND_TABLE_DROP ? big_set_add(&r->store->retired_tables, record->table_id) : KV_OK;
+}
+
+/* What is here of the shard ends, each name by a record of its own: so a replay comes to the same. */
+static void state_wipe(kv_replica *r, const shard *s) {
+    kv_index_slot *slots = NULL;
+    size_t capacity = 0, count;
+    uint64_t hash = 0;
+    do {
+        kv_status status = kv_index_walk(r->store->index, &hash, &slots, &capacity, &count);
+        if (status != KV_OK) replica_fail(r, status);
+        for (size_t i = 0; i < count && r->failed == KV_OK; i++) {
+            unsigned flags = kv_loc_flags(slots[i].location);
+            found f;
+            if (flags & (KV_LOC_HEAD | KV_LOC_FLOOR | KV_LOC_TOMBSTONE)) continue;
+            record_of(r, slots[i].location, &f);
+            if (r->failed != KV_OK || f.record.shard != s->number) continue;
+            kv_record end = f.record;
+            end.kind = end.kind == KV_KIND_TABLE_NEW ? KV_KIND_TABLE_DROP
+                     : end.kind == KV_KIND_ROW_PUT   ? KV_KIND_ROW_DELETE : KV_KIND_DELETE;
+            end.options &= KV_HAS_TABLE;
+            end.options |= KV_HAS_SEQUENCE | KV_HAS_BALLOT;
+            end.value_size = 0;
+            state_append(r, &end);
+        }
+    } while (hash != 0 && r->failed == KV_OK);
+    free(slots);
+}
+
+static void log_shard(kv_replica *r, const shard *s, uint8_t kind, uint64_t ballot, const uint8_t *value, size_t size) {
+    kv_position position;
+    uint32_t used;
+    kv_record record = {.kind = kind, .shard = s->number, .version = kv_flow_sequence(r->store->flow) + 1, .ballot = ballot,
+                        .options = KV_HAS_SEQUENCE | KV_HAS_BALLOT, .value = value, .value_size = (uint32_t)size};
+    kv_status status = late_append(r->store, &record, 1, &position, &used);
+    if (status != KV_OK) replica_fail(r, status);
+}
+
+static void installing_begin(kv_replica *r, shard *s, uint64_t from, uint64_t ballot) {
+    log_shard(r, s, KV_KIND_SNAPSHOT_BEGIN, ballot, NULL, 0);
+    free(s->installing.pieces);
+    free(s->installing.lanes);
+    s->installing = (installing){.active = true, .from = from, .ballot = ballot};
+    state_wipe(r, s);
+}
+
+/* false: it came before. */
+static bool piece_note(kv_replica *r, installing *i, uint64_t piece) {
+    enum { PIECES_MAX = 1 << 24 };
+    if (piece >= PIECES_MAX) return false;
+    if (piece / 8 >= i->pieces_size) {
+        size_t size = (size_t)(piece / 8 + 1) * 2;
+        uint8_t *larger = realloc(i->pieces, size);
+        if (larger == NULL) {
+            replica_fail(r, KV_ENOMEM);
+            return false;
+        }
+        memset(larger + i->pieces_size, 0, size - i->pieces_size);
+        i->pieces = larger;
+        i->pieces_size = size;
+    }
+    uint8_t bit = (uint8_t)(1 << piece % 8);
+    bool fresh = (i->pieces[piece / 8] & bit) == 0;
+    i->pieces[piece / 8] |= bit;
+    i->piece_count += fresh;
+    return fresh;
+}
+
+static void states_take(kv_replica *r, const shard *s, wire_in *in, bool keep) {
+    while (!in->bad && wire_take8(in) == 1) {
+        kv_record record;
+        uint64_t version = wire_take_varint(in), ballot = wire_take64(in);
+        wire_take_record(in, &record);
+        bool data = record.kind < KV_KIND_ENVELOPE && version != 0;
+        if (in->bad || !data) {
+            in->bad = true;
+            return;
+        }
+        record.version = version;
+        record.ballot = ballot;
+        record.shard = s->number;
+        record.options |= KV_HAS_SEQUENCE | KV_HAS_BALLOT;
+        record.options &= (uint16_t)~KV_HAS_REQUEST;
+        if (keep && r->failed == KV_OK) state_append(r, &record);
+    }
+}
+
+/* The lanes, as they come on the wire and lie in SNAPSHOT_END. */
+static bool sessions_take(wire_in *in, sessions *to) {
+    uint64_t forgotten = wire_take_varint(in), count = wire_take_varint(in);
+    if (count > to->count_max) in->bad = true;
+    sessions_clear(to);
+    for (uint64_t i = 0; i < count && !in->bad; i++) {
+        const uint8_t *bytes = wire_take_bytes(in, SESSION_SIZE);
+        if (bytes == NULL) break;
+        kv_request request = {.client = kv_load64(bytes), .number = kv_load64(bytes + 8), .result = (int64_t)kv_load64(bytes + 24),
+                              .lane = kv_load32(bytes + 32), .outcome = (int16_t)kv_load16(bytes + 36)};
+        sessions_note(to, &request, kv_load64(bytes + 16));
+    }
+    to->forgotten = forgotten;
+    return !in->bad;
+}
+
+/* From SNAPSHOT_END, live or replayed: the state is the snapshot, and the version log begins behind it. The tail behind
+ * it stays if it goes on from the same record. */
+kv_status installing_end(shard *s, const uint8_t *bytes, size_t size) {
+    wire_in in = {.at = bytes, .end = bytes + size};
+    uint64_t from = wire_take64(&in), from_ballot = wire_take64(&in), until = wire_take64(&in), mine;
+    if (in.bad || !sessions_take(&in, &s->sessions)) return KV_ECORRUPT;
+    bool goes_on = log_ballot_at(&s->log, from, &mine) && mine == from_ballot;
+    if (goes_on) log_let_go(&s->log, from);
+    else log_restart(&s->log, from, from_ballot);
+    s->commit = s->applied = from;
+    s->commit_logged = from;
+    s->whole_from = until;
+    free(s->installing.pieces);
+    s->installing = (installing){0};
+    return KV_OK;
+}
+
+static void install(kv_replica *r, shard *s, uint64_t from_ballot, uint64_t until, const uint8_t *lanes, size_t lanes_size) {
+    wire_out out = {0};
+    wire_put64(&out, s->installing.from);
+    wire_put64(&out, from_ballot);
+    wire_put64(&out, until);
+    wire_put_bytes(&out, lanes, lanes_size);
+    uint64_t ballot = s->installing.ballot;
+    if (out.failed) replica_fail(r, KV_ENOMEM);
+    else log_shard(r, s, KV_KIND_SNAPSHOT_END, ballot, out.bytes, out.size);
+    if (r->failed == KV_OK && installing_end(s, out.bytes, out.size) != KV_OK) replica_fail(r, KV_ECORRUPT);
+    wire_free(&out);
+    r->counts.installed++;
+}
+
+/* true: taken in, or of no use any more. */
+bool piece_take(kv_replica *r, shard *s, uint64_t ballot, wire_in *in) {
+    uint64_t from = wire_take_varint(in), from_ballot = wire_take64(in), piece = wire_take_varint(in);
+    installing *i = &s->installing;
+    if (ballot_round(ballot) > r->round) r->round = ballot_round(ballot);
+    bool newer = from > s->commit || mutated(r, KV_MUTATE_SNAPSHOT_DROPS_TAIL);
+    bool wanted = ballot >= s->promised && (newer || (i->active && from == i->from && ballot == i->ballot));
+    bool accepted = ballot >= s->promised;
+    if (ballot > s->promised && !in->bad) {
+        shard_step_down(r, s);
+        s->promised = ballot;
+    }
+    if (wanted && !in->bad && (!i->active || i->from != from || i->ballot != ballot)) installing_begin(r, s, from, ballot);
+    bool fresh = wanted && !in->bad && piece_note(r, i, piece);
+    states_take(r, s, in, fresh);
+    if (wire_take8(in) != 0) {
+        uint64_t count = wire_take_varint(in), until = wire_take_varint(in);
+        const uint8_t *lanes = in->at;
+        sessions none;
+        if (sessions_new(r->options.session_max, &none) != KV_OK) replica_fail(r, KV_ENOMEM);
+        else if (sessions_take(in, &none) && wanted) {
+            free(i->lanes);
+            i->lanes_size = (size_t)(in->at - lanes);
+            i->lanes = malloc(i->lanes_size + 1);
+            if (i->lanes == NULL) replica_fail(r, KV_ENOMEM);
+            else memcpy(i->lanes, lanes, i->lanes_size);
+            i->count = count;
+            i->until = until;
+        }
+        sessions_free(&none);
+    }
+    if (wanted && !in->bad && r->failed == KV_OK && i->count != 0 && i->piece_count == i->count) {
+        uint8_t *lanes = i->lanes;
+        i->lanes = NULL;
+        install(r, s, from_ballot, i->until, lanes, i->lanes_size);
+        free(lanes);
+    }
+    return accepted;
+}
