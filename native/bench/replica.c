@@ -1,12 +1,12 @@
 /* replica.c -- what the replica core alone costs: a set of three in one process and one thread, without sockets.
  *
- *     kv_replica_bench [-s] [-n COMMITS] [-r REPETITIONS] [-b BATCH] [-o one|spread] [-S SHARDS] DIRECTORY
+ *     kv_replica_bench [-s] [-n COMMITS] [-r REPETITIONS] [-b BATCH] [-o one|spread] [-S SHARDS] [-k KEYS] [-c CLIENTS] DIRECTORY
  *
  * Messages are carried by a call; the logs are real files in DIRECTORY/set-c, which must not be there. A batch is so many
- * puts of new keys in flight: handed to their owners, packed, taken in by the peers, made durable everywhere,
- * acknowledged, committed, answered; then the next one. "Durable" is said without a look at the disk, or, with -s, after
- * one real fdatasync for each replica. Keys have 16 bytes, values 100; each request is one of 256 clients', with number
- * and `seen`, so sessions are part of the cost.
+ * puts in flight: handed to their owners, packed, taken in by the peers, made durable everywhere, acknowledged, committed,
+ * answered; then the next one. "Durable" is said without a look at the disk, or, with -s, after one real fdatasync for
+ * each replica. Keys have 16 bytes, values 100. Every key is a new one, or one of so many, by turns (-k). Each request is one of
+ * 256 clients', or of so many, with number and `seen`, so sessions are part of the cost; with -c 0 it is nobody's.
  *
  * A cell is who owns the shards (the first replica all, or each every third) and the size of a batch; -o and -b pick one.
  * Each repetition of a cell is a set of its own. The output is one line of JSON a cell; lists have a number a repetition:
@@ -35,7 +35,7 @@ enum {
     NODES = 3,
     KEY_SIZE = 16,
     VALUE_SIZE = 100,
-    CLIENTS = 256,
+    CLIENTS_DEFAULT = 256,
     POOL_SIZE = 1 << 16,        /* random bytes that values are cut from */
     COMMITS_PER_TICK = 2048,    /* at the rate aimed for, a tick every 4 ms */
     CHECK_COUNT_MAX = 50000,    /* keys compared byte by byte, at each replica */
@@ -66,13 +66,17 @@ typedef struct options {
     size_t batch;       /* 0: all of them */
     const char *owners; /* NULL: all of them */
     uint32_t shard_count;
+    size_t key_count;
+    size_t client_count;
     bool sync;
 } options;
 
 typedef struct workload {
     uint8_t *keys;
     uint8_t *pool;
-    uint16_t *shards;
+    uint16_t *shards; /* by key */
+    size_t key_count;
+    size_t client_count;
 } workload;
 
 typedef struct set {
@@ -126,11 +130,11 @@ static void workload_free(workload *w) {
 
 static bool workload_make(const options *o, workload *w) {
     uint64_t state = 1;
-    *w = (workload){.keys = malloc(o->commit_count * KEY_SIZE), .pool = malloc(POOL_SIZE + VALUE_SIZE),
-                    .shards = malloc(o->commit_count * sizeof *w->shards)};
+    *w = (workload){.key_count = o->key_count, .client_count = o->client_count, .keys = malloc(o->key_count * KEY_SIZE),
+                    .pool = malloc(POOL_SIZE + VALUE_SIZE), .shards = malloc(o->key_count * sizeof *w->shards)};
     if (w->keys == NULL || w->pool == NULL || w->shards == NULL) return false;
     for (size_t i = 0; i + 8 <= POOL_SIZE + VALUE_SIZE; i += 8) kv_store64(w->pool + i, mix(&state));
-    for (size_t i = 0; i < o->commit_count; i++) {
+    for (size_t i = 0; i < o->key_count; i++) {
         uint8_t *key = w->keys + i * KEY_SIZE;
         kv_store64(key, mix(&state));
         kv_store64(key + 8, mix(&state));
@@ -139,7 +143,9 @@ static bool workload_make(const options *o, workload *w) {
     return true;
 }
 
-static const uint8_t *key_of(const workload *w, size_t i) { return w->keys + i * KEY_SIZE; }
+/* Of the ith write. */
+static const uint8_t *key_of(const workload *w, size_t i) { return w->keys + i % w->key_count * KEY_SIZE; }
+static uint16_t shard_of(const workload *w, size_t i) { return w->shards[i % w->key_count]; }
 static const uint8_t *value_of(const workload *w, size_t i) { return w->pool + i * 31 % POOL_SIZE; }
 
 /* --- what a driver does --- */
@@ -155,7 +161,7 @@ static void answers_look(set *s, const workload *w, uint32_t i) {
     kv_replica_answers(s->replicas[i], &replies, &count, &bytes);
     for (size_t j = 0; j < count; j++) {
         if (replies[j].status != KV_ANSWER_OK) fail(s, "a write was not answered with OK");
-        s->known[w->shards[replies[j].token]] = replies[j].shard_version;
+        s->known[shard_of(w, replies[j].token)] = replies[j].shard_version;
     }
     s->answered += count;
 }
@@ -201,10 +207,14 @@ static void durable_all(set *s) {
 
 static void requests_send(set *s, const workload *w, size_t first, size_t count) {
     for (size_t i = first; i < first + count; i++) {
-        kv_ask ask = {.token = i, .kind = KV_REQUEST_PUT, .attempt = 1, .client = 1 + i % CLIENTS, .number = 1 + i / CLIENTS,
-                      .seen = s->known[w->shards[i]], .key = key_of(w, i), .key_size = KEY_SIZE, .value = value_of(w, i),
-                      .value_size = VALUE_SIZE};
-        kv_replica_request(s->replicas[s->owners[w->shards[i]]], &ask);
+        uint16_t number = shard_of(w, i);
+        kv_ask ask = {.token = i, .kind = KV_REQUEST_PUT, .attempt = 1, .seen = s->known[number], .key = key_of(w, i),
+                      .key_size = KEY_SIZE, .value = value_of(w, i), .value_size = VALUE_SIZE};
+        if (w->client_count != 0) {
+            ask.client = 1 + i % w->client_count;
+            ask.number = 1 + i / w->client_count;
+        }
+        kv_replica_request(s->replicas[s->owners[number]], &ask);
     }
 }
 
@@ -329,11 +339,12 @@ static uint64_t synced_count(const set *s) {
 }
 
 static void set_check(set *s, const options *o, const workload *w) {
-    size_t step = (o->commit_count + CHECK_COUNT_MAX - 1) / CHECK_COUNT_MAX;
+    size_t first = o->commit_count > o->key_count ? o->commit_count - o->key_count : 0; /* Who wrote each key last. */
+    size_t step = (o->commit_count - first + CHECK_COUNT_MAX - 1) / CHECK_COUNT_MAX;
     set_settle(s, w, o->shard_count, set_is_quiet);
     for (uint32_t i = 0; i < NODES; i++) {
         kv_caller *c = kv_replica_caller(s->replicas[i]);
-        for (size_t k = 0; k < o->commit_count && s->failure == NULL; k += step)
+        for (size_t k = first; k < o->commit_count && s->failure == NULL; k += step)
             if (kv_get(c, key_of(w, k), KEY_SIZE) != VALUE_SIZE ||
                 memcmp(kv_caller_answer(c)->small, value_of(w, k), VALUE_SIZE) != 0)
                 fail(s, "a replica does not hold what was put");
@@ -395,8 +406,9 @@ static void print_list(const char *name, const figures *all, unsigned count, siz
 
 static void print_cell(const options *o, bool spread, size_t batch, const figures *all) {
     const figures *last = &all[o->repetition_count - 1];
-    printf("{\"owners\": \"%s\", \"batch\": %zu, \"shards\": %" PRIu32 ", \"sync\": %s, \"commits\": %zu",
-           spread ? "spread" : "one", batch, o->shard_count, o->sync ? "true" : "false", o->commit_count);
+    printf("{\"owners\": \"%s\", \"batch\": %zu, \"shards\": %" PRIu32 ", \"sync\": %s, \"commits\": %zu, \"keys\": %zu, \"clients\": %zu",
+           spread ? "spread" : "one", batch, o->shard_count, o->sync ? "true" : "false", o->commit_count, o->key_count,
+           o->client_count);
     print_list("cpu_ns", all, o->repetition_count, offsetof(figures, cpu_ns));
     print_list("wall_ns", all, o->repetition_count, offsetof(figures, wall_ns));
     print_list("segment_ns", all, o->repetition_count, offsetof(figures, segment_ns));
@@ -423,8 +435,8 @@ static bool run_cells(const options *o, const workload *w) {
 }
 
 static bool options_parse(int argc, char **argv, options *o) {
-    *o = (options){.commit_count = 300000, .repetition_count = 1, .shard_count = 64};
-    for (int letter; (letter = getopt(argc, argv, "sn:r:b:o:S:")) != -1;) {
+    *o = (options){.commit_count = 300000, .repetition_count = 1, .shard_count = 64, .client_count = CLIENTS_DEFAULT};
+    for (int letter; (letter = getopt(argc, argv, "sn:r:b:o:S:k:c:")) != -1;) {
         long number = optarg == NULL ? 0 : strtol(optarg, NULL, 10);
         switch (letter) {
         case 's': o->sync = true; break;
@@ -433,10 +445,13 @@ static bool options_parse(int argc, char **argv, options *o) {
         case 'b': o->batch = (size_t)number; break;
         case 'o': o->owners = optarg; break;
         case 'S': o->shard_count = (uint32_t)number; break;
+        case 'k': o->key_count = (size_t)number; break;
+        case 'c': o->client_count = (size_t)number; break;
         default: return false;
         }
-        if (letter != 's' && letter != 'o' && number < 1) return false;
+        if (letter != 's' && letter != 'o' && number < (letter != 'c')) return false;
     }
+    if (o->key_count == 0) o->key_count = o->commit_count;
     o->directory = argv[optind];
     bool named = o->owners == NULL || strcmp(o->owners, "one") == 0 || strcmp(o->owners, "spread") == 0;
     return optind + 1 == argc && named && o->repetition_count <= REPETITION_COUNT_MAX && o->shard_count <= KV_SHARDS_MAX;
@@ -447,7 +462,7 @@ int main(int argc, char **argv) {
     workload w;
     if (!options_parse(argc, argv, &o)) {
         fprintf(stderr, "usage: kv_replica_bench [-s] [-n COMMITS] [-r REPETITIONS, 1 to %d] [-b BATCH] [-o one|spread] "
-                        "[-S SHARDS, 1 to %d] DIRECTORY\n", REPETITION_COUNT_MAX, KV_SHARDS_MAX);
+                        "[-S SHARDS, 1 to %d] [-k KEYS] [-c CLIENTS] DIRECTORY\n", REPETITION_COUNT_MAX, KV_SHARDS_MAX);
         return 2;
     }
     bool good = workload_make(&o, &w) && run_cells(&o, &w);
