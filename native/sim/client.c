@@ -11,7 +11,7 @@
 
 #include "world.h"
 
-enum { FINAL = 255, TRIES_MAX = 14, FINAL_TRIES_MAX = 60, PAD_WORDS = 8, BALANCE_BIAS = 1 << 20 };
+enum { FINAL = 255, BULK = 254, TRIES_MAX = 14, FINAL_TRIES_MAX = 60, PAD_WORDS = 8, BALANCE_BIAS = 1 << 20 };
 
 static uint32_t object_index(uint32_t shard, enum object object) { return shard * OBJECT_KINDS + object; }
 
@@ -127,9 +127,36 @@ static void request_send(world *w, uint32_t to, const operation *op, uint64_t to
     memcpy(e->bytes, op, sizeof *op);
 }
 
+/* --- keys that nobody looks at --- */
+
+/* Without a name of its own, so whatever comes of it is fine. */
+void bulk_next(world *w) {
+    enum { BULK_COUNT = 100 };
+    kv_operation operations[BULK_COUNT];
+    char keys[BULK_COUNT][16];
+    uint32_t shard = w->bulk % SHARDS, owner = w->n;
+    for (uint32_t i = 0; i < w->n; i++)
+        if (node_owns(w, i, shard)) owner = i;
+    if (w->bulk == 0 || w->calm) return;
+    world_at(w, between(w, 1, 8), EVENT_BULK);
+    if (owner == w->n) return;
+    w->bulk--;
+    for (uint32_t i = 0; i < BULK_COUNT; i++) {
+        int size = snprintf(keys[i], sizeof keys[i], "{%s}%u", w->tags[shard], w->bulk * BULK_COUNT + i);
+        operations[i] = (kv_operation){.key = (const uint8_t *)keys[i], .key_size = (uint32_t)size,
+                                       .value = (const uint8_t *)keys[i], .value_size = (uint32_t)size};
+    }
+    kv_ask ask = {.kind = KV_REQUEST_BATCH, .attempt = 1, .operations = operations, .operation_count = BULK_COUNT,
+                  .token = BULK};
+    node_clock(w, owner);
+    kv_replica_request(w->nodes[owner].core, &ask);
+    node_drain(w, owner);
+}
+
 /* --- a client's life --- */
 
 void clients_begin(world *w) {
+    if (w->bulk != 0) world_at(w, between(w, 5, 25), EVENT_BULK);
     for (uint32_t i = 0; i < CLIENTS; i++) {
         w->clients[i].left = OPS_PER_CLIENT;
         for (uint32_t s = 0; s < SHARDS; s++) w->clients[i].hint[s] = -1;
@@ -350,6 +377,7 @@ static const operation *operation_of(const world *w, uint64_t token, operation *
 
 void reply_send(world *w, uint32_t from, const kv_reply *reply, const uint8_t *bytes) {
     operation final;
+    if ((reply->token & 255) == BULK) return;
     const operation *op = operation_of(w, reply->token, &final);
     if (reply->status == KV_ANSWER_REFUSED) violate(w, "replica %u refused: %d", from + 1, reply->error);
     if (op == NULL || (!w->calm && likely(w, 0.02))) return;

@@ -26,6 +26,8 @@ void faults_choose(world *w) {
     w->session_max = (uint32_t)ONE_OF(w, 2, 3, 3, 9);
     w->batch_max = (uint32_t)ONE_OF(w, 1, 1, 2, 8);
     w->policy = likely(w, 0.25);
+    w->bulk = likely(w, 0.15) ? 30 : 0;
+    w->window_size_max = (uint32_t)ONE_OF(w, 1024, 1024, 65536, 1 << 24);
     w->keep_max = (uint32_t)ONE_OF(w, 2, 8, 40, 1000);
     w->large = ONE_OF(w, 0.1, 0.5);
     w->drop = ONE_OF(w, 0, 0.01, 0.05);

@@ -143,7 +143,7 @@ void node_boot(world *w, uint32_t i) {
     node *x = &w->nodes[i];
     kv_fault fault;
     kv_replica_options options = {.node = (uint16_t)(i + 1), .member_count = w->n, .shard_count = SHARDS,
-                                  .keep_max = w->keep_max, .session_max = w->session_max, .batch_max = w->batch_max, .damaged = x->damaged,
+                                  .window_size_max = w->window_size_max, .keep_max = w->keep_max, .piece_tables = 1, .session_max = w->session_max, .batch_max = w->batch_max, .damaged = x->damaged,
                                   .incarnation_min = ++x->life * 1000,
                                   .mutations = w->mutations & (((uint64_t)1 << KV_MUTATION_COUNT) - 1)};
     options.policy = w->policy;
@@ -312,6 +312,7 @@ static void happen(world *w, event *e) {
     case EVENT_HEAL: cut_set(w, e->argument, false); break;
     case EVENT_SCRIPT: script_step(w, e); break;
     case EVENT_FINAL_TIMEOUT: final_timeout(w, e->node, (uint32_t)e->argument); break;
+    case EVENT_BULK: bulk_next(w); break;
     case EVENT_STUCK: w->nodes[e->node].stuck = e->argument; break;
     }
     free(e->bytes);

@@ -28,7 +28,7 @@ enum object { OBJECT_KEY, OBJECT_FEW, OBJECT_COUNTER, OBJECT_PAIR, OBJECT_TABLE,
 enum event_kind {
     EVENT_TICK, EVENT_TAKEOVER, EVENT_FSYNC, EVENT_FSYNCED, EVENT_DELIVER, EVENT_ARRIVE, EVENT_ANSWER, EVENT_CLIENT_NEXT,
     EVENT_CLIENT_TIMEOUT, EVENT_NEMESIS, EVENT_CRASH, EVENT_RESTART, EVENT_CUT, EVENT_HEAL, EVENT_SCRIPT, EVENT_FINAL_TIMEOUT,
-    EVENT_STUCK
+    EVENT_STUCK, EVENT_BULK
 };
 
 typedef struct event {
@@ -101,9 +101,10 @@ typedef struct world {
     bool calm;
     char tags[SHARDS][8];
     /* how harsh it is */
-    uint32_t session_max, batch_max, keep_max;
+    uint32_t session_max, batch_max, keep_max, window_size_max;
     double large, drop, tail, slow_fsync, pace, late_client, takeover, loyal, after_promise, after_takeover;
     bool harsh;
+    uint32_t bulk;                 /* batches of keys that nobody looks at: an index of several tables */
     bool policy;                   /* the replicas themselves decide who takes over */
     uint32_t weak;                 /* bits of wire types that are lost more often */
     uint32_t shards_busy, objects_busy; /* bits */
@@ -140,6 +141,7 @@ void trace(world *w, const char *format, ...) __attribute__((format(printf, 2, 3
 
 /* client.c */
 void clients_begin(world *w);
+void bulk_next(world *w);
 void client_next(world *w, uint32_t i);
 void client_timeout(world *w, uint32_t i, uint32_t sends, int hint);
 void request_arrive(world *w, const event *e);

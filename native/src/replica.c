@@ -14,7 +14,7 @@ const char *kv_mutation_name(int32_t mutation) {
         "damaged_votes",    "cut_always",          "commit_unverified", "old_acks",        "self_before_fsync",
         "check_joined",     "fail_unrecorded",     "fail_no_wait",    "evict_blind",       "promise_late_tail",
         "restart_owns",     "follower_local",      "snapshot_drops_tail", "snapshot_read_early",
-        "snapshot_shows_older", "snapshot_no_sessions", "expire_locally"};
+        "snapshot_no_sessions", "expire_locally"};
     return mutation >= 0 && mutation < KV_MUTATION_COUNT ? names[mutation] : NULL;
 }
 
@@ -210,6 +210,7 @@ static void options_default(kv_replica_options *o) {
     if (o->shard_count == 0) o->shard_count = SHARDS_DEFAULT;
     if (o->session_max == 0) o->session_max = SESSIONS_DEFAULT;
     if (o->keep_max == 0) o->keep_max = 1 << 16;
+    if (o->piece_tables == 0) o->piece_tables = 4;
     if (o->batch_max == 0) o->batch_max = BATCH_DEFAULT;
     if (o->window_size_max == 0) o->window_size_max = WINDOW_DEFAULT;
     if (o->retransmit_ticks == 0) o->retransmit_ticks = 6;

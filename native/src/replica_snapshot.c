@@ -13,7 +13,7 @@
 
 #include "replica_internal.h"
 
-enum { PIECE_TABLES = 4, SESSION_SIZE = 38 };
+enum { SESSION_SIZE = 38 };
 
 /* --- the owner's side --- */
 
@@ -49,7 +49,7 @@ static void state_put(wire_out *out, const kv_record *record) {
 static void tables_put(kv_replica *r, wire_out *out, const shard *s, sending *one) {
     kv_index_slot *slots = NULL;
     size_t capacity = 0, count;
-    for (int i = 0; i < PIECE_TABLES && !one->walked && r->failed == KV_OK; i++) {
+    for (uint32_t i = 0; i < r->options.piece_tables && !one->walked && r->failed == KV_OK; i++) {
         kv_status status = kv_index_walk(r->store->index, &one->hash, &slots, &capacity, &count);
         if (status != KV_OK) {
             replica_fail(r, status);

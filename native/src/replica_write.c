@@ -45,10 +45,15 @@ static kv_status step_decided(kv_replica *r, shard *s, const kv_record *record, 
     return KV_OK;
 }
 
+/* What the lanes were told came with a snapshot, as of its last version. */
+static bool tells_lane(const shard *s, const kv_record *record) {
+    return (record->options & KV_HAS_REQUEST) != 0 && record->version > s->whole_from;
+}
+
 /* What an owner that takes over finds above its applied position is undecided, too. */
 static kv_status step_undecided(kv_replica *r, shard *s, const kv_record *record, kv_position position, uint32_t used) {
     kv_fault fault;
-    if (record->options & KV_HAS_REQUEST) sessions_note(&s->own.overlay, &record->request, record->version);
+    if (tells_lane(s, record)) sessions_note(&s->own.overlay, &record->request, record->version);
     if (!is_data(record)) return KV_OK;
     r->late.evaluating = true;
     kv_status status = store_show(r->store, record, position, used, &fault);
@@ -378,11 +383,11 @@ void owned_durable(kv_replica *r) {
 
 static kv_status step_apply(kv_replica *r, shard *s, const kv_record *record, kv_position position, uint32_t used) {
     kv_fault fault;
-    if (record->options & KV_HAS_REQUEST) sessions_note(&s->sessions, &record->request, record->version);
+    if (tells_lane(s, record)) sessions_note(&s->sessions, &record->request, record->version);
     if (!is_data(record)) return KV_OK;
-    bool over = record->version > s->whole_from || mutated(r, KV_MUTATE_SNAPSHOT_SHOWS_OLDER);
-    kv_status status = over ? store_show(r->store, record, position, used, &fault)
-                            : state_show(r, record, position, used, &fault);
+    /* Behind a snapshot there may be newer things than this record: they came with it. */
+    kv_status status = record->version > s->whole_from ? store_show(r->store, record, position, used, &fault)
+                                                       : state_show(r, record, position, used, &fault);
     if (status == KV_OK && s->own.ballot != 0) decided(r, record, position);
     return status;
 }

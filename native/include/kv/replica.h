@@ -30,6 +30,7 @@ typedef struct kv_replica_options {
     uint32_t shard_count;                 /* fixed when the set is made; 0: 64 */
     uint32_t session_max;                 /* lanes that a shard remembers; 0: 1024 */
     uint32_t keep_max;                    /* applied version records that a shard keeps for peers; 0: 65,536 */
+    uint32_t piece_tables;                /* tables of the index that a piece of a snapshot is of; 0: 4 */
     uint32_t batch_max;                   /* version records of a shard in one message; 0: 256 */
     uint64_t window_size_max;             /* bytes under way to a peer; 0: 16 MiB */
     uint64_t incarnation_min;             /* above every one this disk ever had, where that is known otherwise; or 0 */
@@ -73,7 +74,6 @@ enum kv_mutation {
     KV_MUTATE_FOLLOWER_LOCAL,        /* a follower answers at its own applied position */
     KV_MUTATE_SNAPSHOT_DROPS_TAIL,   /* a snapshot is installed whatever commit and tail are here */
     KV_MUTATE_SNAPSHOT_READ_EARLY,   /* what came in pieces is read before it is of one moment */
-    KV_MUTATE_SNAPSHOT_SHOWS_OLDER,  /* records behind a snapshot are shown over newer ones that came with it */
     KV_MUTATE_SNAPSHOT_NO_SESSIONS,  /* a snapshot leaves out what the lanes were told */
     KV_MUTATE_EXPIRE_LOCALLY,        /* whoever answers a read holds expiries against its own clock */
     KV_MUTATION_COUNT,
