@@ -414,6 +414,7 @@ void kv_replica_tick(kv_replica *r) {
     for (uint32_t i = 0; i < r->shard_count; i++) let_go(r, &r->shards[i]);
     if (r->options.policy) policy_tick(r);
     if (r->now % r->options.heartbeat_ticks != 0) return;
+    expire_some(r);
     log_commits(r);
     flow_pack(r, true);
 }

@@ -205,6 +205,7 @@ struct kv_replica {
     uint64_t durable;     /* kv_position_order() */
     bool ready;           /* the incarnation is durable: we may speak */
     bool votes;
+    uint64_t expire_hash; /* where the walk that looks for what is due has come to */
     uint64_t stirred[KV_SHARDS_MAX / 64]; /* bits: shards that may have something for a peer */
     kv_status failed;     /* the log could not be written, or there is no memory: it does nothing any more */
     list after;           /* of after */
@@ -247,6 +248,8 @@ void shard_barrier(kv_replica *r, shard *s);
 void owned_durable(kv_replica *r);
 /* Deletes, by a record, what an ask is about and its time has ended; true: it proposed one. */
 bool shard_expire(kv_replica *r, shard *s, const kv_ask *ask);
+/* The same for what nobody asks for, a table of the index at a time. */
+void expire_some(kv_replica *r);
 
 /* replica_flow.c */
 void flow_pack(kv_replica *r, bool heartbeat);

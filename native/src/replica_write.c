@@ -296,6 +296,29 @@ bool shard_expire(kv_replica *r, shard *s, const kv_ask *a) {
     return log_last(&s->log) != before;
 }
 
+/* What is due among some slots of the index, of shards that are owned here: for what nobody asks for. */
+static void expire_slots(kv_replica *r, const kv_index_slot *slots, size_t count) {
+    for (size_t i = 0; i < count && r->failed == KV_OK; i++) {
+        unsigned flags = kv_loc_flags(slots[i].location);
+        found f = {.location = slots[i].location};
+        if (!(flags & KV_LOC_EXPIRY) || (flags & (KV_LOC_TOMBSTONE | KV_LOC_HEAD | KV_LOC_FLOOR))) continue;
+        if (store_peek(r->store, &f) != KV_OK || !found_intact(&f)) continue; /* Whoever reads it hears of that. */
+        if (f.record.shard >= r->shard_count || (int64_t)f.record.expires_ms > r->store->io->now_ms(r->store->io)) continue;
+        shard *s = &r->shards[f.record.shard];
+        target t = target_of(r->store, &f.record);
+        if (s->own.ballot != 0 && s->applied >= s->own.barrier) expire_one(r, s, &t);
+    }
+}
+
+void expire_some(kv_replica *r) {
+    kv_index_slot *slots = NULL;
+    size_t capacity = 0, count;
+    kv_status status = kv_index_walk(r->store->index, &r->expire_hash, &slots, &capacity, &count);
+    if (status == KV_OK) expire_slots(r, slots, count);
+    else replica_fail(r, status);
+    free(slots);
+}
+
 /* --- a write, by what the lane was told before --- */
 
 static void answer_again(kv_replica *r, shard *s, const kv_ask *a, const session *known) {
