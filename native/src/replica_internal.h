@@ -35,6 +35,7 @@ typedef struct waiting {
 typedef struct sending {
     bool active, walked;
     uint64_t from, from_ballot;
+    uint64_t until; /* sent as a whole: it has to hold this before records behind `from` are let go of; 0: nothing was */
     uint64_t hash;  /* where the walk over the index is */
     uint64_t piece; /* how many were sent */
 } sending;

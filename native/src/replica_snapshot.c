@@ -71,8 +71,8 @@ static void tables_put(kv_replica *r, wire_out *out, const shard *s, sending *on
 static void sessions_put(wire_out *out, const sessions *s) {
     wire_put_varint(out, s->forgotten);
     wire_put_varint(out, s->count);
-    for (uint32_t at = s->oldest; at != 0; at = s->entries[at - 1].newer) {
-        const session *one = &s->entries[at - 1];
+    const session *one;
+    for (uint32_t at = 0; (one = sessions_next(s, &at)) != NULL;) {
         uint8_t bytes[SESSION_SIZE];
         kv_store64(bytes, one->client);
         kv_store64(bytes + 8, one->number);
@@ -103,18 +103,22 @@ uint64_t piece_put(kv_replica *r, wire_out *out, shard *s, uint32_t index) {
     } else {
         sessions_put(out, &s->sessions);
     }
-    uint64_t from = one->from;
-    s->own.next[index] = from + 1;
-    sending_clear(one);
+    s->own.next[index] = one->from + 1;
+    one->active = false;
+    one->until = s->applied;
     r->counts.snapshots++;
-    return from;
+    return one->from;
 }
 
-/* Records from here on are promised to somebody. */
+/* Records behind this one are promised to somebody: who gets a snapshot, or got one and has not caught up with the time when it
+ * was made. Else a busy owner would have let go of them by then, and send one snapshot after another. */
 uint64_t snapshot_pin(const kv_replica *r, const shard *s) {
     uint64_t pin = UINT64_MAX;
-    for (uint32_t i = 0; i < r->member_count; i++)
-        if (s->own.ballot != 0 && s->own.sending[i].active && s->own.sending[i].from < pin) pin = s->own.sending[i].from;
+    for (uint32_t i = 0; s->own.ballot != 0 && i < r->member_count; i++) {
+        const sending *one = &s->own.sending[i];
+        uint64_t held = s->own.match[i] > one->from ? s->own.match[i] : one->from;
+        if ((one->active || held < one->until) && held < pin) pin = held;
+    }
     return pin;
 }
 

@@ -4,13 +4,17 @@
 #include <stdlib.h>
 #include <string.h>
 
+enum { PLACES_PER_ENTRY = 4 };
+
 kv_status sessions_new(uint32_t count_max, sessions *out) {
     KV_ASSERT(count_max >= 1 && count_max < 1u << 24);
     *out = (sessions){.count_max = count_max, .bucket_count = 1};
     while (out->bucket_count < count_max) out->bucket_count *= 2;
+    out->ring_capacity = PLACES_PER_ENTRY * out->bucket_count;
     out->entries = calloc(count_max, sizeof *out->entries);
     out->buckets = calloc(out->bucket_count, sizeof *out->buckets);
-    if (out->entries != NULL && out->buckets != NULL) return KV_OK;
+    out->ring = malloc(out->ring_capacity * sizeof *out->ring);
+    if (out->entries != NULL && out->buckets != NULL && out->ring != NULL) return KV_OK;
     sessions_free(out);
     return KV_ENOMEM;
 }
@@ -18,12 +22,13 @@ kv_status sessions_new(uint32_t count_max, sessions *out) {
 void sessions_free(sessions *s) {
     free(s->entries);
     free(s->buckets);
+    free(s->ring);
     *s = (sessions){0};
 }
 
 void sessions_clear(sessions *s) {
     memset(s->buckets, 0, s->bucket_count * sizeof *s->buckets);
-    s->count = s->oldest = s->newest = 0;
+    s->count = s->ring_first = s->ring_count = 0;
     s->forgotten = 0;
 }
 
@@ -32,15 +37,18 @@ kv_status sessions_copy(const sessions *from, sessions *to) {
         kv_status status = sessions_new(from->count_max, to);
         if (status != KV_OK) return status;
     }
-    session *entries = to->entries;
-    uint32_t *buckets = to->buckets;
-    memcpy(entries, from->entries, from->count_max * sizeof *entries);
-    memcpy(buckets, from->buckets, from->bucket_count * sizeof *buckets);
-    *to = *from;
-    to->entries = entries;
-    to->buckets = buckets;
+    sessions copy = *from;
+    copy.entries = to->entries;
+    copy.buckets = to->buckets;
+    copy.ring = to->ring;
+    memcpy(copy.entries, from->entries, from->count * sizeof *copy.entries);
+    memcpy(copy.buckets, from->buckets, from->bucket_count * sizeof *copy.buckets);
+    memcpy(copy.ring, from->ring, from->ring_capacity * sizeof *copy.ring);
+    *to = copy;
     return KV_OK;
 }
+
+/* --- by hash --- */
 
 static uint32_t *bucket_of(const sessions *s, uint64_t client, uint32_t lane) {
     uint64_t hash = (client ^ lane * 0x9E3779B97F4A7C15ULL) * 0xC2B2AE3D27D4EB4FULL;
@@ -55,22 +63,52 @@ const session *sessions_find(const sessions *s, uint64_t client, uint32_t lane) 
     return NULL;
 }
 
-static void list_take_out(sessions *s, const session *one) {
-    if (one->older != 0) s->entries[one->older - 1].newer = one->newer;
-    else s->oldest = one->newer;
-    if (one->newer != 0) s->entries[one->newer - 1].older = one->older;
-    else s->newest = one->older;
+/* --- by version --- */
+
+static const session_place *place_at(const sessions *s, uint32_t nth) {
+    return &s->ring[(s->ring_first + nth) & (s->ring_capacity - 1)];
 }
 
-/* The oldest goes; its place is the next one's. */
+static bool is_stale(const sessions *s, const session_place *place) {
+    return s->entries[place->entry].version != place->version;
+}
+
+/* Every entry has one place that counts, so this leaves three quarters of the ring empty. */
+static void ring_drop_stale(sessions *s) {
+    uint32_t left = 0;
+    for (uint32_t i = 0; i < s->ring_count; i++) {
+        session_place place = *place_at(s, i);
+        if (!is_stale(s, &place)) s->ring[(s->ring_first + left++) & (s->ring_capacity - 1)] = place;
+    }
+    s->ring_count = left;
+}
+
+static void ring_add(sessions *s, uint32_t entry, uint64_t version) {
+    if (s->ring_count == s->ring_capacity) ring_drop_stale(s);
+    s->ring[(s->ring_first + s->ring_count++) & (s->ring_capacity - 1)] = (session_place){.version = version, .entry = entry};
+}
+
+/* The one of the lowest version goes; its place is the next one's. */
 static session *evict(sessions *s) {
-    session *one = &s->entries[s->oldest - 1];
+    while (is_stale(s, place_at(s, 0))) {
+        s->ring_first++;
+        s->ring_count--;
+    }
+    uint32_t at = place_at(s, 0)->entry;
+    session *one = &s->entries[at];
     uint32_t *from = bucket_of(s, one->client, one->lane);
-    while (*from != s->oldest) from = &s->entries[*from - 1].next;
+    while (*from != at + 1) from = &s->entries[*from - 1].next;
     *from = one->next;
     if (one->version > s->forgotten) s->forgotten = one->version;
-    list_take_out(s, one);
     return one;
+}
+
+const session *sessions_next(const sessions *s, uint32_t *at) {
+    while (*at < s->ring_count) {
+        const session_place *place = place_at(s, (*at)++);
+        if (!is_stale(s, place)) return &s->entries[place->entry];
+    }
+    return NULL;
 }
 
 static session *entry_new(sessions *s, uint64_t client, uint32_t lane) {
@@ -83,16 +121,10 @@ static session *entry_new(sessions *s, uint64_t client, uint32_t lane) {
 
 void sessions_note(sessions *s, const kv_request *request, uint64_t version) {
     session *one = (session *)sessions_find(s, request->client, request->lane);
-    if (one != NULL) list_take_out(s, one);
-    else one = entry_new(s, request->client, request->lane);
+    if (one == NULL) one = entry_new(s, request->client, request->lane);
     one->number = request->number;
     one->outcome = request->outcome;
     one->result = request->result;
     one->version = version;
-    one->older = s->newest;
-    one->newer = 0;
-    uint32_t at = (uint32_t)(one - s->entries) + 1;
-    if (s->newest != 0) s->entries[s->newest - 1].newer = at;
-    else s->oldest = at;
-    s->newest = at;
+    ring_add(s, (uint32_t)(one - s->entries), version);
 }
