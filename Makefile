@@ -19,7 +19,7 @@ CLANG ?= clang
 # cmake and ninja of .venv first: a machine may have old ones, or none.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: build test torture lint c-tests demo bench bench-harness bench-micro clean fuzz fuzz-long $(FUZZ:%=fuzz-%) $(FLAVOURS:%=c-tests-%)
+.PHONY: build test torture lint c-tests demo bench bench-harness bench-replica bench-micro clean fuzz fuzz-long $(FUZZ:%=fuzz-%) $(FLAVOURS:%=c-tests-%)
 
 build: $(VENV)/built
 
@@ -89,6 +89,13 @@ bench-micro: $(VENV)/tested
 bench-harness: | $(VENV)/tools
 	cmake -S native -B build/bench -G Ninja -DKV_EXTENSION=OFF -DKV_BENCH=ON
 	cmake --build build/bench --target kv_harness
+
+# A set of three replicas in one process, no sockets: without a disk, and with one sync for each replica and batch.
+bench-replica: | $(VENV)/tools
+	cmake -S native -B build/bench -G Ninja -DKV_EXTENSION=OFF -DKV_BENCH=ON
+	cmake --build build/bench --target kv_replica_bench
+	build/bench/kv_replica_bench -r 3 build/bench
+	build/bench/kv_replica_bench -r 3 -n 20000 -s build/bench
 
 $(VENV)/tools:
 	@command -v cc >/dev/null || { echo "no C compiler: apt-get install gcc" >&2; exit 1; }
