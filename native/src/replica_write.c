@@ -211,9 +211,23 @@ static void answer_failed(kv_replica *r, shard *s, const kv_ask *a, kv_result re
     wait_for(r, s, last + 1, &reply);
 }
 
+/* A value that would go to a file of this replica alone, or a batch that no frame holds: a row may bring its table. */
+static kv_status ask_fits(const kv_replica *r, const kv_ask *a) {
+    uint64_t size_max = r->options.store.inline_size_max, size = a->value_size;
+    if (2 * a->operation_count > BATCH_RECORDS_MAX) return KV_EBATCHSIZE;
+    for (size_t i = 0; i < a->operation_count; i++) {
+        const kv_operation *one = &a->operations[i];
+        if (one->value_size > size_max) return KV_EVALUESIZE;
+        size += one->key_size + one->table_size + one->value_size;
+    }
+    if (a->operation_count != 0) return size <= WIRE_FRAME_SIZE_MAX / 2 ? KV_OK : KV_EBATCHSIZE;
+    return size <= size_max ? KV_OK : KV_EVALUESIZE;
+}
+
 static void shard_evaluate(kv_replica *r, shard *s, const kv_ask *a) {
-    if (a->value_size > r->options.store.inline_size_max) {
-        reply_add(r, &(kv_reply){.token = a->token, .status = KV_ANSWER_REFUSED, .error = KV_EVALUESIZE});
+    kv_status fits = ask_fits(r, a);
+    if (fits != KV_OK) {
+        reply_add(r, &(kv_reply){.token = a->token, .status = KV_ANSWER_REFUSED, .error = fits});
         return;
     }
     kv_request request = {.client = a->client, .number = a->number, .seen = a->seen, .lane = a->lane, .attempt = a->attempt};
