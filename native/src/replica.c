@@ -460,14 +460,22 @@ static const uint8_t *routing_key(const kv_ask *ask, size_t *size) {
     return ask->table != NULL ? ask->table : ask->key;
 }
 
-/* All operations of a batch lie in one slot. */
+static bool in_slot(uint16_t slot, const uint8_t *table, size_t table_size, const uint8_t *key, size_t key_size) {
+    return kv_slot_of(table != NULL ? table : key, table != NULL ? table_size : key_size) == slot;
+}
+
+/* All that a batch writes, and all that it expects, lies in one slot: elsewhere what is here may be old. */
 static bool one_slot(const kv_ask *ask, uint16_t slot) {
+    bool good = true;
     for (size_t i = 0; i < ask->operation_count; i++) {
         const kv_operation *one = &ask->operations[i];
-        bool row = one->table != NULL;
-        if (kv_slot_of(row ? one->table : one->key, row ? one->table_size : one->key_size) != slot) return false;
+        good &= in_slot(slot, one->table, one->table_size, one->key, one->key_size);
     }
-    return true;
+    for (size_t i = 0; i < ask->expectation_count; i++) {
+        const kv_expectation *one = &ask->expectations[i];
+        good &= in_slot(slot, one->table, one->table_size, one->key, one->key_size);
+    }
+    return good;
 }
 
 void kv_replica_request(kv_replica *r, const kv_ask *ask) {

@@ -179,6 +179,7 @@ static void refused(kv_replica *r, peer *p, const refusal *no) {
         return;
     }
     uint64_t back = no->last < no->prev_version ? no->last : no->commit, match = s->own.match[index];
+    if (back > log_last(&s->log)) back = match; /* No peer of ours has that: what it says is not to be trusted with an assertion. */
     s->own.next[index] = (back > match ? back : match) + 1;
     stir(r, s);
 }

@@ -37,13 +37,14 @@ typedef struct sending {
     uint64_t from, from_ballot;
     uint64_t until; /* sent as a whole: it has to hold this before records behind `from` are let go of; 0: nothing was */
     uint64_t hash;  /* where the walk over the index is */
+    uint64_t walk;  /* which one it is: pieces of two do not go together, as the index was another one */
     uint64_t piece; /* how many were sent */
 } sending;
 
 /* One that is coming in. */
 typedef struct installing {
     bool active;
-    uint64_t from, ballot;
+    uint64_t from, ballot, walk;
     uint8_t *pieces;      /* bits: which have come */
     size_t pieces_size;
     uint64_t piece_count;

@@ -19,8 +19,8 @@ enum { SESSION_SIZE = 38 };
 
 void sending_clear(sending *one) { *one = (sending){0}; }
 
-static void sending_begin(const shard *s, sending *one) {
-    *one = (sending){.active = true, .from = s->applied};
+static void sending_begin(kv_replica *r, const shard *s, sending *one) {
+    *one = (sending){.active = true, .from = s->applied, .walk = replica_nonce(r)};
     KV_ASSERT(log_ballot_at(&s->log, s->applied, &one->from_ballot));
 }
 
@@ -88,9 +88,10 @@ static void sessions_put(wire_out *out, const sessions *s) {
  * the state may have been taken, and what the lanes were told. */
 uint64_t piece_put(kv_replica *r, wire_out *out, shard *s, uint32_t index) {
     sending *one = &s->own.sending[index];
-    if (!one->active) sending_begin(s, one);
+    if (!one->active) sending_begin(r, s, one);
     wire_put_varint(out, one->from);
     wire_put64(out, one->from_ballot);
+    wire_put_varint(out, one->walk);
     wire_put_varint(out, one->piece++);
     tables_put(r, out, s, one);
     wire_put8(out, one->walked);
@@ -183,11 +184,11 @@ static void log_shard(kv_replica *r, const shard *s, uint8_t kind, uint64_t ball
     if (status != KV_OK) replica_fail(r, status);
 }
 
-static void installing_begin(kv_replica *r, shard *s, uint64_t from, uint64_t ballot) {
+static void installing_begin(kv_replica *r, shard *s, uint64_t from, uint64_t ballot, uint64_t walk) {
     log_shard(r, s, KV_KIND_SNAPSHOT_BEGIN, ballot, NULL, 0);
     free(s->installing.pieces);
     free(s->installing.lanes);
-    s->installing = (installing){.active = true, .from = from, .ballot = ballot};
+    s->installing = (installing){.active = true, .from = from, .ballot = ballot, .walk = walk};
     state_wipe(r, s);
 }
 
@@ -281,17 +282,18 @@ static void install(kv_replica *r, shard *s, uint64_t from_ballot, uint64_t unti
 
 /* true: taken in, or of no use any more. */
 bool piece_take(kv_replica *r, shard *s, uint64_t ballot, wire_in *in) {
-    uint64_t from = wire_take_varint(in), from_ballot = wire_take64(in), piece = wire_take_varint(in);
+    uint64_t from = wire_take_varint(in), from_ballot = wire_take64(in), walk = wire_take_varint(in), piece = wire_take_varint(in);
     installing *i = &s->installing;
     if (ballot_round(ballot) > r->round) r->round = ballot_round(ballot);
     bool newer = from > s->commit || mutated(r, KV_MUTATE_SNAPSHOT_DROPS_TAIL);
-    bool wanted = ballot >= s->promised && (newer || (i->active && from == i->from && ballot == i->ballot));
+    bool same = i->active && ballot == i->ballot && walk == i->walk, older = i->active && ballot == i->ballot && walk < i->walk;
+    bool wanted = ballot >= s->promised && !older && (newer || same);
     bool accepted = ballot >= s->promised;
     if (ballot > s->promised && !in->bad) {
         shard_step_down(r, s);
         s->promised = ballot;
     }
-    if (wanted && !in->bad && (!i->active || i->from != from || i->ballot != ballot)) installing_begin(r, s, from, ballot);
+    if (wanted && !in->bad && !same) installing_begin(r, s, from, ballot, walk);
     bool fresh = wanted && !in->bad && piece_note(r, i, piece);
     states_take(r, s, in, fresh);
     if (wire_take8(in) != 0) {

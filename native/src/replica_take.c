@@ -209,12 +209,21 @@ void prepare_receive(kv_replica *r, peer *p, wire_in *in) {
     free(asks);
 }
 
-/* What lies above the taker's commit, as bytes with their length in front. */
+/* In the log, where records are no smaller than on the wire. */
+static uint64_t tail_size(const shard *s, uint64_t commit) {
+    uint64_t size = 0;
+    for (uint64_t version = commit + 1; version <= log_last(&s->log); version++) size += log_at(&s->log, version)->size;
+    return size;
+}
+
+/* What lies above the taker's commit, as bytes with their length in front; what would not fit into a frame is as good as
+ * lost: we are the better owner then. */
 static void tail_put(kv_replica *r, wire_out *out, shard *s, const prepare_ask *ask) {
     uint64_t mine = log_last_ballot(&s->log), last = log_last(&s->log), prev_ballot = 0;
     bool higher = mine != ask->last_ballot ? mine > ask->last_ballot : last > ask->last;
     bool wanted = (higher || mutated(r, KV_MUTATE_LONGEST_TAIL)) && last > ask->commit;
-    bool shown = wanted && log_ballot_at(&s->log, ask->commit, &prev_ballot);
+    bool shown = wanted && log_ballot_at(&s->log, ask->commit, &prev_ballot) &&
+                 out->size - out->frame + tail_size(s, ask->commit) <= WIRE_FRAME_SIZE_MAX / 2;
     wire_put_varint(out, s->number);
     wire_put_varint(out, s->commit);
     wire_put64(out, mine);

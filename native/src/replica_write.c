@@ -211,9 +211,23 @@ static void answer_failed(kv_replica *r, shard *s, const kv_ask *a, kv_result re
     wait_for(r, s, last + 1, &reply);
 }
 
+/* A value that would go to a file of this replica alone, or a batch that no frame holds: a row may bring its table. */
+static kv_status ask_fits(const kv_replica *r, const kv_ask *a) {
+    uint64_t size_max = r->options.store.inline_size_max, size = a->value_size;
+    if (2 * a->operation_count > BATCH_RECORDS_MAX) return KV_EBATCHSIZE;
+    for (size_t i = 0; i < a->operation_count; i++) {
+        const kv_operation *one = &a->operations[i];
+        if (one->value_size > size_max) return KV_EVALUESIZE;
+        size += one->key_size + one->table_size + one->value_size;
+    }
+    if (a->operation_count != 0) return size <= WIRE_FRAME_SIZE_MAX / 2 ? KV_OK : KV_EBATCHSIZE;
+    return size <= size_max ? KV_OK : KV_EVALUESIZE;
+}
+
 static void shard_evaluate(kv_replica *r, shard *s, const kv_ask *a) {
-    if (a->value_size > r->options.store.inline_size_max) {
-        reply_add(r, &(kv_reply){.token = a->token, .status = KV_ANSWER_REFUSED, .error = KV_EVALUESIZE});
+    kv_status fits = ask_fits(r, a);
+    if (fits != KV_OK) {
+        reply_add(r, &(kv_reply){.token = a->token, .status = KV_ANSWER_REFUSED, .error = fits});
         return;
     }
     kv_request request = {.client = a->client, .number = a->number, .seen = a->seen, .lane = a->lane, .attempt = a->attempt};
@@ -415,10 +429,38 @@ static kv_status step_apply(kv_replica *r, shard *s, const kv_record *record, kv
     return status;
 }
 
+enum { AHEAD = 16 };
+
+/* What the next records will touch, waited for side by side and not one after the other. */
+static void apply_ahead(const kv_replica *r, const shard *s, uint64_t limit) {
+    kv_request asked[AHEAD];
+    size_t count = 0;
+    if (limit > s->applied + AHEAD) limit = s->applied + AHEAD;
+    for (uint64_t version = s->applied + 1; version <= limit; version++) {
+        const kv_position at = log_at(&s->log, version)->position;
+        kv_record record;
+        uint32_t used;
+        uint64_t size;
+        const uint8_t *bytes = kv_flow_at(r->store->flow, at.segment, at.offset, &size);
+        uint64_t place = kv_place(kv_flow_salt(r->store->flow), at.segment, at.offset);
+        if (bytes == NULL || kv_record_peek(bytes, size, place, &record, &used) != KV_OK) return;
+        if (is_data(&record)) kv_index_prefetch(r->store->index, target_of(r->store, &record).hash);
+        if ((record.options & KV_HAS_REQUEST) == 0) continue;
+        sessions_prefetch_bucket(&s->sessions, record.request.client, record.request.lane);
+        asked[count++] = record.request;
+    }
+    for (size_t i = 0; i < count; i++) sessions_prefetch(&s->sessions, asked[i].client, asked[i].lane);
+}
+
 void shard_apply(kv_replica *r, shard *s) {
     uint64_t limit = s->commit < log_last(&s->log) ? s->commit : log_last(&s->log);
     if (s->installing.active) return;
+    uint64_t ahead = s->applied;
     while (s->applied < limit && r->failed == KV_OK) {
+        if (s->applied == ahead && limit - ahead > 1) {
+            apply_ahead(r, s, limit);
+            ahead += AHEAD;
+        }
         each_record(r, s, s->applied + 1, step_apply);
         s->applied++;
         r->counts.committed++;

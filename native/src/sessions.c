@@ -55,6 +55,15 @@ static uint32_t *bucket_of(const sessions *s, uint64_t client, uint32_t lane) {
     return &s->buckets[(hash >> 32) & (s->bucket_count - 1)];
 }
 
+void sessions_prefetch_bucket(const sessions *s, uint64_t client, uint32_t lane) {
+    __builtin_prefetch(bucket_of(s, client, lane));
+}
+
+void sessions_prefetch(const sessions *s, uint64_t client, uint32_t lane) {
+    uint32_t at = *bucket_of(s, client, lane);
+    if (at != 0) __builtin_prefetch(&s->entries[at - 1]);
+}
+
 const session *sessions_find(const sessions *s, uint64_t client, uint32_t lane) {
     for (uint32_t at = *bucket_of(s, client, lane); at != 0; at = s->entries[at - 1].next) {
         const session *one = &s->entries[at - 1];

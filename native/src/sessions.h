@@ -45,6 +45,9 @@ void sessions_clear(sessions *s); /* nobody was told anything, and nothing is fo
 kv_status sessions_copy(const sessions *from, sessions *to); /* of the same count_max */
 /* NULL: the lane is not remembered. Until the next note. */
 const session *sessions_find(const sessions *s, uint64_t client, uint32_t lane);
+/* What a find will look at: for many lanes, first one for all of them, and then the other. */
+void sessions_prefetch_bucket(const sessions *s, uint64_t client, uint32_t lane);
+void sessions_prefetch(const sessions *s, uint64_t client, uint32_t lane);
 /* Versions ascend from note to note. */
 void sessions_note(sessions *s, const kv_request *request, uint64_t version);
 /* The entry of the next higher version, from *at on, which begins at 0; NULL: that was the last. */
