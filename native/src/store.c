@@ -163,7 +163,7 @@ kv_status store_append_pair(kv_store *store, kv_record *first, kv_record *second
     kv_position position;
     uint8_t *bytes;
     for (int i = 0; i < 2; i++) {
-        if (store->late != NULL) late_stamp(store->late, records[i], i == 0);
+        if (store->late != NULL) late_stamp(store->late, records[i], i == 1); /* The row knows what came of the request. */
         used[i] = (uint32_t)kv_record_size(records[i]);
         head.value_size += used[i];
     }
