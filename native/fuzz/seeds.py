@@ -115,8 +115,119 @@ def checkpoint_seeds() -> Iterator[tuple[str, bytes]]:
         yield f"file-{file}-cut", bytes((0,)) + edit(file, 40, 3, 0)
 
 
+(
+    TICK,
+    DURABLE,
+    FLUSH,
+    REQUEST,
+    TAKEOVER,
+    RESTART,
+    FLOW,
+    ACK,
+    PREPARE,
+    PROMISE,
+    CHECK,
+    CHECKED,
+    ASK,
+    POSITION,
+    RAW,
+    STREAM,
+) = range(16)
+OTHER_PEER, LONG, MANY = 16, 32, 128
+BALLOT_PROMISED, BALLOT_OWN, BALLOT_TAKING, BALLOT_NEXT = range(4)
+ROUND_ENDS = b"\7" + b"\xff" * 8
+KEEP, HUGE = b"\x40", b"\xff" + b"\xff" * 7 + b"\x7f"  # A number as it is; one far out.
+CONNECTION = KEEP * 2
+NEW_CONNECTION = b"\x41" + KEEP
+ROW_PUT, TABLE_NEW, ENVELOPE, SEAL = 2, 4, 9, 10
+SYNC = bytes((DURABLE, FLUSH))
+
+
+def fuzz_put(kind: int = 0, what: int = 0, name: int = 0) -> bytes:
+    return bytes((0, 0, kind, what, name))
+
+
+def fuzz_append(
+    shard: int, ballot: bytes, versions: bytes, *, before: bytes = KEEP, commit: bytes = KEEP, count: int = 1
+) -> bytes:
+    return bytes((shard,)) + ballot + b"\0" + before + b"\0" + commit + bytes((count,)) + versions
+
+
+def fuzz_flow(items: bytes, count: int = 1, how: int = OTHER_PEER, connection: bytes = CONNECTION) -> bytes:
+    return bytes((FLOW | how,)) + bytes((count - 1,)) + connection + KEEP + items
+
+
+def fuzz_snapshot(shard: int, records: bytes, count: int, how: int = OTHER_PEER, start: bytes = KEEP) -> bytes:
+    """The one piece of a snapshot."""
+    head = bytes((shard, BALLOT_PROMISED, 192, count)) + start + bytes((BALLOT_PROMISED, 0)) + records
+    return fuzz_flow(head + bytes((0, 1)) + KEEP + bytes((128, 2)), how=how)
+
+
+def replica_seeds() -> Iterator[tuple[str, bytes]]:
+    """Steps of one byte each, with what each asks for behind it."""
+    promised, own = bytes((BALLOT_PROMISED,)), bytes((BALLOT_OWN,))
+    higher = bytes((BALLOT_NEXT,))
+    asked = bytes((REQUEST, 3, 0, 9, 7, 0, FLUSH))
+    yield "quiet", bytes((TICK, TICK)) + SYNC + bytes((TICK,)) * 30 + SYNC
+    yield "restarted", SYNC + bytes((RESTART,)) + SYNC + bytes((TAKEOVER | 32,)) + SYNC
+    for kind in range(1, 12):
+        yield f"request-{kind}", b"".join(bytes((REQUEST, kind, name, 9, 7, 5)) for name in (0, 1, 130, 19, 36)) + SYNC
+    yield "followed", fuzz_flow(fuzz_append(1, promised, fuzz_put())) + SYNC
+    for kind in range(11):
+        records = b"".join(fuzz_put(kind, what) + bytes((0,) * 8) for what in (0, 8, 4, 16, 66))
+        yield (
+            f"kind-{kind}",
+            fuzz_flow(fuzz_append(1, promised, records, commit=b"\x43", count=3)) + SYNC + bytes((RESTART,)),
+        )
+    yield "taken-from", fuzz_flow(fuzz_append(0, higher, fuzz_put())) + SYNC + bytes((REQUEST, 1, 0, 0, 0, 0)) + SYNC
+    other = bytes((0, 255)) + b"\6" + fuzz_put()[2:]
+    yield "own-ballot", asked * 2 + fuzz_flow(fuzz_append(0, own, other, before=b"\x3d")) + bytes((TICK, TICK)) + SYNC
+    yield "last-round", fuzz_flow(fuzz_append(1, ROUND_ENDS, fuzz_put())) + SYNC + bytes((TAKEOVER | 64 | 32,)) + SYNC
+    refusal = b"\x40\0" + own + own + KEEP + KEEP + HUGE + b"\0"
+    yield "refused-far-out", bytes((FLUSH, ACK)) + CONNECTION + KEEP + b"\0\1" + refusal + bytes((TICK,)) * 4 + SYNC
+    prepare = b"\0" + higher + b"\1" + b"\0" + KEEP + promised + KEEP + b"\1" + KEEP + promised + KEEP
+    yield "prepared", bytes((PREPARE,)) + prepare + SYNC
+    taken = (
+        bytes((TAKEOVER | 64,))
+        + SYNC
+        + bytes((PROMISE, 0, 1, BALLOT_TAKING, 0, 200, 1))
+        + KEEP
+        + promised
+        + KEEP
+        + SYNC
+    )
+    row = bytes((REQUEST, 3, 136, 9, 7, 0)) + SYNC
+    yield "promised", taken + row
+    yield "checked", bytes((REQUEST, 1, 0, 0, 0, 0, FLUSH, CHECKED, 0)) + KEEP + b"\0" + own + SYNC
+    yield (
+        "asked",
+        bytes((CHECK, 0))
+        + KEEP
+        + b"\0"
+        + own
+        + bytes((ASK,))
+        + KEEP
+        + b"\0"
+        + bytes((POSITION,))
+        + KEEP
+        + b"\0\0"
+        + KEEP,
+    )
+    yield "snapshot", fuzz_snapshot(1, KEEP + promised + fuzz_put(), 1) + SYNC + bytes((RESTART,)) + SYNC
+    yield "snapshot-far-out", fuzz_snapshot(1, b"", 0, start=HUGE) + SYNC + taken + row
+    for number in range(1, 11):
+        yield f"raw-{number}", bytes((RAW, number - 1, 8)) + bytes((1, 1, 1, 0, 1, 0, 0, 0)) + SYNC
+    yield "stream", bytes((STREAM, 12, 3, 0, 0, 0, 5, 9, 0, 1, 0, 0, 0, 9)) + SYNC
+
+
 def main() -> None:
-    targets = {"record": record_seeds, "run": run_seeds, "recovery": recovery_seeds, "checkpoint": checkpoint_seeds}
+    targets = {
+        "record": record_seeds,
+        "run": run_seeds,
+        "recovery": recovery_seeds,
+        "checkpoint": checkpoint_seeds,
+        "replica": replica_seeds,
+    }
     for target, seeds in targets.items():
         folder = HERE / "corpus" / target
         folder.mkdir(parents=True, exist_ok=True)

@@ -3,7 +3,7 @@
 
 #include <stdlib.h>
 
-enum { CAPACITY_MIN = 64, VERSION_BITS = 40, NTH_BITS = 8 };
+enum { CAPACITY_MIN = 64, NTH_BITS = 8 };
 
 void late_free(kv_late *late) {
     free(late->slots);
@@ -74,9 +74,9 @@ void late_note(kv_late *late, kv_position position, uint32_t size, uint64_t reco
 }
 
 uint64_t late_table_id(const kv_late *late, uint64_t nth) {
-    KV_ASSERT(late->version < (uint64_t)1 << VERSION_BITS);
+    KV_ASSERT(late->version < (uint64_t)1 << LATE_VERSION_BITS);
     if (nth >= 1 << NTH_BITS) return 0;
-    return (uint64_t)late->shard << (VERSION_BITS + NTH_BITS) | late->version << NTH_BITS | nth;
+    return (uint64_t)late->shard << (LATE_VERSION_BITS + NTH_BITS) | late->version << NTH_BITS | nth;
 }
 
 /* --- undecided names --- */

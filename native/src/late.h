@@ -23,6 +23,8 @@ typedef struct late_slot {
     uint64_t location; /* 0: empty */
 } late_slot;
 
+enum { LATE_VERSION_BITS = 40 }; /* Versions of a shard are below 2 to the 40. */
+
 /* What the answer to a request is, besides a version. */
 enum late_tells { LATE_NOTHING, LATE_NUMBER, LATE_SIZE, LATE_ROW };
 

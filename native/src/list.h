@@ -12,7 +12,11 @@ typedef struct list {
     size_t first, count, capacity;
 } list;
 
-#define LIST(type, l) ((type *)(l)->items + (l)->first)
+/* Of an empty list: whatever `items` is, without arithmetic on a null pointer. */
+static inline void *list_at_first(const list *l, size_t item_size) {
+    return l->first == 0 ? l->items : (uint8_t *)l->items + l->first * item_size;
+}
+#define LIST(type, l) ((type *)list_at_first(l, sizeof(type)))
 
 void *list_add(list *l, size_t item_size); /* zeroed; NULL: no memory */
 static inline void list_drop_front(list *l, size_t count) {

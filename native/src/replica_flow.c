@@ -179,7 +179,7 @@ static void refused(kv_replica *r, peer *p, const refusal *no) {
         return;
     }
     uint64_t back = no->last < no->prev_version ? no->last : no->commit, match = s->own.match[index];
-    if (back > log_last(&s->log)) back = match; /* No peer of ours has that: what it says is not to be trusted with an assertion. */
+    if (back > log_last(&s->log)) back = log_last(&s->log); /* No peer of an owner has more; one that lies may say so. */
     s->own.next[index] = (back > match ? back : match) + 1;
     stir(r, s);
 }
@@ -365,7 +365,8 @@ static void items_take(kv_replica *r, peer *p, wire_in *in, uint64_t seq, bool l
         uint64_t number = wire_take_varint(in);
         append a = {.ballot = wire_take64(in)};
         bool piece = wire_take8(in) != 0;
-        if (in->bad || number >= r->shard_count) {
+        /* A ballot that is not the sender's own would cut a tail under the feet of whoever owns it. */
+        if (in->bad || number >= r->shard_count || ballot_node(a.ballot) != p->node) {
             in->bad = true;
             return;
         }

@@ -21,6 +21,7 @@
 #include "wire.h"
 
 enum { NODE_BITS = 16, BATCH_RECORDS_MAX = 1 << 16 };
+static const uint64_t ROUND_MAX = ((uint64_t)1 << 48) - 1;
 static inline uint64_t ballot_make(uint64_t round, uint16_t node) { return round << NODE_BITS | node; }
 static inline uint64_t ballot_round(uint64_t ballot) { return ballot >> NODE_BITS; }
 static inline uint16_t ballot_node(uint64_t ballot) { return (uint16_t)ballot; }

@@ -284,6 +284,7 @@ static void install(kv_replica *r, shard *s, uint64_t from_ballot, uint64_t unti
 bool piece_take(kv_replica *r, shard *s, uint64_t ballot, wire_in *in) {
     uint64_t from = wire_take_varint(in), from_ballot = wire_take64(in), walk = wire_take_varint(in), piece = wire_take_varint(in);
     installing *i = &s->installing;
+    if (from >> LATE_VERSION_BITS != 0) in->bad = true; /* Nobody could write behind it. */
     if (ballot_round(ballot) > r->round) r->round = ballot_round(ballot);
     bool newer = from > s->commit || mutated(r, KV_MUTATE_SNAPSHOT_DROPS_TAIL);
     bool same = i->active && ballot == i->ballot && walk == i->walk, older = i->active && ballot == i->ballot && walk < i->walk;

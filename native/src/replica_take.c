@@ -50,6 +50,7 @@ static void log_promise(kv_replica *r, uint64_t ballot, const uint16_t *shards, 
 void take_over(kv_replica *r, const uint16_t *asked, size_t asked_count) {
     uint16_t shards[KV_SHARDS_MAX];
     size_t count = 0;
+    if (r->round >= ROUND_MAX) return; /* Somebody lied: the next ballot would be below what was promised. */
     for (size_t i = 0; i < asked_count && count < KV_SHARDS_MAX; i++) {
         if (asked[i] >= r->shard_count) continue;
         shard *s = &r->shards[asked[i]];
@@ -172,7 +173,7 @@ void prepare_receive(kv_replica *r, peer *p, wire_in *in) {
     uint16_t granted[KV_SHARDS_MAX];
     uint64_t ballot = wire_take64(in), count = wire_take_varint(in);
     size_t granted_count = 0;
-    if (count == 0 || count > r->shard_count) in->bad = true;
+    if (count == 0 || count > r->shard_count || ballot_node(ballot) != p->node) in->bad = true;
     if (ballot_round(ballot) > r->round) r->round = ballot_round(ballot);
     prepare_ask *asks = in->bad ? NULL : calloc(count, sizeof *asks);
     for (uint64_t i = 0; asks != NULL && i < count && !in->bad; i++) {

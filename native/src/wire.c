@@ -171,7 +171,8 @@ void wire_take_record(wire_in *in, kv_record *out) {
     out->kind = wire_take8(in);
     out->flags = wire_take8(in);
     out->options = wire_take8(in);
-    if (out->kind == 0 || (out->flags & ~KV_FLAGS_KNOWN) || (out->options & ~CARRIED)) in->bad = true;
+    bool structure = out->kind == KV_KIND_ENVELOPE || out->kind == KV_KIND_SEAL; /* It would be read as ours at a replay. */
+    if (out->kind == 0 || structure || (out->flags & ~KV_FLAGS_KNOWN) || (out->options & ~CARRIED)) in->bad = true;
     out->key_size = (uint32_t)take_below(in, KV_KEY_SIZE_MAX + 1);
     out->value_size = (uint32_t)take_below(in, (uint64_t)1 << 31);
     if (out->options & KV_HAS_EXPIRY) out->expires_ms = wire_take_varint(in);
