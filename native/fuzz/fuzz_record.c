@@ -10,7 +10,7 @@ enum { REPAIR = 1, FLIP = 2, OPTION_BYTES = 8 };
 static uint32_t options_size(uint16_t options) {
     uint32_t size = 0;
     for (int bit = 0; bit < 6; bit++)
-        if (options >> bit & 1) size += bit == 4 ? 32 : bit == 5 ? 24 : OPTION_BYTES;
+        if (options >> bit & 1) size += bit == 4 ? 40 : bit == 5 ? 24 : OPTION_BYTES;
     return size;
 }
 

@@ -107,6 +107,7 @@ static void say_connection(bench *b, uint32_t from, uint32_t to, wire_in *in) {
 static void say_piece(bench *b, wire_in *in) {
     say_number(b, "snapshot of ", wire_take_varint(in));
     wire_take64(in);
+    wire_take_varint(in); /* which walk: a number of its own */
     say_number(b, "piece ", wire_take_varint(in));
     while (wire_take8(in) == 1) {
         kv_record record;
