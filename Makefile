@@ -1,5 +1,6 @@
-# make demo | test | torture | fuzz | fuzz-long | bench | bench-micro | build | clean. Needs make, a C compiler and
-# Python 3.11 with venv and headers, and clang to fuzz; all else comes from the package index into .venv.
+# make demo | test | torture | simulate | simulate-coverage | fuzz | fuzz-long | bench | bench-micro | build | clean.
+# Needs make, a C compiler and Python 3.11 with venv and headers, and clang to fuzz; all else comes from the package index
+# into .venv.
 # `make PYTHON=/usr/bin/python3` picks another Python.
 
 PYTHON ?= python3
@@ -19,7 +20,8 @@ CLANG ?= clang
 # cmake and ninja of .venv first: a machine may have old ones, or none.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: build test torture lint c-tests demo bench bench-harness bench-replica bench-micro clean fuzz fuzz-long $(FUZZ:%=fuzz-%) $(FLAVOURS:%=c-tests-%)
+.PHONY: build test torture simulate simulate-coverage lint c-tests demo bench bench-harness bench-replica bench-micro clean \
+    fuzz fuzz-long $(FUZZ:%=fuzz-%) $(FLAVOURS:%=c-tests-%)
 
 build: $(VENV)/built
 
@@ -43,6 +45,23 @@ torture: $(VENV)/tested c-tests-plain
 	KVSVR_THREAD_SECONDS=600 $(BIN)/python -m pytest tests/store/test_threads.py -s 2>&1 | tee build/torture/threads.log
 	KVSVR_HYPOTHESIS_EXAMPLES=20000 $(BIN)/python -m pytest tests/store/test_state_machine.py 2>&1 \
 	    | tee build/torture/machine.log
+
+# The replica set in simulation, long: SEEDS at N = 3 and a fifth as many at N = 5. What was run is in build/simulate, so
+# an interrupted run goes on where it was.
+SEEDS ?= 100000
+simulate: build/plain/build.ninja
+	cmake --build build/plain --target simulate
+	$(BIN)/python -m tests.sim.long --seeds $(SEEDS)
+
+# Which branches of the replica core the simulation and its C tests take. Needs gcc, and gcov, which comes with it.
+COVERED := replica late list sessions version_log wire
+simulate-coverage: build/coverage/build.ninja
+	cmake --build build/coverage --target simulate \
+	    $(patsubst native/tests/%.c,%,$(wildcard $(COVERED:%=native/tests/test_%*.c)))
+	$(BIN)/python -m tests.sim.coverage
+
+build/coverage/build.ninja: native/CMakeLists.txt | $(VENV)/tools
+	CC=gcc CFLAGS=--coverage cmake -S native -B build/coverage -G Ninja -DCMAKE_BUILD_TYPE=Debug -DKV_EXTENSION=OFF -DKV_TESTS=ON
 
 lint: $(VENV)/tested
 	$(BIN)/ruff check $(PY_DIRS)
