@@ -1,8 +1,8 @@
 /* simulate.c -- the command: runs seeds, one after another, and says what it saw.
  *
- *     simulate [--n 3] [--seeds A:B] [--mutate NAME] [--stop] [-v]
+ *     simulate [--n 3] [--seeds A:B] [--mutate NAME] [--each] [--stop] [-v]
  *
- * Exit code 1: a violation was found, and one line names the seed that replays it (-v shows the run). 2: usage. */
+ * --each: a line of figures for every seed, in the order of the sums at the end. Exit code 1: a violation was found, and one line names the seed that replays it (-v shows the run). 2: usage. */
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -11,7 +11,7 @@
 typedef struct arguments {
     uint32_t n;
     uint64_t low, high, mutations;
-    bool stop, verbose;
+    bool each, stop, verbose;
 } arguments;
 
 static const char *mutation_name(int32_t mutation) {
@@ -77,10 +77,13 @@ static void world_new(world *w, const arguments *a, uint64_t seed) {
 }
 
 static void world_free(world *w) {
+    uint64_t crashes = w->counts.crashes, owner_crashes = w->counts.owner_crashes;
     for (uint32_t i = 0; i < w->n; i++) {
         if (w->nodes[i].up) node_crash(w, i, false);
         kv_sim_free(w->nodes[i].disk);
     }
+    w->counts.crashes = crashes; /* The end of the world is none. */
+    w->counts.owner_crashes = owner_crashes;
     for (size_t i = 0; i < w->heap_count; i++) free(w->heap[i].bytes);
     for (uint32_t s = 0; s < SHARDS; s++) free(w->chosen[s].digests);
     free(w->heap);
@@ -115,9 +118,34 @@ static void counts_show(const counts *c, uint64_t seeds) {
         printf("%s %llu (%.1f a seed)\n", names[i], (unsigned long long)all[i], (double)all[i] / (double)seeds);
 }
 
+static void each_show(const counts *c, uint64_t seed) {
+    const uint64_t *all = (const uint64_t *)c;
+    printf("each %llu:", (unsigned long long)seed);
+    for (size_t i = 0; i < sizeof *c / sizeof *all; i++) printf(" %llu", (unsigned long long)all[i]);
+    putchar('\n');
+}
+
 static int usage(void) {
-    fputs("simulate [--n 3|5] [--seeds A:B] [--mutate NAME] [--stop] [-v]\n", stderr);
+    fputs("simulate [--n 3|5] [--seeds A:B] [--mutate NAME] [--each] [--stop] [-v]\nNAME is one of", stderr);
+    for (int32_t i = 0; i < SIM_MUTATION_COUNT; i++) fprintf(stderr, " %s", mutation_name(i));
+    fputc('\n', stderr);
     return 2;
+}
+
+/* Digits, and `end` behind them. */
+static bool take_number(const char *text, char end, uint64_t *out) {
+    char *stop;
+    if (*text < '0' || *text > '9') return false;
+    *out = strtoull(text, &stop, 10);
+    return *stop == end;
+}
+
+static bool take_seeds(arguments *a, const char *text) {
+    const char *colon = strchr(text, ':');
+    if (colon != NULL) return take_number(text, ':', &a->low) && take_number(colon + 1, 0, &a->high) && a->low < a->high;
+    bool one = take_number(text, 0, &a->low);
+    a->high = a->low + 1;
+    return one;
 }
 
 static bool take_mutation(arguments *a, const char *name) {
@@ -130,21 +158,20 @@ static bool take_mutation(arguments *a, const char *name) {
 }
 
 static bool take_arguments(int count, char **values, arguments *a) {
+    uint64_t n = a->n;
     for (int i = 1; i < count; i++) {
         const char *name = values[i], *value = i + 1 < count ? values[i + 1] : NULL;
-        if (strcmp(name, "--stop") == 0) a->stop = true;
+        if (strcmp(name, "--each") == 0) a->each = true;
+        else if (strcmp(name, "--stop") == 0) a->stop = true;
         else if (strcmp(name, "-v") == 0) a->verbose = true;
         else if (value == NULL) return false;
-        else if (strcmp(name, "--n") == 0) a->n = (uint32_t)strtoul(value, NULL, 10), i++;
+        else if (strcmp(name, "--n") == 0 && take_number(value, 0, &n)) i++;
         else if (strcmp(name, "--mutate") == 0 && take_mutation(a, value)) i++;
-        else if (strcmp(name, "--seeds") == 0) {
-            char *end;
-            a->low = strtoull(value, &end, 10);
-            a->high = *end == ':' ? strtoull(end + 1, NULL, 10) : a->low + 1;
-            i++;
-        } else return false;
+        else if (strcmp(name, "--seeds") == 0 && take_seeds(a, value)) i++;
+        else return false;
     }
-    return (a->n == 3 || a->n == 5) && a->high > a->low;
+    a->n = (uint32_t)n;
+    return n == 3 || n == 5;
 }
 
 int main(int count, char **values) {
@@ -159,6 +186,7 @@ int main(int count, char **values) {
         seed_run(&w, &a, seed, checker);
         world_free(&w);
         counts_add(&sum, &w.counts);
+        if (a.each) each_show(&w.counts, seed);
         seeds++;
         if (w.violation[0] == 0) continue;
         violations++;

@@ -228,7 +228,8 @@ static void options_default(kv_replica_options *o) {
 
 static kv_status members_check(const kv_replica_options *o) {
     bool self = false;
-    if (o->member_count == 0 || o->member_count > KV_MEMBERS_MAX || o->shard_count > KV_SHARDS_MAX) return KV_EUSAGE;
+    bool odd = o->member_count == 1 || o->member_count == 3 || o->member_count == 5;
+    if (!odd || o->shard_count > KV_SHARDS_MAX) return KV_EUSAGE;
     for (uint32_t i = 0; i < o->member_count; i++) {
         self |= o->members[i] == o->node;
         if (o->members[i] == 0) return KV_EUSAGE;

@@ -236,6 +236,7 @@ static void shard_evaluate(kv_replica *r, shard *s, const kv_ask *a) {
     if (r->late.record_count == 0) {
         if (is_condition(result)) answer_failed(r, s, a, result, &request);
         else if (result == KV_ENOSPC) reply_simple(r, a->token, KV_ANSWER_UNAVAILABLE);
+        else if (result == KV_EPOISONED || result == KV_EDISK) reply_simple(r, a->token, KV_ANSWER_RETRY);
         else reply_add(r, &(kv_reply){.token = a->token, .status = KV_ANSWER_REFUSED, .error = (int32_t)result});
         return;
     }

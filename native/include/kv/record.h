@@ -43,11 +43,11 @@ enum kv_kind {
     /* State: small facts of the store or the replica; the newest of a kind and key counts. */
     KV_KIND_CLOCK = 32,    /* value = the highest wall clock an expiry was judged by (8 bytes, ms) */
     KV_KIND_PROMISE = 33,  /* value = shards promised under KV_HAS_BALLOT */
-    KV_KIND_NODE = 34,     /* value = incarnation and disk id */
+    KV_KIND_NODE = 34,     /* value = incarnation */
     KV_KIND_COMMIT = 35,   /* value = commit watermarks per shard */
     KV_KIND_BARRIER = 36,  /* opens a ballot in a shard */
     KV_KIND_CONFIG = 37,   /* value = members of a shard */
-    KV_KIND_SESSION = 38,  /* value = evictions and last results of client lanes */
+    KV_KIND_SESSION = 38,  /* a condition that failed, with its request */
     KV_KIND_DATA = 39,     /* value = bytes that a version record names by digest */
     KV_KIND_FORGET = 40,   /* key falls back to its last fully held version */
     KV_KIND_SNAPSHOT_BEGIN = 41, /* what is here of a shard goes; its state comes piece by piece */
