@@ -33,7 +33,7 @@
  *
  * Invariants: names ascend strictly, also from block to block; offsets of children and of `previous` are smaller than
  * that of the block that names them, so no chain of them is a circle; the leaf behind a leaf is the next block in the
- * file that is one. A leaf ends at ENTRY_COUNT_MAX names, at BLOCK_SIZE bytes, or when its names would take
+ * file that is one. A leaf ends at ENTRY_COUNT names, at BLOCK_SIZE bytes, or when its names would take
  * LEAF_NAMES_SIZE_MAX, or, with one name, wherever that ends. An inner block has at least INNER_COUNT_MIN entries, however large, unless it is the
  * last of its level: so there are few levels. */
 #include "kv/run.h"
@@ -56,7 +56,8 @@ enum {
     INNER_COUNT_MIN = 4,
     ENTRY_HEAD_MAX = 6, /* two varints of numbers below 2^21 */
     CHILD_SIZE = 8,
-    ENTRY_COUNT_MAX = 64, /* a search decodes one block a level, whole */
+    ENTRY_COUNT = 64,   /* is enough: a search decodes one block a level, whole */
+    ENTRY_COUNT_MAX = BLOCK_SIZE / 3 + INNER_COUNT_MIN, /* an entry takes at least 3 bytes */
     LEVEL_COUNT_MAX = 32,
     OUT_SIZE = 1 << 16, /* gathered before it is written */
     COPY_SIZE = 32,     /* what is copied in one go; not above FOOTER_SIZE */
@@ -511,7 +512,7 @@ static size_t shared_size(const uint8_t *left, size_t left_size, const uint8_t *
 /* Whether one more entry, of at most `size` bytes, goes into the block. */
 static bool block_takes(const level_block *block, bool leaf, size_t size, size_t name_size) {
     if (block->count == 0 || (!leaf && block->count < INNER_COUNT_MIN)) return true;
-    if (block->count == ENTRY_COUNT_MAX) return false;
+    if (block->count == ENTRY_COUNT) return false;
     return block->used + size <= BLOCK_SIZE && block->names_size + name_size <= LEAF_NAMES_SIZE_MAX;
 }
 
