@@ -267,11 +267,12 @@ static kv_status unknown_record(scan *s, const segment *one, uint32_t offset) {
     return KV_EFORMAT;
 }
 
-/* KV_EOF: it cannot be one. */
+/* KV_EOF: it cannot be one. A header that was sealed keeps its word: it may have been told more since. */
 static kv_status take_seal(segment *one, const kv_record *record, uint32_t used, uint32_t *offset) {
     if (record->value_size != 4 || !leads_on(one, kv_load32(record->value))) return KV_EOF;
-    if (!one->sealed) one->next = kv_load32(record->value); /* The header may have been told more since. */
     *offset += used;
+    if (one->sealed) return KV_OK;
+    one->next = kv_load32(record->value);
     atomic_store(&one->ended, true);
     atomic_store(&one->end, *offset);
     return KV_OK;
@@ -489,8 +490,9 @@ static kv_status check_behind_end(kv_flow *flow, const listing *l, kv_position e
         return damage(fault, l->highest, 0, "the header leaves no numbers to go on with");
     for (size_t i = 0; i < l->count; i++) {
         const segment *one = segment_find(flow, l->ids[i]);
-        /* Nobody looked where it ends, so it must not be cut there. */
-        if (l->ids[i] < end.segment && !atomic_load(&one->ended)) return damage(fault, l->ids[i], 0, "no seal leads to it");
+        /* Nobody read what a seal leads around, and once that is in the header a file is missing there. */
+        bool leads = l->ids[i] <= end.segment && atomic_load(&one->ended) && i + 1 < l->count;
+        if (leads && segment_successor(one) != l->ids[i + 1]) return damage(fault, l->ids[i + 1], 0, "no seal leads to it");
         if (l->ids[i] <= end.segment || (!one->sealed && one->watermark <= KV_SEGMENT_HEADER_SIZE)) continue;
         return damage(fault, end.segment, end.offset, "the log ends here, but later records were durable");
     }
