@@ -12,9 +12,9 @@ FLAVOURS := plain asan tsan
 SANITIZE_asan := address,undefined
 SANITIZE_tsan := thread
 FUZZ := $(patsubst native/fuzz/fuzz_%.c,%,$(wildcard native/fuzz/fuzz_*.c))
-FUZZ_SECONDS ?= 15
-# 0: another one each time, as fuzz-long does. Landing is not to hang on what chance finds.
-FUZZ_SEED ?= 1
+# The same inputs each time: landing is not to hang on what chance, or a faster machine, finds. fuzz-long looks elsewhere.
+FUZZ_LIMIT ?= -runs=15000 -seed=1
+FUZZ_LEARNT ?= build/fuzz/new
 CLANG ?= clang
 
 # cmake and ninja of .venv first: a machine may have old ones, or none.
@@ -76,20 +76,20 @@ $(FLAVOURS:%=c-tests-%): c-tests-%: build/%/build.ninja
 build/%/build.ninja: native/CMakeLists.txt | $(VENV)/tools
 	cmake -S native -B build/$* -G Ninja -DKV_EXTENSION=OFF -DKV_TESTS=ON -DKV_SANITIZE=$(SANITIZE_$*)
 
-# Each target for a short time, two at once; fuzz-long for ten minutes each. What it finds is build/fuzz/found-*, and
-# belongs into native/fuzz/corpus when it is mended; what it learns stays in build/fuzz/work for the next run.
+# Each target over the same inputs, two at once; fuzz-long for ten minutes each from another seed, and what that learns stays
+# in build/fuzz/work for the next. What is found is build/fuzz/found-*, and belongs into native/fuzz/corpus when it is mended.
 fuzz: build/fuzz/build.ninja
 	cmake --build build/fuzz
 	@$(MAKE) --no-print-directory -j2 $(FUZZ:%=fuzz-%)
 
 fuzz-long:
-	@$(MAKE) --no-print-directory fuzz FUZZ_SECONDS=600 FUZZ_SEED=0
+	@$(MAKE) --no-print-directory fuzz FUZZ_LIMIT='-max_total_time=600 -seed=0' FUZZ_LEARNT=build/fuzz/work
 
 $(FUZZ:%=fuzz-%): fuzz-%:
-	@mkdir -p build/fuzz/work/$*
+	@rm -rf build/fuzz/new/$* && mkdir -p $(FUZZ_LEARNT)/$*
 	@build/fuzz/fuzz_$* -runs=0 native/fuzz/corpus/$* >build/fuzz/$*.log 2>&1 \
-	    && build/fuzz/fuzz_$* -max_total_time=$(FUZZ_SECONDS) -seed=$(FUZZ_SEED) -timeout=10 -rss_limit_mb=3000 -print_final_stats=1 \
-	        -artifact_prefix=build/fuzz/found-$*- build/fuzz/work/$* native/fuzz/corpus/$* >>build/fuzz/$*.log 2>&1 \
+	    && build/fuzz/fuzz_$* $(FUZZ_LIMIT) -timeout=10 -rss_limit_mb=3000 -print_final_stats=1 \
+	        -artifact_prefix=build/fuzz/found-$*- $(FUZZ_LEARNT)/$* native/fuzz/corpus/$* >>build/fuzz/$*.log 2>&1 \
 	    || { tail -n 60 build/fuzz/$*.log; exit 1; }
 	@echo "$@: $$(grep DONE build/fuzz/$*.log | tail -n 1)"
 
