@@ -115,12 +115,7 @@ static void fail(set *s, const char *what) {
 
 /* --- the workload: splitmix64 --- */
 
-static uint64_t mix(uint64_t *state) {
-    uint64_t z = *state += 0x9E3779B97F4A7C15ULL;
-    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9ULL;
-    z = (z ^ z >> 27) * 0x94D049BB133111EBULL;
-    return z ^ z >> 31;
-}
+static uint64_t mix(uint64_t *state) { return kv_mix64(*state += 0x9E3779B97F4A7C15ULL); }
 
 static void workload_free(workload *w) {
     free(w->keys);

@@ -94,10 +94,7 @@ typedef struct kv_history_verdict {
 /* More tokens than one, in order. 0 is the fold of none, and a token that of itself alone. */
 static inline uint64_t kv_history_fold(uint64_t so_far, uint64_t token) {
     if (so_far == 0) return token;
-    uint64_t z = so_far * 0x9E3779B97F4A7C15ULL + token; /* the finish of splitmix64: order and every bit count */
-    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9ULL;
-    z = (z ^ z >> 27) * 0x94D049BB133111EBULL;
-    return z ^ z >> 31;
+    return kv_mix64(so_far * 0x9E3779B97F4A7C15ULL + token);
 }
 
 static inline kv_history_value kv_history_present(uint64_t word) { return (kv_history_value){word, true}; }

@@ -8,12 +8,7 @@
 
 /* --- chance: splitmix64 --- */
 
-static uint64_t draw(world *w) {
-    uint64_t z = w->random += 0x9E3779B97F4A7C15ULL;
-    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9ULL;
-    z = (z ^ z >> 27) * 0x94D049BB133111EBULL;
-    return z ^ z >> 31;
-}
+static uint64_t draw(world *w) { return kv_mix64(w->random += 0x9E3779B97F4A7C15ULL); }
 
 double chance(world *w) { return (double)(draw(w) >> 11) / 9007199254740992.0; }
 bool likely(world *w, double probability) { return chance(w) < probability; }

@@ -30,14 +30,16 @@ static int64_t result_of(const kv_late *late, const kv_record *record) {
     }
 }
 
-void late_stamp(const kv_late *late, kv_record *record, bool first) {
+void late_stamp(kv_late *late, kv_record *record, bool first) {
     record->shard = late->shard;
     record->ballot = late->ballot;
     record->prev_ballot = late->prev_ballot;
-    record->options |= KV_HAS_SEQUENCE | KV_HAS_BALLOT | KV_HAS_PREV_BALLOT;
-    if (!first || late->request == NULL) return;
+    record->options |= LATE_OPTIONS;
+    if (!first) return;
+    late->result = result_of(late, record);
+    if (late->request == NULL) return;
     record->request = *late->request;
-    record->request.result = result_of(late, record);
+    record->request.result = late->result;
     record->options |= KV_HAS_REQUEST;
 }
 

@@ -24,6 +24,7 @@ typedef struct late_slot {
 } late_slot;
 
 enum { LATE_VERSION_BITS = 40 }; /* Versions of a shard are below 2 to the 40. */
+enum { LATE_OPTIONS = KV_HAS_SEQUENCE | KV_HAS_BALLOT | KV_HAS_PREV_BALLOT }; /* What every record of a version log has. */
 
 /* What the answer to a request is, besides a version. */
 enum late_tells { LATE_NOTHING, LATE_NUMBER, LATE_SIZE, LATE_ROW };
@@ -49,6 +50,7 @@ struct kv_late {
     kv_position position;
     uint32_t size;
     uint32_t record_count; /* 0: nothing */
+    int64_t result;        /* what the one who asked is told, by `tells` */
 
     /* Undecided names: open addressing, at most half full. */
     late_slot *slots;
@@ -59,7 +61,7 @@ struct kv_late {
 void late_free(kv_late *late); /* what it holds, not itself */
 
 /* The version log's part of a record; with the request, if it is the one of its version to carry it. */
-void late_stamp(const kv_late *late, kv_record *record, bool first);
+void late_stamp(kv_late *late, kv_record *record, bool first);
 void late_note(kv_late *late, kv_position position, uint32_t size, uint64_t record_count);
 /* Unique for ever: of the shard, of the version and of which one it is in it. 0: a version makes no more tables. */
 uint64_t late_table_id(const kv_late *late, uint64_t nth);

@@ -65,7 +65,7 @@ typedef struct envelope {
     bool one_version;
     size_t written_count;
     uint64_t version;        /* it was written under; the last of them, if there are several */
-    const kv_late *late;     /* the store's */
+    kv_late *late;           /* the store's */
     const item *first;       /* that is written: its record carries the request */
 } envelope;
 

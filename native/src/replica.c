@@ -36,10 +36,10 @@ int member_of(const kv_replica *r, uint16_t node) {
 
 uint64_t log_end(const kv_replica *r) { return kv_position_order(kv_flow_tail(r->store->flow)); }
 
-void log_state(kv_replica *r, uint8_t kind, uint64_t ballot, const uint8_t *value, size_t size) {
+void log_state(kv_replica *r, uint8_t kind, uint16_t shard_number, uint64_t ballot, const uint8_t *value, size_t size) {
     kv_position position;
     uint32_t used;
-    kv_record record = {.kind = kind, .version = kv_flow_sequence(r->store->flow) + 1, .ballot = ballot,
+    kv_record record = {.kind = kind, .shard = shard_number, .version = kv_flow_sequence(r->store->flow) + 1, .ballot = ballot,
                         .options = (uint16_t)(KV_HAS_SEQUENCE | (ballot != 0 ? KV_HAS_BALLOT : 0)),
                         .value = value, .value_size = (uint32_t)size};
     kv_status status = late_append(r->store, &record, 1, &position, &used);
@@ -266,14 +266,14 @@ static void begin_life(kv_replica *r) {
     r->durable = kv_position_order(kv_flow_durable(r->store->flow));
     for (uint32_t i = 0; i < r->shard_count; i++) {
         shard *s = &r->shards[i];
-        if (ballot_round(s->promised) > r->round) r->round = ballot_round(s->promised);
+        note_round(r, s->promised);
         if (mutated(r, KV_MUTATE_RESTART_OWNS) && s->promised != 0 && ballot_node(s->promised) == r->options.node)
             shard_own(r, s, s->promised);
     }
     if (++r->incarnation < r->options.incarnation_min) r->incarnation = r->options.incarnation_min;
     r->nonce = r->incarnation << 32; /* Numbers of this life, which no message of an earlier one has. */
     kv_store64(value, r->incarnation);
-    log_state(r, KV_KIND_NODE, 0, value, sizeof value);
+    log_state(r, KV_KIND_NODE, 0, 0, value, sizeof value);
     after_add(r, AFTER_READY);
 }
 
@@ -319,8 +319,7 @@ static void shard_free(shard *s) {
     for (size_t i = 0; i < s->taking.queue.count; i++) ask_free(&LIST(queued_ask, &s->taking.queue)[i]);
     list_free(&s->taking.queue);
     free(s->taking.best.records);
-    free(s->installing.pieces);
-    free(s->installing.lanes);
+    installing_clear(s);
 }
 
 void kv_replica_free(kv_replica *r) {
@@ -388,7 +387,7 @@ static void log_commits(kv_replica *r) {
         size += COMMIT_SIZE;
         s->commit_logged = s->commit;
     }
-    if (size != 0) log_state(r, KV_KIND_COMMIT, 0, value, size);
+    if (size != 0) log_state(r, KV_KIND_COMMIT, 0, 0, value, size);
 }
 
 /* What is applied is kept for peers for a while; a quarter more, so that it is let go of in pieces. */

@@ -1,10 +1,10 @@
 /* replica_flow.c -- the flow from the owners of shards to their peers, and the acknowledgements back.
  *
  * A message is one for all shards that have something to say: FLOW carries connection, sequence number and, per shard,
- * an APPEND: (ballot, previous version and its ballot, commit, records), or a piece of a snapshot (replica_snapshot.c). The receiver takes it in at once, and says so
- * once its log is durable: one cursor for the connection, and beside it the APPENDs that it refused. What is not
- * acknowledged for a while makes the sender begin a new connection, from what is known to be held; nothing that is said
- * of the old one counts then. */
+ * an APPEND: (ballot, previous version and its ballot, commit, records), or a piece of a snapshot (replica_snapshot.c). The
+ * receiver takes it in at once, and says so once its log is durable: one cursor for the connection, and beside it the
+ * APPENDs that it refused. What is not acknowledged for a while makes the sender begin a new connection, from what is
+ * known to be held; nothing that is said of the old one counts then. */
 #include <stdlib.h>
 
 #include "replica_internal.h"
@@ -166,7 +166,7 @@ static const refusal *refusal_of(const list *refusals, uint64_t seq, uint16_t nu
 static void refused(kv_replica *r, peer *p, const refusal *no) {
     shard *s = &r->shards[no->shard];
     uint32_t index = (uint32_t)(p - r->peers);
-    if (ballot_round(no->promised) > r->round) r->round = ballot_round(no->promised);
+    note_round(r, no->promised);
     if (s->own.ballot == 0 || s->own.ballot != no->ballot) return;
     r->counts.refusals++;
     if (no->promised > no->ballot) {
@@ -278,7 +278,7 @@ static void version_append(kv_replica *r, shard *s, kv_record *records, size_t c
         records[i].version = version;
         records[i].ballot = ballot;
         records[i].prev_ballot = prev_ballot;
-        records[i].options |= KV_HAS_SEQUENCE | KV_HAS_BALLOT | KV_HAS_PREV_BALLOT;
+        records[i].options |= LATE_OPTIONS;
     }
     kv_status status = late_append(r->store, records, count, &entry.position, &entry.size);
     if (status == KV_OK) {
@@ -328,13 +328,7 @@ static void commit_take(kv_replica *r, shard *s, const append *a) {
 
 /* true: everything up to its last record is here, or the bytes are bad. false: none of the records was looked at. */
 static bool append_take(kv_replica *r, shard *s, const append *a, wire_in *in) {
-    if (ballot_round(a->ballot) > r->round) r->round = ballot_round(a->ballot);
-    if (a->ballot < s->promised) return false;
-    if (a->ballot > s->promised) { /* No PROMISE: the records of this ballot restore it. */
-        shard_step_down(r, s);
-        s->promised = a->ballot;
-    }
-    if (s->installing.active || !follows(r, s, a)) return false;
+    if (!ballot_heed(r, s, a->ballot) || s->installing.active || !follows(r, s, a)) return false;
     uint64_t prev_ballot = a->prev_ballot;
     for (uint64_t i = 0; i < a->count; i++)
         if (!version_take(r, s, in, a->prev_version + 1 + i, a->ballot, &prev_ballot)) return true;
@@ -342,7 +336,7 @@ static bool append_take(kv_replica *r, shard *s, const append *a, wire_in *in) {
     return true;
 }
 
-static void versions_skip(kv_replica *r, wire_in *in, uint64_t count) {
+void versions_skip(kv_replica *r, wire_in *in, uint64_t count) {
     for (uint64_t i = 0; i < count && !in->bad; i++) {
         uint64_t records = wire_take_varint(in);
         if (wire_take8(in) != 0) wire_take64(in);

@@ -224,6 +224,13 @@ static inline bool mutated(const kv_replica *r, enum kv_mutation mutation) {
     return KV_UNLIKELY((r->options.mutations >> mutation & 1) != 0);
 }
 
+/* Of rounds seen or used, the highest: the next one of its own lies above. */
+static inline void note_round(kv_replica *r, uint64_t ballot) {
+    if (ballot_round(ballot) > r->round) r->round = ballot_round(ballot);
+}
+static inline bool is_majority(const kv_replica *r, uint32_t members) {
+    return (uint32_t)__builtin_popcount(members) >= r->majority;
+}
 static inline void stir(kv_replica *r, const shard *s) { r->stirred[s->number / 64] |= (uint64_t)1 << s->number % 64; }
 
 /* replica.c */
@@ -232,8 +239,8 @@ uint64_t replica_nonce(kv_replica *r);
 int member_of(const kv_replica *r, uint16_t node); /* its index; -1: it is none */
 void reply_add(kv_replica *r, const kv_reply *reply);
 void reply_simple(kv_replica *r, uint64_t token, int32_t status);
-/* Appends a record of the replica itself. */
-void log_state(kv_replica *r, uint8_t kind, uint64_t ballot, const uint8_t *value, size_t size);
+/* Appends a record of the replica itself, about a shard (by number) or, 0, about none. */
+void log_state(kv_replica *r, uint8_t kind, uint16_t shard_number, uint64_t ballot, const uint8_t *value, size_t size);
 uint64_t log_end(const kv_replica *r);
 after *after_add(kv_replica *r, enum after_kind kind);
 kv_status ask_copy(const kv_ask *ask, queued_ask *out);
@@ -245,6 +252,8 @@ kv_status version_next(const kv_replica *r, const version_entry *entry, uint32_t
 void shard_write(kv_replica *r, shard *s, const kv_ask *ask);
 void shard_own(kv_replica *r, shard *s, uint64_t ballot);
 void shard_step_down(kv_replica *r, shard *s);
+/* What an owner of this ballot sends may be taken in; a higher ballot ends what is under way here. */
+bool ballot_heed(kv_replica *r, shard *s, uint64_t ballot);
 void shard_advance(kv_replica *r, shard *s);
 void shard_apply(kv_replica *r, shard *s);
 void shard_barrier(kv_replica *r, shard *s);
@@ -261,6 +270,8 @@ void ack_receive(kv_replica *r, peer *from, wire_in *in);
 void acks_pack(kv_replica *r);
 void peer_reconnect(kv_replica *r, peer *p);
 void wire_put_version(kv_replica *r, wire_out *out, const version_entry *entry, uint64_t ballot);
+/* As many version records, to get behind them. */
+void versions_skip(kv_replica *r, wire_in *in, uint64_t count);
 /* One version record from the wire into the log, unless it is there. false: the bytes are bad. */
 bool version_take(kv_replica *r, shard *s, wire_in *in, uint64_t version, uint64_t ballot, uint64_t *prev_ballot);
 
@@ -292,6 +303,7 @@ uint64_t piece_put(kv_replica *r, wire_out *out, shard *s, uint32_t index);
 bool piece_take(kv_replica *r, shard *s, uint64_t ballot, wire_in *in);
 uint64_t snapshot_pin(const kv_replica *r, const shard *s);
 kv_status state_show(kv_replica *r, const kv_record *record, kv_position position, uint32_t used, kv_fault *fault);
+void installing_clear(shard *s);
 kv_status installing_end(shard *s, const uint8_t *bytes, size_t size);
 
 /* replica_policy.c */

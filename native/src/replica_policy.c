@@ -12,10 +12,7 @@
 enum { RANK_TICKS = 4 };
 
 static uint64_t score(uint32_t number, uint16_t node) {
-    uint64_t z = ((uint64_t)number << 16 | node) * 0x9E3779B97F4A7C15ULL + 0x632BE59BD9B4E019ULL;
-    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9ULL;
-    z = (z ^ z >> 27) * 0x94D049BB133111EBULL;
-    return z ^ z >> 31;
+    return kv_mix64(((uint64_t)number << 16 | node) * 0x9E3779B97F4A7C15ULL + 0x632BE59BD9B4E019ULL);
 }
 
 uint32_t kv_owner_rank(const uint16_t *members, uint32_t count, uint32_t number, uint16_t node) {

@@ -13,7 +13,8 @@ static void answer_value(kv_replica *r, const kv_ask *a, const shard *s) {
     kv_reply reply = {.token = a->token, .shard_version = s->applied, .value_size = -1};
     if (s->commit_heard > s->applied) reply.lag = s->commit_heard - s->applied;
     if (mutated(r, KV_MUTATE_EXPIRE_LOCALLY)) r->late.judge_ms = r->store->io->now_ms(r->store->io);
-    kv_result size = a->table != NULL ? kv_row_get(c, a->table, a->table_size, a->key, a->key_size) : kv_get(c, a->key, a->key_size);
+    kv_result size = a->table != NULL ? kv_row_get(c, a->table, a->table_size, a->key, a->key_size)
+                                      : kv_get(c, a->key, a->key_size);
     r->late.judge_ms = 0;
     const kv_answer *answer = kv_caller_answer(c);
     if (size >= 0) {
@@ -85,7 +86,7 @@ static bool is_whole(const kv_replica *r, const shard *s) {
 
 static enum read_state read_look(const kv_replica *r, const read *one) {
     const shard *s = &r->shards[one->shard];
-    bool confirmed = one->confirmed || (uint32_t)__builtin_popcount(one->votes) >= r->majority;
+    bool confirmed = one->confirmed || is_majority(r, one->votes);
     if (one->follower) confirmed = one->told;
     else if (s->own.ballot != one->ballot) return READ_BAD;
     if (one->refused) return READ_BAD;
@@ -177,7 +178,7 @@ void read_stale(kv_replica *r, shard *s, const kv_ask *a) {
 bool reads_wait(const kv_replica *r) {
     const read *all = LIST(read, &r->reads);
     for (size_t i = 0; i < r->reads.count; i++)
-        if (all[i].nonce != 0 && !all[i].follower && (uint32_t)__builtin_popcount(all[i].votes) < r->majority) return true;
+        if (all[i].nonce != 0 && !all[i].follower && !is_majority(r, all[i].votes)) return true;
     return false;
 }
 

@@ -175,19 +175,15 @@ static void state_wipe(kv_replica *r, const shard *s) {
     free(slots);
 }
 
-static void log_shard(kv_replica *r, const shard *s, uint8_t kind, uint64_t ballot, const uint8_t *value, size_t size) {
-    kv_position position;
-    uint32_t used;
-    kv_record record = {.kind = kind, .shard = s->number, .version = kv_flow_sequence(r->store->flow) + 1, .ballot = ballot,
-                        .options = KV_HAS_SEQUENCE | KV_HAS_BALLOT, .value = value, .value_size = (uint32_t)size};
-    kv_status status = late_append(r->store, &record, 1, &position, &used);
-    if (status != KV_OK) replica_fail(r, status);
+void installing_clear(shard *s) {
+    free(s->installing.pieces);
+    free(s->installing.lanes);
+    s->installing = (installing){0};
 }
 
 static void installing_begin(kv_replica *r, shard *s, uint64_t from, uint64_t ballot, uint64_t walk) {
-    log_shard(r, s, KV_KIND_SNAPSHOT_BEGIN, ballot, NULL, 0);
-    free(s->installing.pieces);
-    free(s->installing.lanes);
+    log_state(r, KV_KIND_SNAPSHOT_BEGIN, s->number, ballot, NULL, 0);
+    installing_clear(s);
     s->installing = (installing){.active = true, .from = from, .ballot = ballot, .walk = walk};
     state_wipe(r, s);
 }
@@ -241,8 +237,11 @@ static bool sessions_take(wire_in *in, sessions *to) {
     for (uint64_t i = 0; i < count && !in->bad; i++) {
         const uint8_t *bytes = wire_take_bytes(in, SESSION_SIZE);
         if (bytes == NULL) break;
-        kv_request request = {.client = kv_load64(bytes), .number = kv_load64(bytes + 8), .result = (int64_t)kv_load64(bytes + 24),
-                              .lane = kv_load32(bytes + 32), .outcome = (int16_t)kv_load16(bytes + 36)};
+        kv_request request = {.client = kv_load64(bytes),
+                              .number = kv_load64(bytes + 8),
+                              .result = (int64_t)kv_load64(bytes + 24),
+                              .lane = kv_load32(bytes + 32),
+                              .outcome = (int16_t)kv_load16(bytes + 36)};
         sessions_note(to, &request, kv_load64(bytes + 16));
     }
     to->forgotten = forgotten;
@@ -261,63 +260,57 @@ kv_status installing_end(shard *s, const uint8_t *bytes, size_t size) {
     s->commit = s->applied = from;
     s->commit_logged = from;
     s->whole_from = until;
-    free(s->installing.pieces);
-    s->installing = (installing){0};
+    installing_clear(s);
     return KV_OK;
 }
 
-static void install(kv_replica *r, shard *s, uint64_t from_ballot, uint64_t until, const uint8_t *lanes, size_t lanes_size) {
+/* All pieces are here. */
+static void install(kv_replica *r, shard *s, uint64_t from_ballot) {
+    const installing *i = &s->installing;
     wire_out out = {0};
-    wire_put64(&out, s->installing.from);
+    wire_put64(&out, i->from);
     wire_put64(&out, from_ballot);
-    wire_put64(&out, until);
-    wire_put_bytes(&out, lanes, lanes_size);
-    uint64_t ballot = s->installing.ballot;
+    wire_put64(&out, i->until);
+    wire_put_bytes(&out, i->lanes, i->lanes_size);
     if (out.failed) replica_fail(r, KV_ENOMEM);
-    else log_shard(r, s, KV_KIND_SNAPSHOT_END, ballot, out.bytes, out.size);
+    else log_state(r, KV_KIND_SNAPSHOT_END, s->number, i->ballot, out.bytes, out.size);
     if (r->failed == KV_OK && installing_end(s, out.bytes, out.size) != KV_OK) replica_fail(r, KV_ECORRUPT);
     wire_free(&out);
     r->counts.installed++;
 }
 
-/* true: taken in, or of no use any more. */
+/* What only the last piece has. */
+static void last_piece_take(kv_replica *r, installing *i, wire_in *in, bool wanted) {
+    uint64_t count = wire_take_varint(in), until = wire_take_varint(in);
+    const uint8_t *lanes = in->at;
+    wire_take_varint(in);
+    uint64_t lane_count = wire_take_varint(in);
+    if (lane_count > r->options.session_max) in->bad = true;
+    wire_take_bytes(in, lane_count * SESSION_SIZE);
+    if (in->bad || !wanted) return;
+    free(i->lanes);
+    i->lanes_size = (size_t)(in->at - lanes);
+    i->lanes = malloc(i->lanes_size);
+    if (i->lanes == NULL) replica_fail(r, KV_ENOMEM);
+    else memcpy(i->lanes, lanes, i->lanes_size);
+    i->count = count;
+    i->until = until;
+}
+
+/* true: taken in, or of no use any more, or the bytes are bad. */
 bool piece_take(kv_replica *r, shard *s, uint64_t ballot, wire_in *in) {
-    uint64_t from = wire_take_varint(in), from_ballot = wire_take64(in), walk = wire_take_varint(in), piece = wire_take_varint(in);
+    uint64_t from = wire_take_varint(in), from_ballot = wire_take64(in);
+    uint64_t walk = wire_take_varint(in), piece = wire_take_varint(in);
     installing *i = &s->installing;
     if (from >> LATE_VERSION_BITS != 0) in->bad = true; /* Nobody could write behind it. */
-    if (ballot_round(ballot) > r->round) r->round = ballot_round(ballot);
+    if (in->bad) return true;
+    bool accepted = ballot_heed(r, s, ballot), mine = i->active && ballot == i->ballot;
+    bool same = mine && walk == i->walk, older = mine && walk < i->walk;
     bool newer = from > s->commit || mutated(r, KV_MUTATE_SNAPSHOT_DROPS_TAIL);
-    bool same = i->active && ballot == i->ballot && walk == i->walk, older = i->active && ballot == i->ballot && walk < i->walk;
-    bool wanted = ballot >= s->promised && !older && (newer || same);
-    bool accepted = ballot >= s->promised;
-    if (ballot > s->promised && !in->bad) {
-        shard_step_down(r, s);
-        s->promised = ballot;
-    }
-    if (wanted && !in->bad && !same) installing_begin(r, s, from, ballot, walk);
-    bool fresh = wanted && !in->bad && piece_note(r, i, piece);
-    states_take(r, s, in, fresh);
-    if (wire_take8(in) != 0) {
-        uint64_t count = wire_take_varint(in), until = wire_take_varint(in);
-        const uint8_t *lanes = in->at;
-        sessions none;
-        if (sessions_new(r->options.session_max, &none) != KV_OK) replica_fail(r, KV_ENOMEM);
-        else if (sessions_take(in, &none) && wanted) {
-            free(i->lanes);
-            i->lanes_size = (size_t)(in->at - lanes);
-            i->lanes = malloc(i->lanes_size + 1);
-            if (i->lanes == NULL) replica_fail(r, KV_ENOMEM);
-            else memcpy(i->lanes, lanes, i->lanes_size);
-            i->count = count;
-            i->until = until;
-        }
-        sessions_free(&none);
-    }
-    if (wanted && !in->bad && r->failed == KV_OK && i->count != 0 && i->piece_count == i->count) {
-        uint8_t *lanes = i->lanes;
-        i->lanes = NULL;
-        install(r, s, from_ballot, i->until, lanes, i->lanes_size);
-        free(lanes);
-    }
+    bool wanted = accepted && !older && (newer || same);
+    if (wanted && !same) installing_begin(r, s, from, ballot, walk);
+    states_take(r, s, in, wanted && piece_note(r, i, piece));
+    if (wire_take8(in) != 0) last_piece_take(r, i, in, wanted);
+    if (wanted && !in->bad && r->failed == KV_OK && i->count != 0 && i->piece_count == i->count) install(r, s, from_ballot);
     return accepted;
 }

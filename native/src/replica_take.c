@@ -44,7 +44,7 @@ static void log_promise(kv_replica *r, uint64_t ballot, const uint16_t *shards, 
     uint8_t value[2 * KV_SHARDS_MAX];
     for (size_t i = 0; i < count; i++) kv_store16(value + 2 * i, shards[i]);
     r->counts.promises++;
-    log_state(r, KV_KIND_PROMISE, ballot, value, 2 * count);
+    log_state(r, KV_KIND_PROMISE, 0, ballot, value, 2 * count);
 }
 
 void take_over(kv_replica *r, const uint16_t *asked, size_t asked_count) {
@@ -55,7 +55,7 @@ void take_over(kv_replica *r, const uint16_t *asked, size_t asked_count) {
         if (asked[i] >= r->shard_count) continue;
         shard *s = &r->shards[asked[i]];
         if (s->own.ballot != 0 || s->taking.ballot != 0 || s->installing.active) continue;
-        if (ballot_round(s->promised) > r->round) r->round = ballot_round(s->promised);
+        note_round(r, s->promised);
         shards[count++] = asked[i];
         s->taking.ballot = 1; /* Named twice, it is taken once. */
     }
@@ -134,7 +134,7 @@ static void promised_by(kv_replica *r, shard *s, uint32_t index, shown_tail *tai
         t->best = *tail;
         tail->records = NULL;
     }
-    if ((uint32_t)__builtin_popcount(t->answered) >= r->majority) majority_promised(r, s);
+    if (is_majority(r, t->answered)) majority_promised(r, s);
 }
 
 void prepare_send(kv_replica *r, const after *a) {
@@ -174,7 +174,7 @@ void prepare_receive(kv_replica *r, peer *p, wire_in *in) {
     uint64_t ballot = wire_take64(in), count = wire_take_varint(in);
     size_t granted_count = 0;
     if (count == 0 || count > r->shard_count || ballot_node(ballot) != p->node) in->bad = true;
-    if (ballot_round(ballot) > r->round) r->round = ballot_round(ballot);
+    note_round(r, ballot);
     prepare_ask *asks = in->bad ? NULL : calloc(count, sizeof *asks);
     for (uint64_t i = 0; asks != NULL && i < count && !in->bad; i++) {
         prepare_ask *one = &asks[i];
@@ -286,22 +286,16 @@ static bool tail_take(wire_in *in, shown_tail *out) {
 }
 
 /* What it shows lies above the commit that it was told: ours then, which has not moved as long as the takeover stands. */
-static bool tail_is_sound(const shown_tail *tail) {
+static bool tail_is_sound(kv_replica *r, const shown_tail *tail) {
     wire_in in = {.at = tail->records, .end = tail->records + tail->records_size};
-    kv_record record;
     wire_take64(&in);
     uint64_t count = wire_take_varint(&in);
-    for (uint64_t i = 0; i < count && !in.bad; i++) {
-        uint64_t records = wire_take_varint(&in);
-        if (wire_take8(&in) != 0) wire_take64(&in);
-        if (records == 0 || records > BATCH_RECORDS_MAX) in.bad = true;
-        for (uint64_t j = 0; j < records && !in.bad; j++) wire_take_record(&in, &record);
-    }
+    versions_skip(r, &in, count);
     return !in.bad && in.at == in.end && tail->prev_version + count == tail->last;
 }
 
 static void promise_refused(kv_replica *r, shard *s, uint64_t ballot, uint64_t promised) {
-    if (ballot_round(promised) > r->round) r->round = ballot_round(promised);
+    note_round(r, promised);
     if (s->taking.ballot != ballot || promised <= ballot) return;
     shard_step_down(r, s);
     policy_refused(r, s);
@@ -323,7 +317,7 @@ void promise_receive(kv_replica *r, peer *p, wire_in *in) {
         }
         shown_tail tail;
         if (!tail_take(in, &tail)) replica_fail(r, KV_ENOMEM);
-        if (tail.records != NULL && !tail_is_sound(&tail)) in->bad = true;
+        if (tail.records != NULL && !tail_is_sound(r, &tail)) in->bad = true;
         bool waited_for = s->taking.ballot == ballot && (s->taking.answered >> index & 1) == 0;
         if (waited_for && tail.prev_version > s->commit) in->bad = true;
         if (!in->bad && waited_for) promised_by(r, s, index, &tail);

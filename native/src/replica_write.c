@@ -90,6 +90,14 @@ void shard_step_down(kv_replica *r, shard *s) {
     taking_clear(r, s, true);
 }
 
+bool ballot_heed(kv_replica *r, shard *s, uint64_t ballot) {
+    note_round(r, ballot);
+    if (ballot <= s->promised) return ballot == s->promised;
+    shard_step_down(r, s);
+    s->promised = ballot; /* No PROMISE: the records of this ballot restore it. */
+    return true;
+}
+
 /* --- proposing --- */
 
 static void wait_for(kv_replica *r, shard *s, uint64_t version, const kv_reply *reply) {
@@ -123,7 +131,7 @@ static void propose_mark(kv_replica *r, shard *s, uint8_t kind, const kv_request
     uint32_t size;
     kv_record record = {.kind = kind, .shard = s->number, .version = log_last(&s->log) + 1, .ballot = s->own.ballot,
                         .prev_ballot = log_last_ballot(&s->log),
-                        .options = KV_HAS_SEQUENCE | KV_HAS_BALLOT | KV_HAS_PREV_BALLOT};
+                        .options = LATE_OPTIONS};
     if (request != NULL) {
         record.request = *request;
         record.options |= KV_HAS_REQUEST;
@@ -139,7 +147,8 @@ void shard_barrier(kv_replica *r, shard *s) { propose_mark(r, s, KV_KIND_BARRIER
 
 static kv_result evaluate_row(kv_caller *c, const kv_ask *a) {
     switch (a->kind) {
-    case KV_REQUEST_PUT: return kv_row_put(c, a->table, a->table_size, a->key, a->key_size, a->value, a->value_size, a->ttl_ms, 0);
+    case KV_REQUEST_PUT:
+        return kv_row_put(c, a->table, a->table_size, a->key, a->key_size, a->value, a->value_size, a->ttl_ms, 0);
     case KV_REQUEST_DELETE: return kv_row_delete(c, a->table, a->table_size, a->key, a->key_size, a->argument, 0);
     case KV_REQUEST_CAS:
         return kv_row_cas(c, a->table, a->table_size, a->key, a->key_size, a->value, a->value_size, (uint64_t)a->argument,
@@ -164,23 +173,38 @@ static kv_result evaluate_key(kv_caller *c, const kv_ask *a) {
     }
 }
 
-/* The result as an ending would be; what was appended, if anything, is in r->late. */
-static kv_result evaluate(kv_replica *r, shard *s, const kv_ask *a, const kv_request *request) {
-    kv_late *late = &r->late;
+static kv_result evaluate_batch(kv_caller *c, const kv_ask *a) {
+    return kv_batch(c, a->operations, a->operation_count, a->expectations, a->expectation_count, 0);
+}
+
+static enum late_tells what_is_told(uint8_t kind) {
+    switch (kind) {
+    case KV_REQUEST_INCR: return LATE_NUMBER;
+    case KV_REQUEST_APPEND: return LATE_SIZE;
+    case KV_REQUEST_ROW_APPEND: return LATE_ROW;
+    default: return LATE_NOTHING;
+    }
+}
+
+/* What is appended next, if anything, is the next version of this shard. */
+static void next_is(kv_late *late, const shard *s, const kv_request *request, enum late_tells tells) {
     late->shard = s->number;
     late->version = log_last(&s->log) + 1;
     late->ballot = s->own.ballot;
     late->prev_ballot = log_last_ballot(&s->log);
     late->request = request;
-    late->tells = a->kind == KV_REQUEST_INCR ? LATE_NUMBER : a->kind == KV_REQUEST_APPEND ? LATE_SIZE
-                : a->kind == KV_REQUEST_ROW_APPEND ? LATE_ROW : LATE_NOTHING;
+    late->tells = tells;
     late->record_count = 0;
-    late->evaluating = true;
-    kv_caller_answer(r->caller)->number = 0;
-    kv_result result = a->kind == KV_REQUEST_BATCH ? kv_batch(r->caller, a->operations, a->operation_count, a->expectations, a->expectation_count, 0)
+}
+
+/* The result as an ending would be; what was appended, if anything, is in r->late. */
+static kv_result evaluate(kv_replica *r, shard *s, const kv_ask *a, const kv_request *request) {
+    next_is(&r->late, s, request, what_is_told(a->kind));
+    r->late.evaluating = true;
+    kv_result result = a->kind == KV_REQUEST_BATCH ? evaluate_batch(r->caller, a)
                      : a->table != NULL            ? evaluate_row(r->caller, a)
                                                    : evaluate_key(r->caller, a);
-    late->evaluating = false;
+    r->late.evaluating = false;
     return result;
 }
 
@@ -232,7 +256,6 @@ static void shard_evaluate(kv_replica *r, shard *s, const kv_ask *a) {
     }
     kv_request request = {.client = a->client, .number = a->number, .seen = a->seen, .lane = a->lane, .attempt = a->attempt};
     kv_result result = evaluate(r, s, a, a->client != 0 ? &request : NULL);
-    const kv_answer *answer = kv_caller_answer(r->caller);
     if (r->late.record_count == 0) {
         if (is_condition(result)) answer_failed(r, s, a, result, &request);
         else if (result == KV_ENOSPC) reply_simple(r, a->token, KV_ANSWER_UNAVAILABLE);
@@ -244,7 +267,7 @@ static void shard_evaluate(kv_replica *r, shard *s, const kv_ask *a) {
         replica_fail(r, KV_ENOMEM);
         return;
     }
-    request.result = r->late.tells == LATE_NOTHING ? 0 : r->late.tells == LATE_SIZE ? (int64_t)result : answer->number;
+    request.result = r->late.result;
     kv_reply reply = {.token = a->token, .version = r->late.version, .number = request.result, .value_size = -1};
     if (a->client != 0) sessions_note(&s->own.overlay, &request, r->late.version);
     proposed(r, s, r->late.position, r->late.size, r->late.record_count);
@@ -263,12 +286,7 @@ static void expire_one(kv_replica *r, shard *s, const target *t) {
     int64_t now = r->store->io->now_ms(r->store->io);
     bool due = status == KV_OK && f.record.expires_ms != 0 && (int64_t)f.record.expires_ms <= now && !found_tombstone(&f);
     if (due) {
-        late->shard = s->number;
-        late->version = log_last(&s->log) + 1;
-        late->ballot = s->own.ballot;
-        late->prev_ballot = log_last_ballot(&s->log);
-        late->request = NULL;
-        late->record_count = 0;
+        next_is(late, s, NULL, LATE_NOTHING);
         late->judge_ms = now;
         status = store_expire(r->caller, t, &deleted);
         late->judge_ms = 0;
@@ -313,12 +331,13 @@ bool shard_expire(kv_replica *r, shard *s, const kv_ask *a) {
 
 /* What is due among some slots of the index, of shards that are owned here: for what nobody asks for. */
 static void expire_slots(kv_replica *r, const kv_index_slot *slots, size_t count) {
+    int64_t now = r->store->io->now_ms(r->store->io);
     for (size_t i = 0; i < count && r->failed == KV_OK; i++) {
         unsigned flags = kv_loc_flags(slots[i].location);
         found f = {.location = slots[i].location};
         if (!(flags & KV_LOC_EXPIRY) || (flags & (KV_LOC_TOMBSTONE | KV_LOC_HEAD | KV_LOC_FLOOR))) continue;
         if (store_peek(r->store, &f) != KV_OK || !found_intact(&f)) continue; /* Whoever reads it hears of that. */
-        if (f.record.shard >= r->shard_count || (int64_t)f.record.expires_ms > r->store->io->now_ms(r->store->io)) continue;
+        if (f.record.shard >= r->shard_count || (int64_t)f.record.expires_ms > now) continue;
         shard *s = &r->shards[f.record.shard];
         target t = target_of(r->store, &f.record);
         if (s->own.ballot != 0 && s->applied >= s->own.barrier) expire_one(r, s, &t);

@@ -34,8 +34,8 @@
  * Invariants: names ascend strictly, also from block to block; offsets of children and of `previous` are smaller than
  * that of the block that names them, so no chain of them is a circle; the leaf behind a leaf is the next block in the
  * file that is one. A leaf ends at ENTRY_COUNT names, at BLOCK_SIZE bytes, or when its names would take
- * LEAF_NAMES_SIZE_MAX, or, with one name, wherever that ends. An inner block has at least INNER_COUNT_MIN entries, however large, unless it is the
- * last of its level: so there are few levels. */
+ * LEAF_NAMES_SIZE_MAX, or, with one name, wherever that ends. An inner block has at least INNER_COUNT_MIN entries, however
+ * large, unless it is the last of its level: so there are few levels. */
 #include "kv/run.h"
 
 #include <stdio.h>

@@ -80,12 +80,7 @@ typedef struct history {
 
 /* --- chance: splitmix64, so that a seed is a history --- */
 
-static uint64_t chance(uint64_t *state) {
-    uint64_t z = (*state += 0x9E3779B97F4A7C15ULL);
-    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9ULL;
-    z = (z ^ z >> 27) * 0x94D049BB133111EBULL;
-    return z ^ z >> 31;
-}
+static uint64_t chance(uint64_t *state) { return kv_mix64(*state += 0x9E3779B97F4A7C15ULL); }
 static uint64_t below(uint64_t *state, uint64_t bound) { return chance(state) % bound; }
 
 __attribute__((format(printf, 2, 3))) static void history_fail(history *h, const char *format, ...) {

@@ -26,6 +26,13 @@ static inline void kv_store16(uint8_t *p, uint16_t v) { memcpy(p, &v, sizeof v);
 static inline void kv_store32(uint8_t *p, uint32_t v) { memcpy(p, &v, sizeof v); }
 static inline void kv_store64(uint8_t *p, uint64_t v) { memcpy(p, &v, sizeof v); }
 
+/* The finish of splitmix64: every bit of the result hangs on every bit of `z`. */
+static inline uint64_t kv_mix64(uint64_t z) {
+    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9ULL;
+    z = (z ^ z >> 27) * 0x94D049BB133111EBULL;
+    return z ^ z >> 31;
+}
+
 static inline uint64_t kv_align(uint64_t size, uint64_t unit) { return (size + unit - 1) / unit * unit; }
 
 enum {
