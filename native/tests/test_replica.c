@@ -60,6 +60,9 @@ TEST(transcript_a_write_is_one_round_trip) {
     bench *b = &world;
     begin(b, 3);
     own(b, 1);
+    scenario(b, "A write",
+             "One round trip. The record goes to both peers while it goes to the own disk, and is answered once two of three "
+             "disks have it. Peers hear that it is committed with whatever comes next.");
     ask(b, 1, put("a", "x"));
     pass(b, 1, 2);
     durable(b, 2);
@@ -70,6 +73,7 @@ TEST(transcript_a_write_is_one_round_trip) {
     durable(b, 1); /* Two of three, itself included. */
     SAID(b, "1 durable\n"
             "1 answers ok version 2\n");
+    note(b, "The third was not needed.");
     lose(b, 1, 3); /* The third was not needed. */
     nothing_more(b);
     CHECK_EQ(state_of(b, 2, 0).commit, 1); /* It hears of the commit with what comes next. */
@@ -184,6 +188,9 @@ TEST(transcript_a_hot_key_is_pipelined) {
     bench *b = &world;
     begin(b, 3);
     own(b, 1);
+    scenario(b, "A hot key",
+             "Each increment is evaluated on those before it, committed or not, so none waits for the round trip of another; "
+             "and one fdatasync is enough for all that came before it.");
     for (int i = 0; i < 3; i++) ask(b, 1, with(about(KV_REQUEST_INCR, "n", NULL), 2));
     for (int i = 0; i < 3; i++) pass(b, 1, 2);
     durable(b, 1);
@@ -205,16 +212,23 @@ TEST(transcript_what_came_together_goes_in_one_message) {
     bench *b = &world;
     begin(b, 3);
     own(b, 1);
-    for (int i = 0; i < 3; i++) {
-        kv_ask a = put("abc" + i, "x");
-        a.token = ++b->token;
-        a.attempt = 1;
-        kv_replica_request(b->node[1], &a);
-    }
+    scenario(b, "Writes that come together",
+             "One message for each peer and one fdatasync for each replica, however many there are. A batch is one version.");
+    for (int i = 0; i < 3; i++) ask_beside(b, 1, put("abc" + i, "x"));
     kv_operation all[] = {op(NULL, "{x}a", "1"), op("{x}t", "r", "2")};
     ask(b, 1, batch(all, 2));
     pass(b, 1, 2);
-    SAID(b, "1>2 FLOW c1#3 s0 1.1 after 1 of 1.1 commit 1: put abc, put bc, put c, put {x}a + row put r + table {x}t\n");
+    durable(b, 1);
+    durable(b, 2);
+    pass(b, 2, 1);
+    SAID(b, "1>2 FLOW c1#3 s0 1.1 after 1 of 1.1 commit 1: put abc, put bc, put c, put {x}a + row put r + table {x}t\n"
+            "1 durable\n"
+            "2 durable\n"
+            "2>1 ACK c1#3\n"
+            "1 answers ok version 2\n"
+            "1 answers ok version 3\n"
+            "1 answers ok version 4\n"
+            "1 answers ok version 5\n");
     end(b);
 }
 
@@ -222,9 +236,13 @@ TEST(transcript_a_takeover_adopts_what_one_other_holds) {
     bench *b = &world;
     begin(b, 3);
     own(b, 1);
-    ask(b, 1, by(put("a", "x"), 7, 1, 1, 0)); /* It reaches 2, and 1 is cut off before it hears so. */
+    scenario(b, "A takeover after a crash, and a retry",
+             "1 dies when its last write has come to 2 and to nobody else. 3 takes the shard over: 2 shows what 3 lacks, 3 adopts "
+             "it, and opens its ballot with a barrier. The write of the older ballot commits with the barrier, not by itself.");
+    ask(b, 1, by(put("a", "x"), 7, 1, 1, 0)); /* It reaches 2, and 1 dies before it hears so. */
     pass(b, 1, 2);
     lose(b, 1, 3);
+    crash(b, 1);
     durable(b, 2);
     lose(b, 2, 1);
     forget_said(b);
@@ -235,6 +253,7 @@ TEST(transcript_a_takeover_adopts_what_one_other_holds) {
     durable(b, 2);
     pass(b, 2, 3);
     CHECK_EQ(kv_replica_count(b->node[3])->adoptions, 1);
+    note(b, "The client has no answer from 1, and asks 3: it was executed, and is not again.");
     ask(b, 3, by(put("a", "x"), 7, 1, 2, 0)); /* The client comes again, here: it was executed. */
     lose(b, 3, 1);
     pass(b, 3, 2);
@@ -255,6 +274,8 @@ TEST(transcript_a_takeover_adopts_what_one_other_holds) {
             "3 answers ok version 2\n");
     nothing_more(b);
     CHECK_EQ(kv_replica_count(b->node[3])->deduplicated, 1);
+    scenario_end(b);
+    restart(b, 1);
     VALUE(b, 3, get("a"), "x");
     end(b);
 }
@@ -262,6 +283,9 @@ TEST(transcript_a_takeover_adopts_what_one_other_holds) {
 TEST(transcript_a_prepare_is_refused_and_comes_again_with_a_higher_round) {
     bench *b = &world;
     begin(b, 3);
+    scenario(b, "Two replicas want the same shard",
+             "Both use round 1. 3 gets the promise of 1 first, and 2 is refused; it comes again with a higher round. 3, which does "
+             "not hear of that at once, believes that it owns the shard, and can commit nothing.");
     takeover(b, 3);
     durable(b, 3);
     lose(b, 3, 2); /* Who does not hear of it, and uses the same round. */
@@ -339,6 +363,9 @@ TEST(transcript_a_gap_is_told_and_the_flow_goes_on_behind_what_is_there) {
     durable(b, 1);
     durable(b, 2);
     pass(b, 2, 1);
+    scenario(b, "Catch-up by records",
+             "3 was cut off from the beginning. What was sent to it counts as lost after a while; on a new connection it says "
+             "where its log ends, and is sent what lies behind.");
     tick(b, 1, 8); /* No word of 3 for so long: another connection. */
     for (int i = 0; i < 2; i++) pass(b, 1, 2);
     lose(b, 1, 3);
@@ -420,6 +447,9 @@ TEST(transcript_a_tail_that_nobody_else_holds_is_cut) {
     bench *b = &world;
     begin(b, 3);
     own(b, 1);
+    scenario(b, "A tail that is cut",
+             "1 has a write that nobody else has, when 3 takes the shard over with 2. Committed it never was, and never will be: as "
+             "1 comes back, the flow goes back to what 1 knows to be committed, and takes the place of its tail.");
     ask(b, 1, put("a", "lost"));
     lose(b, 1, 2);
     lose(b, 1, 3);
@@ -460,6 +490,7 @@ TEST(transcript_a_tail_that_nobody_else_holds_is_cut) {
     CHECK_EQ(kv_replica_count(b->node[1])->cuts, 1);
     CHECK_EQ(state_of(b, 1, 0).applied, 3);
     CHECK_EQ(kv_replica_digest(b->node[1], 0, 2), kv_replica_digest(b->node[3], 0, 2));
+    scenario_end(b);
     own(b, 1);
     VALUE(b, 1, get("a"), "-");
     VALUE(b, 1, get("b"), "y");
@@ -470,6 +501,9 @@ TEST(transcript_a_read_waits_for_its_check) {
     bench *b = &world;
     begin(b, 3);
     own(b, 1);
+    scenario(b, "Reads at the owner",
+             "A read is answered when a majority, the owner among them, has said after the read came that it promised nothing "
+             "higher. One check serves all reads that came before it was sent.");
     ask(b, 1, get("a"));
     pass(b, 1, 2);
     ask(b, 1, get("a")); /* Too late for this check: the next begins when it has its answer. */
@@ -493,6 +527,8 @@ TEST(transcript_an_owner_that_was_replaced_answers_no_read) {
     bench *b = &world;
     begin(b, 3);
     own(b, 1);
+    scenario(b, "A read at an owner that was replaced",
+             "3 has taken the shard over with the promise of 2, and 1 has not heard so. Its check does.");
     takeover(b, 3);
     durable(b, 3);
     lose(b, 3, 1);
@@ -525,6 +561,9 @@ TEST(transcript_a_read_at_another_replica) {
     settle(b);
     forget_said(b);
     CHECK_EQ(state_of(b, 2, 0).applied, 1);
+    scenario(b, "A read at a follower",
+             "2 asks the owner up to where it has to have applied. The owner confirms that position like a read of its own. 2 "
+             "answers once it has applied that much.");
     ask(b, 2, at_follower(get("a")));
     pass(b, 2, 1);
     pass(b, 1, 2);
@@ -584,6 +623,9 @@ TEST(transcript_who_was_away_for_too_long_gets_a_snapshot) {
     }
     durable(b, 2);
     pass(b, 2, 1);
+    scenario(b, "Catch-up by a snapshot",
+             "As before, but what 3 lacks is no longer held as records. It is sent the shard, in pieces (here one), and goes on from "
+             "there.");
     tick(b, 1, 8);
     CHECK_EQ(state_of(b, 1, 0).base, 3);
     lose(b, 1, 3);
@@ -675,6 +717,9 @@ TEST(transcript_only_the_owner_ends_what_has_expired) {
     heartbeat(b);
     for (uint32_t n = 1; n <= 3; n++) kv_sim_set_clock(b->disk[n], START_MS + 5000);
     forget_said(b);
+    scenario(b, "Expiry",
+             "The time of k is over on every clock. Only the owner does something about it, and that is a delete like any other, "
+             "committed before it answers that k is gone.");
     ask(b, 2, stale(get("k")));
     SAID(b, "2 answers ok \"v\" version 2\n");
     ask(b, 1, get("k"));
@@ -693,6 +738,43 @@ TEST(transcript_only_the_owner_ends_what_has_expired) {
             "2 durable\n"
             "2>1 ACK c1#5\n"
             "1 answers ok\n");
+    end(b);
+}
+
+TEST(transcript_an_offer_gives_a_shard_back) {
+    bench *b = &world;
+    begin_with(b, 3, (kv_replica_options){.shard_count = 1, .policy = 1, .hold_ticks = 5, .healthy_ticks = 4, .silence_ticks = 5});
+    CHECK_EQ(kv_owner_rank(b->options.members, 3, 0, 3), 0); /* 3 should have it. */
+    own(b, 1);
+    scenario(b, "An offer",
+             "3 is the preferred owner of the shard and has been there for a while. 1 offers it: from there on it is a takeover "
+             "like any other, and 1 goes on as owner until it promises.");
+    tick(b, 1, 1);
+    pass(b, 1, 3);
+    durable(b, 3);
+    pass(b, 3, 1);
+    CHECK(!state_of(b, 1, 0).owned);
+    durable(b, 1);
+    pass(b, 1, 3);
+    lose(b, 3, 2);
+    pass(b, 3, 1);
+    durable(b, 3);
+    durable(b, 1);
+    pass(b, 1, 3);
+    lose(b, 3, 2);
+    nothing_more(b);
+    CHECK_EQ(state_of(b, 3, 0).commit, 2);
+    SAID(b, "1>3 OFFER s0\n"
+            "3 durable\n"
+            "3>1 PREPARE 2.3 s0 commit 1 last 1 of 1.1\n"
+            "1 durable\n"
+            "1>3 PROMISE 2.3 s0 commit 1 last 1 of 1.1\n"
+            "3>2 PREPARE 2.3 s0 commit 1 last 1 of 1.1 LOST\n"
+            "3>1 FLOW c1#1 s0 2.3 after 1 of 1.1 commit 1: barrier\n"
+            "3 durable\n"
+            "1 durable\n"
+            "1>3 ACK c1#1\n"
+            "3>2 FLOW c1#1 s0 2.3 after 1 of 1.1 commit 1: barrier LOST\n");
     end(b);
 }
 
@@ -728,7 +810,8 @@ TEST(a_damaged_replica_follows_and_does_not_vote) {
     end(b);
 }
 
-int main(void) {
+int main(int count, char **words) {
+    telling = count == 2 && strcmp(words[1], "--tell") == 0;
     RUN(transcript_nothing_is_said_before_the_log_is_durable);
     RUN(transcript_a_takeover_is_one_round_trip);
     RUN(transcript_a_write_is_one_round_trip);
@@ -755,6 +838,7 @@ int main(void) {
     RUN(transcript_a_failed_condition_of_a_later_attempt_is_a_record);
     RUN(who_was_forgotten_is_told_so);
     RUN(transcript_only_the_owner_ends_what_has_expired);
+    RUN(transcript_an_offer_gives_a_shard_back);
     RUN(a_damaged_replica_follows_and_does_not_vote);
     return check_report();
 }

@@ -46,6 +46,10 @@ typedef struct bench {
     uint64_t token;
     char text[TRANSCRIPT_SIZE];
     size_t text_size;
+    char story[TRANSCRIPT_SIZE]; /* the same and more, if it is drawn */
+    size_t story_size;
+    bool drawn;
+    uint64_t tails[NODES + 1]; /* of the logs, as they were told */
     frame kept[KEPT_MAX]; /* what was carried, if `keeping` */
     uint16_t kept_from[KEPT_MAX];
     size_t kept_count;
@@ -54,13 +58,29 @@ typedef struct bench {
 
 /* --- the transcript --- */
 
+static void text_add(char *text, size_t *size, const char *format, va_list arguments) {
+    *size += (size_t)vsnprintf(text + *size, TRANSCRIPT_SIZE - *size, format, arguments);
+    KV_ASSERT(*size < TRANSCRIPT_SIZE);
+}
+
+/* What a drawing shows and a transcript leaves out. */
+static void __attribute__((format(printf, 2, 3))) tell(bench *b, const char *format, ...) {
+    va_list arguments;
+    if (!b->drawn) return;
+    va_start(arguments, format);
+    text_add(b->story, &b->story_size, format, arguments);
+    va_end(arguments);
+}
+
 static void __attribute__((format(printf, 2, 3))) say(bench *b, const char *format, ...) {
     va_list arguments;
     va_start(arguments, format);
-    int size = vsnprintf(b->text + b->text_size, sizeof b->text - b->text_size, format, arguments);
+    text_add(b->text, &b->text_size, format, arguments);
     va_end(arguments);
-    b->text_size += (size_t)size;
-    KV_ASSERT(b->text_size < sizeof b->text);
+    if (!b->drawn) return;
+    va_start(arguments, format);
+    text_add(b->story, &b->story_size, format, arguments);
+    va_end(arguments);
 }
 
 static void say_ballot(bench *b, uint64_t ballot) {
@@ -272,9 +292,55 @@ static void check_said(bench *b, const char *file, int line, const char *expecte
 #define SAID(b, expected) check_said(b, __FILE__, __LINE__, expected)
 static void forget_said(bench *b) { SAID(b, b->text); }
 
+/* --- what is drawn --- */
+
+static bool telling; /* by --tell on the command line */
+
+static void scenario_end(bench *b) {
+    if (b->drawn && telling) printf("%send\n", b->story);
+    b->drawn = false;
+    b->story_size = 0;
+    b->story[0] = 0;
+}
+
+/* From here to the end of the test, or to the next one, the transcript is a scenario: tests/sim/scenarios.py draws it. */
+static void scenario(bench *b, const char *title, const char *about) {
+    scenario_end(b);
+    b->drawn = true;
+    for (uint32_t n = 1; n <= b->count; n++) b->tails[n] = kv_replica_tail(b->node[n]);
+    tell(b, "scenario %s\nabout %s\n", title, about);
+}
+
+static void note(bench *b, const char *text) { tell(b, "note %s\n", text); }
+
+static void tell_log(bench *b, uint32_t n) {
+    uint64_t tail = kv_replica_tail(b->node[n]);
+    if (tail != b->tails[n]) tell(b, "%u logs\n", n);
+    b->tails[n] = tail;
+}
+
+static void tell_ask(bench *b, uint32_t to, const kv_ask *a) {
+    static const char *const names[KV_REQUEST_KIND_END] = {
+        [KV_REQUEST_GET] = "get", [KV_REQUEST_READ] = "read", [KV_REQUEST_PUT] = "put", [KV_REQUEST_DELETE] = "delete",
+        [KV_REQUEST_CAS] = "cas", [KV_REQUEST_INCR] = "incr", [KV_REQUEST_APPEND] = "append", [KV_REQUEST_EXPIRE] = "expire",
+        [KV_REQUEST_ROW_APPEND] = "row append", [KV_REQUEST_DROP] = "drop", [KV_REQUEST_BATCH] = "batch"};
+    if (!b->drawn) return;
+    tell(b, "client>%u %s", to, names[a->kind]);
+    if (a->key_size != 0) tell(b, " %.*s", (int)a->key_size, (const char *)a->key);
+    if (a->value_size != 0) tell(b, " = \"%.*s\"", (int)a->value_size, (const char *)a->value);
+    if (a->kind == KV_REQUEST_INCR) tell(b, " by %lld", (long long)a->argument);
+    if (a->kind == KV_REQUEST_BATCH) tell(b, " of %zu", a->operation_count);
+    if (a->stale) tell(b, ", stale");
+    if (a->follower) tell(b, ", at a follower");
+    if (a->client != 0)
+        tell(b, " (client %llu, number %llu, attempt %u)", (unsigned long long)a->client, (unsigned long long)a->number, a->attempt);
+    tell(b, "\n");
+}
+
 /* --- the world --- */
 
 static void flush(bench *b, uint32_t n) {
+    tell_log(b, n);
     const kv_reply *replies;
     const uint8_t *bytes;
     size_t count;
@@ -315,6 +381,7 @@ static void durable(bench *b, uint32_t n) {
 }
 
 static void tick(bench *b, uint32_t n, uint32_t count) {
+    tell(b, "%u waits %u\n", n, count);
     while (count-- > 0) {
         kv_replica_tick(b->node[n]);
         flush(b, n);
@@ -425,6 +492,7 @@ static void begin_with(bench *b, uint32_t count, kv_replica_options options) {
 static void begin(bench *b, uint32_t count) { begin_with(b, count, (kv_replica_options){.shard_count = 1}); }
 
 static void end(bench *b) {
+    scenario_end(b);
     for (uint32_t n = 1; n <= b->count; n++) {
         kv_replica_free(b->node[n]);
         kv_sim_free(b->disk[n]);
@@ -436,10 +504,17 @@ static void end(bench *b) {
 }
 
 /* As kill -9 does it: what was written is there, what was not sent is not. */
-static void restart(bench *b, uint32_t n) {
+static void crash(bench *b, uint32_t n) {
+    tell(b, "%u crashes\n", n);
     kv_replica_free(b->node[n]);
+    b->node[n] = NULL;
     for (uint32_t to = 1; to <= b->count; to++)
         while (b->mail_count[n][to] != 0) free(mail_take(b, n, to).bytes);
+}
+
+static void restart(bench *b, uint32_t n) {
+    if (b->node[n] != NULL) crash(b, n);
+    tell(b, "%u restarts\n", n);
     boot(b, n);
     sync_node(b, n);
 }
@@ -451,6 +526,7 @@ static kv_shard_state state_of(const bench *b, uint32_t n, uint32_t number) {
 }
 
 static void takeover(bench *b, uint32_t n) {
+    tell(b, "%u takes over\n", n);
     uint16_t all[4] = {0, 1, 2, 3};
     kv_replica_takeover(b->node[n], all, b->options.shard_count);
     flush(b, n);
@@ -477,12 +553,19 @@ static void own_without_3(bench *b) {
 
 /* --- asking --- */
 
-static uint64_t ask(bench *b, uint32_t n, kv_ask a) {
+/* Beside others that come with it. */
+static uint64_t ask_beside(bench *b, uint32_t n, kv_ask a) {
     a.token = ++b->token;
     if (a.attempt == 0) a.attempt = 1;
+    tell_ask(b, n, &a);
     kv_replica_request(b->node[n], &a);
-    flush(b, n);
     return a.token;
+}
+
+static uint64_t ask(bench *b, uint32_t n, kv_ask a) {
+    uint64_t token = ask_beside(b, n, a);
+    flush(b, n);
+    return token;
 }
 
 static kv_ask about(uint8_t kind, const char *key, const char *value) {
