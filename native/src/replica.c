@@ -20,8 +20,8 @@ const char *kv_mutation_name(int32_t mutation) {
 
 /* --- small things --- */
 
-/* What cannot be written to the log cannot be promised either: it is silent from here on, and whoever drives it sees so
- * by the store, which is poisoned, and ends it. */
+/* What cannot be written to the log cannot be promised either: it is silent from here on, and whoever drives it asks for
+ * kv_replica_failure(), and ends it. */
 void replica_fail(kv_replica *r, kv_status status) {
     if (r->failed == KV_OK) r->failed = status;
 }
@@ -552,6 +552,7 @@ uint64_t kv_replica_tail(const kv_replica *r) { return log_end(r); }
 kv_store *kv_replica_store(kv_replica *r) { return r->store; }
 kv_caller *kv_replica_caller(kv_replica *r) { return r->caller; }
 kv_flow *kv_replica_flow(kv_replica *r) { return r->store->flow; }
+kv_status kv_replica_failure(const kv_replica *r) { return r->failed; }
 const kv_replica_counts *kv_replica_count(const kv_replica *r) { return &r->counts; }
 
 /* --- looking --- */
