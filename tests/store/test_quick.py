@@ -290,8 +290,8 @@ def test_large_values_come_whole_and_checked(tmp_path: Path, size: int) -> None:
 
 @pytest.mark.parametrize("work", ["append", "expire", "transaction"])
 def test_a_damaged_value_is_not_written_anew(tmp_path: Path, work: str) -> None:
-    """A write that takes the old value along verifies it, also where this process wrote it and nobody has read it since;
-    one that does not may go on."""
+    """A write that takes the old value along verifies it, also where this process wrote it and nobody has read it
+    since; one that does not may go on."""
     value = random.Random(5).randbytes(20000)
     with kvsvr.open(tmp_path / "store") as db:
         db.put(b"k", value)
@@ -315,7 +315,8 @@ def test_a_damaged_value_is_not_written_anew(tmp_path: Path, work: str) -> None:
 def test_many_large_values_at_once(db: kvsvr.Engine) -> None:
     """Small ones come in one piece, large ones each into its object; absent keys, files and tables between them."""
     rng = random.Random(2)
-    values = {b"%03d" % i: rng.randbytes(rng.choice((0, 7, 4095, 4096, 4097, 65536, 1 << 20, (1 << 20) + 1))) for i in range(80)}
+    sizes = (0, 7, 4095, 4096, 4097, 65536, 1 << 20, (1 << 20) + 1)
+    values = {b"%03d" % i: rng.randbytes(rng.choice(sizes)) for i in range(80)}
     for key, value in values.items():
         db.put(key, value)
     wanted = [*values, b"absent", *reversed(values)]
