@@ -67,7 +67,8 @@ static uint64_t append_put(kv_replica *r, wire_out *out, uint32_t index, shard *
     wire_put_varint(out, s->commit);
     wire_put_varint(out, count);
     for (uint64_t i = 0; i < count; i++) wire_put_version(r, out, log_at(&s->log, start + i), own->ballot);
-    own->packed = (packed){.packing = r->packing, .start = start, .count = count, .member = index, .at = at, .size = out->size - at};
+    own->packed = (packed){.packing = r->packing, .start = start, .count = count, .member = index, .at = at,
+                           .size = out->size - at};
     return start - 1 + count;
 }
 
