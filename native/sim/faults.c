@@ -5,8 +5,7 @@
 #include "world.h"
 
 static uint64_t link(uint32_t from, uint32_t to) { return (uint64_t)1 << (from * NODES_MAX + to); }
-static uint64_t both(uint32_t a, uint32_t b) { return link(a, b) | link(b, a); }
-static const uint64_t EVERY_LINK = ((uint64_t)1 << NODES_MAX * NODES_MAX) - 1;
+uint64_t both(uint32_t a, uint32_t b) { return link(a, b) | link(b, a); }
 
 static double one_of(world *w, const double *choices, uint32_t count) { return choices[pick(w, count)]; }
 #define ONE_OF(w, ...) one_of(w, (const double[]){__VA_ARGS__}, sizeof((const double[]){__VA_ARGS__}) / sizeof(double))
@@ -54,17 +53,17 @@ void faults_choose(world *w) {
 
 /* --- orders of events --- */
 
-static void at_links(world *w, double units, enum event_kind kind, uint64_t links) {
+void at_links(world *w, double units, enum event_kind kind, uint64_t links) {
     world_at(w, (uint64_t)(units * UNIT), kind)->argument = links;
 }
 
-static void at_node(world *w, double units, enum event_kind kind, uint32_t i, uint64_t argument) {
+void at_node(world *w, double units, enum event_kind kind, uint32_t i, uint64_t argument) {
     event *e = world_at(w, (uint64_t)(units * UNIT), kind);
     e->node = i;
     e->argument = argument;
 }
 
-static double some(world *w, double low, double high) { return low + (high - low) * chance(w); }
+double some(world *w, double low, double high) { return low + (high - low) * chance(w); }
 static uint64_t stuck_until(const world *w, double units) { return w->now + (uint64_t)(units * UNIT); }
 
 /* P takes over with X alone, X gets records that P loses, P takes over with Y alone. */
@@ -106,6 +105,10 @@ static void script_old_records(world *w, uint32_t a, uint32_t b, uint32_t c, uin
 void script_step(world *w, const event *e) {
     uint32_t a = w->script_nodes[0], b = w->script_nodes[1], c = w->script_nodes[2];
     uint64_t shards = (uint64_t)1 << w->script_shard;
+    if (e->argument >= STEP_EXCHANGE && e->argument < 2 * STEP_EXCHANGE) {
+        exchange_step(w, (uint32_t)e->argument);
+        return;
+    }
     switch ((int)e->argument) {
     case STEP_OLD_AGAIN:
         at_links(w, 0, EVENT_CUT, both(b, c));
@@ -212,7 +215,7 @@ static void nemesis_steal(world *w) {
 }
 
 void nemesis(world *w) {
-    if (w->now > 850 * UNIT) return;
+    if (w->now > 850 * UNIT || exchange_plays(w)) return;
     if (w->scripts != 0) {
         script_begin(w);
         world_at(w, between(w, 90, 140), EVENT_NEMESIS);
