@@ -177,7 +177,7 @@ static void at_divide(world *w, double units, uint32_t some_of) {
     uint64_t links = 0;
     for (uint32_t i = 0; i < w->n; i++)
         for (uint32_t j = 0; j < i; j++)
-            if ((some_of >> i & 1) != (some_of >> j & 1)) links |= both(i, j);
+            if ((some_of >> i & 1) != (some_of >> j & 1)) links |= links_of(i, j);
     at_links(w, units, EVENT_CUT, links);
 }
 
@@ -217,7 +217,7 @@ static void script_removed(world *w, uint32_t a, uint32_t b, uint32_t c) {
     at_divide(w, t, 1u << c);
     for (double step = 1; step < 30; step += 6) at_step(w, t + step, STEP_CHANGE);
     at_divide(w, alone, 1u << b | 1u << d);
-    at_links(w, alone, EVENT_HEAL, both(a, c));
+    at_links(w, alone, EVENT_HEAL, links_of(a, c));
     for (double again = 2; again < 20; again += 8) at_take(w, alone + again, c);
     at_links(w, alone + some(w, 40, 80), EVENT_HEAL, EVERY_LINK);
     turn(w, (uint64_t)((alone + 85) * UNIT), 0);
@@ -263,9 +263,9 @@ static void script_early(world *w, const uint32_t five[FOUNDERS_MAX]) {
 }
 
 static void second_taken(world *w, uint32_t a, uint32_t b, uint32_t c) {
-    at_links(w, 0, EVENT_CUT, both(b, c) | both(w->extra[0], c) | both(w->extra[2], c));
+    at_links(w, 0, EVENT_CUT, links_of(b, c) | links_of(w->extra[0], c) | links_of(w->extra[2], c));
     for (double again = 0; again < 6; again++) at_step(w, again, STEP_ADD_SECOND);
-    at_links(w, 6, EVENT_HEAL, both(a, c));
+    at_links(w, 6, EVENT_HEAL, links_of(a, c));
     at_take(w, 14, a);
     at_take(w, 22, a);
 }

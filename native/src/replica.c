@@ -22,8 +22,8 @@ const char *kv_mutation_name(int32_t mutation) {
 
 /* --- small things --- */
 
-/* What cannot be written to the log cannot be promised either: it is silent from here on, and whoever drives it sees so
- * by the store, which is poisoned, and ends it. */
+/* What cannot be written to the log cannot be promised either: it is silent from here on, and whoever drives it asks for
+ * kv_replica_failure(), and ends it. */
 void replica_fail(kv_replica *r, kv_status status) {
     if (r->failed == KV_OK) r->failed = status;
 }
@@ -305,7 +305,6 @@ kv_status kv_replica_open(kv_io *io, const kv_replica_options *options, kv_fault
 static void shard_free(shard *s) {
     log_free(&s->log);
     sessions_free(&s->sessions);
-    sessions_free(&s->own.overlay);
     list_free(&s->own.waiting);
     for (size_t i = 0; i < s->taking.queue.count; i++) ask_free(&LIST(queued_ask, &s->taking.queue)[i]);
     list_free(&s->taking.queue);
@@ -330,6 +329,7 @@ void kv_replica_free(kv_replica *r) {
     list_free(&r->reads);
     list_free(&r->replies);
     list_free(&r->records);
+    lanes_free(&r->undecided);
     wire_free(&r->reply_bytes);
     if (r->store != NULL) kv_store_free(r->store);
     late_free(&r->late);
@@ -544,6 +544,7 @@ uint64_t kv_replica_tail(const kv_replica *r) { return log_end(r); }
 kv_store *kv_replica_store(kv_replica *r) { return r->store; }
 kv_caller *kv_replica_caller(kv_replica *r) { return r->caller; }
 kv_flow *kv_replica_flow(kv_replica *r) { return r->store->flow; }
+kv_status kv_replica_failure(const kv_replica *r) { return r->failed; }
 const kv_replica_counts *kv_replica_count(const kv_replica *r) { return &r->counts; }
 
 /* --- looking --- */

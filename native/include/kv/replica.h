@@ -198,6 +198,8 @@ uint64_t kv_replica_tail(const kv_replica *replica);
 kv_store *kv_replica_store(kv_replica *replica); /* for reads, and to sync */
 kv_caller *kv_replica_caller(kv_replica *replica);
 kv_flow *kv_replica_flow(kv_replica *replica);
+/* KV_OK; or why it does nothing any more, and is to be ended: its log could not be written or read, or there was no memory. */
+kv_status kv_replica_failure(const kv_replica *replica);
 
 /* --- looking --- */
 
