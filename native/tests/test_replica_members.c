@@ -123,6 +123,7 @@ TEST(transcript_a_member_is_exchanged) {
             "4 durable\n"
             "4>1 ACK c1#5\n"
             "1 answers ok version 4\n");
+    scenario_end(b);
     settle(b);
     heartbeat(b);
     for (uint32_t n = 1; n <= 4; n++) MEMBERS(b, n, "124");
@@ -158,6 +159,7 @@ TEST(transcript_a_removed_member_asks_for_votes) {
             "2>1 ACK c1#9\n"
             "1 answers ok version 5\n"
             "4>1 ACK c1#7\n");
+    scenario_end(b);
     end(b);
 }
 
@@ -210,6 +212,7 @@ TEST(transcript_a_taker_with_an_old_configuration) {
             "2>4 PREPARE 2.2 s0 commit 3 last 3 of 1.1\n"
             "4 durable\n"
             "4>2 PROMISE 2.2 s0 commit 3 last 4 of 1.1 members 1 2 4 after 3: members 1 2 4\n");
+    scenario_end(b);
     restart(b, 1);
     settle(b);
     heartbeat(b);
