@@ -85,7 +85,7 @@ enum kv_mutation {
     KV_MUTATE_CONFIG_EARLY,          /* nor until a record of the own ballot is */
     KV_MUTATE_CUT_KEEPS_MEMBERS,     /* a cut does not take back the members of what it cuts */
     KV_MUTATE_SNAPSHOT_NO_MEMBERS,   /* a snapshot leaves out the members */
-    KV_MUTATE_OUTSIDER_HEARD,        /* a member no more gets promises: harmless, but it ends what others own */
+    KV_MUTATE_OUTSIDER_HEARD,        /* a member no more gets promises, and others wait for what it never will own */
     KV_MUTATION_COUNT,
 };
 const char *kv_mutation_name(int32_t mutation); /* "ack_before_fsync"; NULL: there is none */
