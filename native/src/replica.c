@@ -496,6 +496,31 @@ void kv_replica_request(kv_replica *r, const kv_ask *ask) {
     }
 }
 
+enum { AHEAD = 16 };
+
+/* A write looks for its lane and for what stands under its name: two places that nobody has looked at for long. */
+static void requests_ahead(const kv_replica *r, const kv_ask *asks, size_t count) {
+    const shard *of[AHEAD];
+    for (size_t i = 0; i < count; i++) {
+        size_t size;
+        const uint8_t *key = routing_key(&asks[i], &size);
+        of[i] = key == NULL ? NULL : &r->shards[kv_shard_of(r->shard_count, key, size)];
+        if (key == NULL) continue;
+        sessions_prefetch_bucket(&of[i]->sessions, asks[i].client, asks[i].lane);
+        kv_index_prefetch(r->store->index, target_key(r->store, key, size).hash);
+    }
+    for (size_t i = 0; i < count; i++)
+        if (of[i] != NULL) sessions_prefetch(&of[i]->sessions, asks[i].client, asks[i].lane);
+}
+
+void kv_replica_requests(kv_replica *r, const kv_ask *asks, size_t count) {
+    for (size_t done = 0; done < count; done += AHEAD) {
+        size_t some = count - done < AHEAD ? count - done : AHEAD;
+        if (some > 1) requests_ahead(r, asks + done, some);
+        for (size_t i = 0; i < some; i++) kv_replica_request(r, &asks[done + i]);
+    }
+}
+
 /* --- out --- */
 
 void reply_add(kv_replica *r, const kv_reply *reply) {

@@ -8,7 +8,8 @@
 static void damage(bench *b, uint32_t n, uint64_t version) {
     const version_entry *entry = log_at(&b->node[n]->shards[0].log, version);
     uint64_t size;
-    uint8_t *bytes = (uint8_t *)(uintptr_t)kv_flow_at(kv_replica_flow(b->node[n]), entry->position.segment, entry->position.offset, &size);
+    const kv_position at = entry->position;
+    uint8_t *bytes = (uint8_t *)(uintptr_t)kv_flow_at(kv_replica_flow(b->node[n]), at.segment, at.offset, &size);
     KV_ASSERT(bytes != NULL);
     bytes[entry->size / 2] ^= 4;
 }
@@ -78,7 +79,6 @@ TEST(after_a_failed_sync_nothing_more_is_written) {
 /* Where stores through a mapping are not to be trusted, records are written by calls, which fail. */
 TEST(a_record_that_cannot_be_written_is_not_proposed) {
     bench *b = &world;
-    memset(b, 0, sizeof *b);
     begin(b, 1);
     kv_sim_set_maps_well(b->disk[1], false);
     restart(b, 1);
@@ -116,7 +116,6 @@ TEST(a_record_that_changed_is_not_applied) {
     sync_node(b, 2);
     settle(b);
     CHECK_EQ(state_of(b, 2, 0).applied, 1);
-
     damage(b, 2, 2);
     tick(b, 1, 4);
     pass(b, 1, 2);

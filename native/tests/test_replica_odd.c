@@ -14,7 +14,8 @@ TEST(batches_and_rows_are_routed_by_what_comes_first) {
     kv_operation apart[] = {op("{x}t", "r", "1"), op("{y}t", "r", "2")};
     TOLD(b, 1, batch(apart, 2), KV_ANSWER_REFUSED, 0, 0);
     kv_ask careful = batch(rows, 2);
-    kv_expectation expected = {.key = (const uint8_t *)"r", .key_size = 1, .table = (const uint8_t *)"{x}t", .table_size = 4, .version = 2};
+    kv_expectation expected = {.key = (const uint8_t *)"r", .key_size = 1, .table = (const uint8_t *)"{x}t", .table_size = 4,
+                               .version = 2};
     careful.expectations = &expected;
     careful.expectation_count = 1;
     TOLD(b, 1, careful, KV_ANSWER_OK, 3, 0);
@@ -90,7 +91,8 @@ TEST(a_large_value_is_read_as_it_was_written) {
     KV_ASSERT(large != NULL);
     memset(large, 'y', LARGE);
     large[LARGE] = 0;
-    begin_with(b, 1, (kv_replica_options){.shard_count = 1, .store = {.segment_size_min = 1 << 20, .segment_size_max = 1 << 20}});
+    kv_options store = {.segment_size_min = 1 << 20, .segment_size_max = 1 << 20};
+    begin_with(b, 1, (kv_replica_options){.shard_count = 1, .store = store});
     own(b, 1);
     TOLD(b, 1, put("k", large), KV_ANSWER_OK, 2, 0);
     answer is = told(b, 1, get("k"));
@@ -108,7 +110,8 @@ TEST(large_records_go_in_messages_of_their_own) {
     KV_ASSERT(large != NULL);
     memset(large, 'z', LARGE);
     large[LARGE] = 0;
-    begin_with(b, 3, (kv_replica_options){.shard_count = 2, .store = {.segment_size_min = 8 << 20, .segment_size_max = 8 << 20}});
+    kv_options store = {.segment_size_min = 8 << 20, .segment_size_max = 8 << 20};
+    begin_with(b, 3, (kv_replica_options){.shard_count = 2, .store = store});
     own(b, 1);
     for (int i = 0; i < 6; i++) ask_beside(b, 1, put((const char *[]){"a", "b", "c", "d", "e", "f"}[i], large));
     flush(b, 1);
@@ -230,7 +233,8 @@ TEST(every_option_may_be_set) {
 
 TEST(who_does_not_vote_is_offered_nothing_and_takes_nothing) {
     bench *b = &world;
-    begin_with(b, 3, (kv_replica_options){.shard_count = 1, .policy = 1, .hold_ticks = 5, .healthy_ticks = 4, .silence_ticks = 5});
+    kv_replica_options options = {.shard_count = 1, .policy = 1, .hold_ticks = 5, .healthy_ticks = 4, .silence_ticks = 5};
+    begin_with(b, 3, options);
     CHECK_EQ(kv_owner_rank(b->options.members, 3, 0, 3), 0);
     kv_replica_free(b->node[3]);
     b->options.damaged = 1;
@@ -310,7 +314,7 @@ static void append_odd(bench *b, const odd_record *o) {
 
 TEST(a_record_that_no_replica_writes_is_damage) {
     static const odd_record all[] = {
-        {.kind = KV_KIND_BARRIER, .shard = 0, .version = 3, .of_a_version = true, .expected = KV_OK},       /* the next version */
+        {.kind = KV_KIND_BARRIER, .shard = 0, .version = 3, .of_a_version = true, .expected = KV_OK}, /* the next version */
         {.kind = KV_KIND_BARRIER, .shard = 0, .version = 4, .of_a_version = true, .expected = KV_ECORRUPT}, /* a gap */
         {.kind = KV_KIND_BARRIER, .shard = 0, .version = 1, .of_a_version = true, .expected = KV_ECORRUPT}, /* applied */
         {.kind = KV_KIND_BARRIER, .shard = 1, .version = 1, .of_a_version = true, .expected = KV_ECORRUPT}, /* no such shard */
@@ -318,7 +322,7 @@ TEST(a_record_that_no_replica_writes_is_damage) {
         {.kind = KV_KIND_PROMISE, .value = "\1\0", .size = 2, .expected = KV_ECORRUPT},
         {.kind = KV_KIND_COMMIT, .value = "\0\0\2\0\0\0\0\0\0\0", .size = 10, .expected = KV_OK},
         {.kind = KV_KIND_COMMIT, .value = "\0\0\1\0\0\0\0\0\0\0", .size = 10, .expected = KV_OK}, /* it was known already */
-        {.kind = KV_KIND_COMMIT, .value = "\0\0\x63\0\0\0\0\0\0\0", .size = 10, .expected = KV_OK}, /* more than there is: all */
+        {.kind = KV_KIND_COMMIT, .value = "\0\0\x63\0\0\0\0\0\0\0", .size = 10, .expected = KV_OK}, /* more than there is */
         {.kind = KV_KIND_COMMIT, .value = "\1\0\0\0\0\0\0\0\0\0", .size = 10, .expected = KV_ECORRUPT},
         {.kind = KV_KIND_NODE, .value = "\1\0\0\0\0\0\0\0", .size = 8, .expected = KV_OK},
         {.kind = KV_KIND_NODE, .value = "\1", .size = 1, .expected = KV_ECORRUPT},

@@ -161,6 +161,8 @@ typedef struct kv_ask {
     size_t expectation_count;
 } kv_ask;
 void kv_replica_request(kv_replica *replica, const kv_ask *ask);
+/* The same of several, in their order: what they will touch is fetched side by side. */
+void kv_replica_requests(kv_replica *replica, const kv_ask *asks, size_t count);
 
 /* --- out --- */
 
