@@ -49,7 +49,7 @@ static const uint8_t *line_take(resp_reader *r, const uint8_t *bytes, size_t siz
 }
 
 /* Digits and a minus, as they are written when nobody means to confuse: no plus, no zeros before, no blanks. */
-static bool number_of(const uint8_t *text, size_t size, int64_t *out) {
+bool resp_number(const uint8_t *text, size_t size, int64_t *out) {
     char copy[24], again[24];
     if (size == 0 || size >= sizeof copy) return false;
     memcpy(copy, text, size);
@@ -63,7 +63,7 @@ static enum resp_status read_count(resp_reader *r, const uint8_t *bytes, size_t 
     int64_t count;
     const uint8_t *line = line_take(r, bytes, size, &line_size);
     if (line == NULL) return size - r->used > LINE_SIZE_MAX ? bad(r, "too big mbulk count string") : RESP_MORE;
-    bool fine = number_of(line + 1, line_size - 1, &count) && count <= INT_MAX;
+    bool fine = resp_number(line + 1, line_size - 1, &count) && count <= INT_MAX;
     if (!fine || (count > 0 && (size_t)count > limits->word_count_max)) return bad(r, "invalid multibulk length");
     if (!limits->known && count > UNKNOWN_WORDS_MAX) return bad(r, "unauthenticated multibulk length");
     r->wanted = count > 0 ? (size_t)count : 0;
@@ -80,7 +80,7 @@ static enum resp_status read_size(resp_reader *r, const uint8_t *bytes, size_t s
     }
     const uint8_t *line = line_take(r, bytes, size, &line_size);
     if (line == NULL) return size - r->used > LINE_SIZE_MAX ? bad(r, "too big bulk count string") : RESP_MORE;
-    bool fine = number_of(line + 1, line_size - 1, &number) && number >= 0;
+    bool fine = resp_number(line + 1, line_size - 1, &number) && number >= 0;
     if (!fine || (uint64_t)number > limits->word_size_max) return bad(r, "invalid bulk length");
     if (!limits->known && number > UNKNOWN_SIZE_MAX) return bad(r, "unauthenticated bulk length");
     r->size = (size_t)number;

@@ -48,6 +48,8 @@ enum resp_status resp_next(resp_reader *r, uint8_t *bytes, size_t size, const re
 /* The size that the buffer needs at least, as far as is known; above what is in it. */
 size_t resp_room(const resp_reader *r, size_t size);
 void resp_free(resp_reader *r);
+/* An int64, written as one would write it oneself. */
+bool resp_number(const uint8_t *text, size_t size, int64_t *out);
 
 /* --- replies --- */
 
