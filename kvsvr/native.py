@@ -656,7 +656,9 @@ class ServerHandle:
         io, out, fault = ffi.new("kv_io **"), ffi.new("kv_server **"), ffi.new("kv_fault *")
         status = lib.kv_io_posix_new(os.fsencode(path), True, io)
         if status != lib.KV_OK:
-            raise failure(status, ffi.new("kv_fault *", {"os_error": ffi.errno, "what": b"opening the directory"}), path)
+            raise failure(
+                status, ffi.new("kv_fault *", {"os_error": ffi.errno, "what": b"opening the directory"}), path
+            )
         options = ffi.new("kv_server_options *")
         replica = options.replica
         replica.node = node

@@ -23,7 +23,9 @@ import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Final, TypeAlias
+from typing import Final
+
+from kvsvr.node.config import Address
 
 log = logging.getLogger("kvsvr")
 
@@ -33,8 +35,6 @@ PROOF_SIZE: Final = 32
 HANDSHAKE_S: Final = 2.0
 DIAL_S: Final = (0.02, 1.0)
 """The first pause between two attempts, and the longest."""
-
-Address: TypeAlias = tuple[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +111,9 @@ class Links:
         self._threads = [threading.Thread(target=self._accept_all, name="kvsvr-accept", daemon=True)]
         for node, event in self._down.items():
             event.set()
-            self._threads.append(threading.Thread(target=self._dial_on, args=(node,), name=f"kvsvr-dial-{node}", daemon=True))
+            self._threads.append(
+                threading.Thread(target=self._dial_on, args=(node,), name=f"kvsvr-dial-{node}", daemon=True)
+            )
 
     def start(self) -> None:
         for thread in self._threads:

@@ -7,36 +7,15 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 from kvsvr.errors import UsageError
 from kvsvr.native import ServerHandle
-from kvsvr.node.links import Address, Identity, Links
+from kvsvr.node.config import Address, ServerConfig
+from kvsvr.node.links import Identity, Links
 
 log = logging.getLogger("kvsvr")
-
-
-@dataclass(frozen=True, slots=True)
-class ServerConfig:
-    """What one replica needs to know. `peers` are the others of the set, by id, with the addresses that they listen on."""
-
-    node: int
-    directory: Path
-    client_address: Address = ("127.0.0.1", 7101)
-    peer_address: Address = ("127.0.0.1", 7201)
-    peers: Mapping[int, Address] = field(default_factory=dict)
-    set_name: str = "kvsvr"
-    secret: bytes = b""
-    shard_count: int = 64
-
-    def __post_init__(self) -> None:
-        if len(self.peers) + 1 not in (1, 3, 5):
-            raise UsageError(f"a set has 1, 3 or 5 replicas, not {len(self.peers) + 1}: name all others as peers")
-        if self.node in self.peers:
-            raise UsageError(f"node {self.node} is named among its own peers: every replica has an id of its own")
 
 
 def listen(address: Address) -> socket.socket:
@@ -76,8 +55,10 @@ class Server:
             self._links = Links(identity, config.peers, listen(config.peer_address), self._handle.link)
         self._reader = threading.Thread(target=self._read_events, name="kvsvr-events", daemon=True)
 
-    def run(self) -> None:
+    def run(self, ready: Callable[[], None]) -> None:
+        """`ready` is called when clients are let in; what they ask waits until there is a set."""
         self._reader.start()
+        ready()
         if self._links is not None:
             self._links.start()
         try:
