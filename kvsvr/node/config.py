@@ -36,7 +36,7 @@ SIZES: Final = (1, 3, 5)
 
 @dataclass(frozen=True, slots=True)
 class ServerConfig:
-    """One replica's settings, checked. `peers` are the others of the set, by id, and where they listen for each other."""
+    """One replica's settings, checked. `peers` are the others of the set, by id: where they listen for each other."""
 
     node: int
     directory: Path
@@ -54,12 +54,12 @@ class ServerConfig:
             raise UsageError(f"peers: a set has 1, 3 or 5 replicas, not {len(self.peers) + 1}: name all the others")
         if not _is_loopback(self.client_address):
             raise UsageError(
-                f"listen: {_text(self.client_address)} can be reached from elsewhere, and clients are not asked who they "
-                "are: listen on 127.0.0.1, and let who is elsewhere come through something that asks"
+                f"listen: {_text(self.client_address)} can be reached from elsewhere, and clients are not asked who "
+                "they are: listen on 127.0.0.1, and let who is elsewhere come through something that asks"
             )
         if self.peers and not self.secret and not _is_loopback(self.peer_address):
             raise UsageError(
-                f"peer_listen: {_text(self.peer_address)} can be reached from elsewhere: replicas need a secret_file then"
+                f"peer_listen: {_text(self.peer_address)} can be reached from elsewhere: replicas need a secret_file"
             )
 
 

@@ -1,7 +1,8 @@
 """Connections between replicas: who dials whom, and how both sides know whom they talk to.
 
-Of two replicas the one with the higher id dials, so there is one connection for both directions. What goes over it is C's
-affair (native/src/link.c); here is what comes before: both prove that they know the secret of the set, without saying it.
+Of two replicas the one with the higher id dials, so there is one connection for both directions. What goes over it is
+C's affair (native/src/link.c); here is what comes before: both prove that they know the secret of the set, without
+saying it.
 
     acceptor -> dialer      MAGIC, nonce (32)
     dialer   -> acceptor    node (2), nonce (32), HMAC-SHA256(secret, "dial", set, both nonces, both nodes)

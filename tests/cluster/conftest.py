@@ -46,14 +46,13 @@ class Replicas:
         peers = [f"--peer={other}=127.0.0.1:{self.peer_ports[other]}" for other in self.ids if other != id_]
         arguments = ["serve", f"--id={id_}", f"--dir={self.directory / str(id_)}", *peers]
         arguments += [f"--listen=127.0.0.1:{self.ports[id_]}", f"--peer-listen=127.0.0.1:{self.peer_ports[id_]}"]
-        log = open(self.directory / f"{id_}.log", "a")  # noqa: SIM115: the process has it
-        process = subprocess.Popen(
-            [sys.executable, "-c", "from kvsvr.ops.cli import main; main()", *arguments],
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-        )
-        log.close()
+        with open(self.directory / f"{id_}.log", "a") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-c", "from kvsvr.ops.cli import main; main()", *arguments],
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+            )
         self._processes[id_] = process
         assert process.stdout is not None
         line = process.stdout.readline()

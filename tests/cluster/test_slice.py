@@ -31,7 +31,7 @@ def test_what_one_replica_takes_every_replica_gives(
     with pytest.raises(redis.ResponseError, match="not an integer"):
         clients[0].incr("text")
     with pytest.raises(redis.ResponseError, match="unknown command 'NONE'"):
-        clients[0].execute_command("NONE")
+        clients[0].execute_command("NONE")  # type: ignore[no-untyped-call]
     for client in clients:
         client.close()
     assert [nodes.stop(id_) for id_ in nodes.ids] == [0] * count
@@ -50,8 +50,8 @@ def test_commands_of_one_connection_are_in_order(replicas: Callable[[int], Repli
 
 
 def test_nothing_acknowledged_is_lost_when_a_replica_is_killed(replicas: Callable[[int], Replicas]) -> None:
-    """Two clients, at two replicas, count and write on while the third is killed and comes back: no error, each addition
-    once, and every key is at each replica afterwards."""
+    """Two clients, at two replicas, count and write on while the third is killed and comes back: no error, each
+    addition once, and every key is at each replica afterwards."""
     nodes = replicas(3)
     written: list[bytes] = []
     added = [0, 0]

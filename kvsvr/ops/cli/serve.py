@@ -30,8 +30,8 @@ from kvsvr.ops.cli.common import DAMAGE
 def command(config: Path | None, peers: tuple[str, ...], **flags: Any) -> None:
     """Serve one replica until SIGTERM or Ctrl-C.
 
-    Clients speak RESP to it, as to Redis. Settings come from a file, from KVSVR_ID, KVSVR_DIR and so on, and from flags;
-    what is said last counts. Exit codes: 0 stopped, 2 a setting is wrong, 4 the disk failed or is damaged.
+    Clients speak RESP to it, as to Redis. Settings come from a file, from KVSVR_ID, KVSVR_DIR and so on, and from
+    flags; what is said last counts. Exit codes: 0 stopped, 2 a setting is wrong, 4 the disk failed or is damaged.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     settings = load(config, os.environ, {**flags, "peers": ",".join(peers) or None})
