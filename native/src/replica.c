@@ -574,8 +574,6 @@ const kv_replica_counts *kv_replica_count(const kv_replica *r) { return &r->coun
 
 /* --- looking --- */
 
-kv_status kv_replica_failed(const kv_replica *r) { return r->failed; }
-
 /* CRC-16/XMODEM of one byte, by halves: what the eight steps of the polynomial x^16 + x^12 + x^5 + 1 come to. */
 static uint16_t crc_step(uint8_t byte) {
     uint16_t x = (uint16_t)(byte ^ byte >> 4);

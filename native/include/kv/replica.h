@@ -205,8 +205,6 @@ kv_status kv_replica_failure(const kv_replica *replica);
 
 /* --- looking --- */
 
-kv_status kv_replica_failed(const kv_replica *replica); /* KV_OK; or why it does nothing any more */
-
 uint16_t kv_slot_of(const uint8_t *key, size_t size);                     /* of the Redis Cluster, {tag} included */
 /* Who should own a shard, of these members: 0 is the one, 1 the one if that is gone, and so on. */
 uint32_t kv_owner_rank(const uint16_t *members, uint32_t count, uint32_t shard, uint16_t node);
