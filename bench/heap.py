@@ -7,10 +7,10 @@ this process that all peers share. So the allocator keeps what it once had, and 
 
 import ctypes
 
+from bench.cells.base import ANSWERS_SIZE_MAX
 from bench.data import Setting
 
 LARGE_SIZE = 4096  # Below, objects share pages.
-KEEP_SIZE_MAX = 1 << 30
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
 MMAP_SIZE_MIN = 32 << 20  # The largest that glibc takes.
 
@@ -24,7 +24,6 @@ def prepare(setting: Setting) -> None:
         return
     mallopt(M_TRIM_THRESHOLD, ctypes.c_int(2**31 - 1))
     mallopt(M_MMAP_THRESHOLD, ctypes.c_int(MMAP_SIZE_MIN))
-    count = min(setting.key_count * setting.value_size, KEEP_SIZE_MAX) // setting.value_size
-    taken = [bytearray(setting.value_size) for _ in range(count)]
+    taken = [bytearray(setting.value_size) for _ in range(ANSWERS_SIZE_MAX // setting.value_size)]
     for one in taken:
         one[::LARGE_SIZE] = b"x" * len(one[::LARGE_SIZE])  # A page is there when something was written to it.

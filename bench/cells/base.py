@@ -26,6 +26,7 @@ Better = Literal["more", "less"]
 
 CHUNK_COUNT = 10_000  # Answers that are held at once,
 CHUNK_SIZE = 16 << 20  # and bytes of values in them, both at most.
+ANSWERS_SIZE_MAX = 1 << 30  # Of values, where writes forbid a pause to check them.
 CHECK_COUNT_MAX = 50_000
 WARM_COUNT = 50_000  # Untimed gets before the timed ones: caches of all peers start warm.
 MANY = 100  # Keys per get_many and per batch.
