@@ -81,6 +81,10 @@ uint64_t late_table_id(const kv_late *late, uint64_t nth) {
     return (uint64_t)late->shard << (LATE_VERSION_BITS + NTH_BITS) | late->version << NTH_BITS | nth;
 }
 
+uint64_t late_table_version(uint64_t table_id) {
+    return table_id >> NTH_BITS & (((uint64_t)1 << LATE_VERSION_BITS) - 1);
+}
+
 /* --- undecided names --- */
 
 static uint64_t home(const kv_late *late, uint64_t hash) { return hash & (late->capacity - 1); }

@@ -65,6 +65,7 @@ void late_stamp(kv_late *late, kv_record *record, bool first);
 void late_note(kv_late *late, kv_position position, uint32_t size, uint64_t record_count);
 /* Unique for ever: of the shard, of the version and of which one it is in it. 0: a version makes no more tables. */
 uint64_t late_table_id(const kv_late *late, uint64_t nth);
+uint64_t late_table_version(uint64_t table_id); /* under which such a table was made */
 /* Appends records as they are but for their sequence, several as one envelope; *position is that of the first. */
 kv_status late_append(kv_store *store, kv_record *records, size_t count, kv_position *position, uint32_t *size);
 /* As kv_store_open(), of a store whose records are shown late. */

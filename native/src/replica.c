@@ -5,6 +5,7 @@
 #include "replica_internal.h"
 
 enum { SHARDS_DEFAULT = 64, SESSIONS_DEFAULT = 1024, BATCH_DEFAULT = 256, COMMIT_SIZE = 10 };
+enum { SESSIONS_MAX = 1 << 18 }; /* All of them go into one message (replica_snapshot.c). */
 static const uint64_t WINDOW_DEFAULT = 16 << 20;
 
 const char *kv_mutation_name(int32_t mutation) {
@@ -14,7 +15,8 @@ const char *kv_mutation_name(int32_t mutation) {
         "damaged_votes",    "cut_always",          "commit_unverified", "old_acks",        "self_before_fsync",
         "check_joined",     "fail_unrecorded",     "fail_no_wait",    "evict_blind",       "promise_late_tail",
         "restart_owns",     "follower_local",      "snapshot_drops_tail", "snapshot_read_early",
-        "snapshot_no_sessions", "expire_locally"};
+        "snapshot_no_sessions", "expire_locally", "expire_unwaited", "names_unsaid", "wait_unlooked", "wait_early",
+        "page_splits", "floor_ignored", "behind_restarts", "hearsay_ignored"};
     return mutation >= 0 && mutation < KV_MUTATION_COUNT ? names[mutation] : NULL;
 }
 
@@ -221,6 +223,7 @@ static void options_default(kv_replica_options *o) {
     if (o->hold_ticks == 0) o->hold_ticks = 12;
     if (o->healthy_ticks == 0) o->healthy_ticks = 40;
     if (o->pending_max == 0) o->pending_max = 1 << 16;
+    if (o->wait_max == 0) o->wait_max = 1 << 14;
     o->store.sync = KV_SYNC_NONE; /* Whoever drives the replica syncs. */
     o->store.background = 0;
     if (o->store.inline_size_max == 0) o->store.inline_size_max = KV_INLINE_SIZE_MAX;
@@ -229,7 +232,7 @@ static void options_default(kv_replica_options *o) {
 static kv_status members_check(const kv_replica_options *o) {
     bool self = false;
     bool odd = o->member_count == 1 || o->member_count == 3 || o->member_count == 5;
-    if (!odd || o->shard_count > KV_SHARDS_MAX) return KV_EUSAGE;
+    if (!odd || o->shard_count > KV_SHARDS_MAX || o->session_max > SESSIONS_MAX) return KV_EUSAGE;
     for (uint32_t i = 0; i < o->member_count; i++) {
         self |= o->members[i] == o->node;
         if (o->members[i] == 0) return KV_EUSAGE;
@@ -338,6 +341,9 @@ void kv_replica_free(kv_replica *r) {
     list_free(&r->reads);
     list_free(&r->replies);
     list_free(&r->records);
+    list_free(&r->positions);
+    waits_free(&r->waits);
+    free(r->expire_slots);
     wire_free(&r->reply_bytes);
     if (r->store != NULL) kv_store_free(r->store);
     late_free(&r->late);
@@ -367,7 +373,7 @@ kv_status kv_replica_receive(kv_replica *r, uint16_t node, const uint8_t *bytes,
         case WIRE_ASK_POSITION: ask_position_receive(r, p, &body); break;
         case WIRE_POSITION: position_receive(r, p, &body); break;
         case WIRE_OFFER: offer_receive(r, p, &body); break;
-        case WIRE_PING:
+        case WIRE_PING: ping_receive(r, p, &body); break;
         case WIRE_TYPE_END: break;
         }
         if (body.bad) return KV_EUSAGE;
@@ -402,6 +408,7 @@ void kv_replica_tick(kv_replica *r) {
     r->now++;
     if (!r->ready || stopped(r)) return;
     reads_check(r);
+    questions_send(r, true);
     for (uint32_t i = 0; i < r->member_count; i++) {
         peer *p = &r->peers[i];
         if (p->sent.count != 0 && r->now - p->progress > r->options.retransmit_ticks) peer_reconnect(r, p);
@@ -411,6 +418,7 @@ void kv_replica_tick(kv_replica *r) {
         if (s->taking.ballot != 0 && r->now - s->taking.since > r->options.takeover_ticks) taking_clear(r, s, true);
     }
     reads_expire(r);
+    waits_expire(r);
     for (uint32_t i = 0; i < r->shard_count; i++) let_go(r, &r->shards[i]);
     if (r->options.policy) policy_tick(r);
     if (r->now % r->options.heartbeat_ticks != 0) return;
@@ -491,7 +499,10 @@ void kv_replica_request(kv_replica *r, const kv_ask *ask) {
     bool owned = s->own.ballot != 0;
     uint16_t owner = ballot_node(s->promised);
     bool full = s->own.waiting.count + s->taking.queue.count + r->reads.count >= r->options.pending_max;
-    if (!r->ready || stopped(r) || full) reply_simple(r, ask->token, KV_ANSWER_RETRY);
+    kv_status names = is_read(ask) ? names_check(ask) : KV_OK;
+    if (names != KV_OK) reply_add(r, &(kv_reply){.token = ask->token, .status = KV_ANSWER_REFUSED, .error = names, .value_size = -1});
+    else if (r->ready && !stopped(r) && ask->kind == KV_REQUEST_WAIT) wait_add(r, s, ask);
+    else if (!r->ready || stopped(r) || full) reply_simple(r, ask->token, KV_ANSWER_RETRY);
     else if (is_read(ask) && ask->stale) read_stale(r, s, ask);
     else if (is_read(ask) && owned) read_owned(r, s, ask);
     else if (is_read(ask) && ask->follower && owner != 0 && owner != r->options.node) read_followed(r, s, ask);
@@ -520,8 +531,11 @@ void kv_replica_flush(kv_replica *r) {
     if (stopped(r)) return;
     after_due(r); /* What was durable already when it was asked for. */
     reads_answer(r);
+    waits_answer(r);
     if (!r->ready) return;
     if (r->reads.count != 0 && !reads_wait(r)) reads_check(r); /* Else at the next tick, or when that has its answer. */
+    if (r->reads.count != 0) questions_send(r, false);
+    positions_pack(r);
     flow_pack(r, false);
     acks_pack(r);
 }

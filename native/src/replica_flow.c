@@ -9,7 +9,7 @@
 
 #include "replica_internal.h"
 
-enum { MESSAGE_SIZE_MAX = 1 << 20, REFUSALS_MAX = 256 };
+enum { REFUSALS_MAX = 256 };
 
 /* --- packing --- */
 
@@ -108,6 +108,7 @@ static void peer_pack(kv_replica *r, peer *p, uint32_t index, bool heartbeat) {
             wire_put_varint(&p->out, p->connection.incarnation);
             wire_put_varint(&p->out, p->connection.number);
             wire_put_varint(&p->out, ++p->seq);
+            wire_put_varint(&p->out, p->acked); /* What was refused up to there we know of. */
             begun = true;
         }
         item_put(r, p, index, s, count);
@@ -248,6 +249,7 @@ void ack_receive(kv_replica *r, peer *p, wire_in *in) {
 
 /* The records of one version. NULL: the bytes are bad, or there is no memory. */
 static kv_record *version_parse(kv_replica *r, wire_in *in, uint64_t count) {
+    const uint8_t *begin = in->at;
     if (count == 0 || count > BATCH_RECORDS_MAX) in->bad = true;
     list_clear(&r->records);
     for (uint64_t i = 0; i < count && !in->bad; i++) {
@@ -258,6 +260,7 @@ static kv_record *version_parse(kv_replica *r, wire_in *in, uint64_t count) {
         }
         wire_take_record(in, record);
     }
+    if (in->at - begin > VERSION_SIZE_MAX) in->bad = true; /* No owner makes one; sent on, it might not fit. */
     return in->bad ? NULL : LIST(kv_record, &r->records);
 }
 
@@ -344,7 +347,9 @@ void versions_skip(kv_replica *r, wire_in *in, uint64_t count) {
     }
 }
 
+/* Beyond the bound the connection is as good as dead: it gets no more answers, and its sender begins anew. */
 static void refuse(kv_replica *r, peer *p, const shard *s, const append *a, uint64_t seq) {
+    if (p->refusals.count > REFUSALS_MAX) return;
     refusal *no = list_add(&p->refusals, sizeof *no);
     if (no == NULL) {
         replica_fail(r, KV_ENOMEM);
@@ -389,9 +394,19 @@ static void cursor_move(peer *p, uint64_t seq) {
     }
 }
 
+/* Its sender has heard of those: they need not be said again. */
+static void refusals_known(peer *p, uint64_t acked) {
+    refusal *all = LIST(refusal, &p->refusals);
+    size_t left = 0, count = p->refusals.count;
+    if (count > REFUSALS_MAX) return; /* Some were never noted: there is no way back. */
+    for (size_t i = 0; i < count; i++)
+        if (all[i].seq > acked) all[left++] = all[i];
+    p->refusals.count = left;
+}
+
 void flow_receive(kv_replica *r, peer *p, wire_in *in) {
     connection of = take_connection(in);
-    uint64_t seq = wire_take_varint(in);
+    uint64_t seq = wire_take_varint(in), acked = wire_take_varint(in);
     int order = connection_order(of, p->inbound);
     if (in->bad) return;
     if (order > 0) {
@@ -400,6 +415,7 @@ void flow_receive(kv_replica *r, peer *p, wire_in *in) {
         p->ack_wanted = false;
         list_clear(&p->refusals);
     }
+    if (order == 0) refusals_known(p, acked);
     bool late = order < 0; /* Of a connection that was given up: harmless, and never acknowledged. */
     items_take(r, p, in, seq, late);
     if (late) r->counts.late_flows++;

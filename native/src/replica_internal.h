@@ -5,6 +5,9 @@
  *   replica_flow.c    the flow from owners to peers: packing, acknowledging, accepting
  *   replica_take.c    a takeover, from both sides
  *   replica_read.c    reads, and the checks that they rest on
+ *   replica_position.c  reads at a replica that is not the owner
+ *   replica_wait.c    who waits for something newer
+ *   replica_changes.c a table's changes, and records for who reads a shard himself
  *   replica_snapshot.c  a shard as a whole, for a peer that is far behind
  *   replica_policy.c  who should own what, and when to do something about it
  *
@@ -21,6 +24,10 @@
 #include "wire.h"
 
 enum { NODE_BITS = 16, BATCH_RECORDS_MAX = 1 << 16 };
+/* What keeps a FLOW below WIRE_FRAME_SIZE_MAX: nothing is added to one that has MESSAGE_SIZE_MAX bytes, and what is added
+ * last is a version, of at most VERSION_SIZE_MAX (ask_fits: keys and values of half a frame, and 64 bytes a record), or a
+ * piece of a snapshot: as much again, one record, and the lanes, at most 10 MiB. */
+enum { MESSAGE_SIZE_MAX = 1 << 20, VERSION_SIZE_MAX = 40 << 20 };
 static const uint64_t ROUND_MAX = ((uint64_t)1 << 48) - 1;
 static inline uint64_t ballot_make(uint64_t round, uint16_t node) { return round << NODE_BITS | node; }
 static inline uint64_t ballot_round(uint64_t ballot) { return ballot >> NODE_BITS; }
@@ -80,6 +87,28 @@ typedef struct queued_ask {
     uint8_t *bytes; /* that it points into */
 } queued_ask;
 
+/* Somebody who waits for a change. It hangs in a chain for each hash that a record of its name may have. */
+typedef struct wait {
+    uint64_t token, since;
+    uint64_t until;     /* the tick at which its time is up */
+    uint64_t hashes[2]; /* of its key, or of its shard; of the head of the table that its key is, or 0 */
+    uint32_t next[2];   /* in these chains: 1 + 2 * index + which; 0: the end. Of one that is free: the next free one */
+    uint8_t *key;       /* NULL: the shard as a whole */
+    uint32_t key_size;
+    uint16_t shard;
+    bool used;
+    bool due;           /* a record may have been about it: it is looked at once all is applied */
+} wait;
+
+typedef struct wait_set {
+    wait *all;
+    uint32_t *chains;   /* as many, a power of two */
+    uint32_t capacity, count;
+    uint32_t free;      /* 1 + index; 0: none */
+    list due;           /* of uint32_t */
+    uint64_t soonest;   /* no time is up before this tick */
+} wait_set;
+
 typedef struct taking {
     uint64_t ballot; /* 0: no takeover is under way */
     uint64_t since;
@@ -104,6 +133,7 @@ typedef struct shard {
     sessions sessions; /* as applied */
     ownership own;
     taking taking;
+    uint64_t hold;         /* a driver wants what is behind the version before this; 0: nothing */
 } shard;
 
 /* What was sent to a peer and is not acknowledged. */
@@ -152,7 +182,11 @@ typedef struct peer {
     uint64_t cursor_end; /* the log's end when it was */
     uint64_t due, due_end; /* the same, of the acknowledgement that waits for the disk */
     bool ack_wanted;
-    list refusals;       /* of refusal */
+    list refusals;       /* of refusal: those it is not known to have heard of */
+    /* policy: what it said of itself and of others */
+    bool hears_us, connected; /* connected: it hears, and is heard by, a majority */
+    uint32_t relays;     /* members, as bits: connected, and it and they hear each other */
+    uint32_t asked;      /* reads on its behalf */
 } peer;
 
 /* What waits for the log to be durable. */
@@ -186,11 +220,19 @@ typedef struct read {
     bool told;
     bool refused;        /* the one asked is not the owner */
     bool confirmed;
-    uint16_t node;       /* POSITION: who asked */
+    uint16_t node;       /* POSITION: who asked; of a follower's: who was asked */
     uint64_t question;   /* POSITION: its nonce */
     kv_reply reply;      /* REPLY: what to say */
     queued_ask asked;    /* ASK */
 } read;
+
+/* The answer to a question for a position, until the next flush. */
+typedef struct told_position {
+    uint64_t question, position;
+    uint32_t index; /* of who asked */
+    uint16_t shard;
+    bool good;
+} told_position;
 
 struct kv_replica {
     kv_replica_options options;
@@ -209,6 +251,8 @@ struct kv_replica {
     bool ready;           /* the incarnation is durable: we may speak */
     bool votes;
     uint64_t expire_hash; /* where the walk that looks for what is due has come to */
+    kv_index_slot *expire_slots; /* and what it works in */
+    size_t expire_capacity;
     uint64_t stirred[KV_SHARDS_MAX / 64]; /* bits: shards that may have something for a peer */
     kv_status failed;     /* the log could not be written, or there is no memory: it does nothing any more */
     list after;           /* of after */
@@ -217,6 +261,9 @@ struct kv_replica {
     list replies;         /* of kv_reply */
     wire_out reply_bytes;
     list records;         /* of kv_record: the version record that is being taken in */
+    list positions;       /* of told_position */
+    wait_set waits;
+    uint64_t pinged;      /* policy: what the last PING said, as bits */
     kv_replica_counts counts;
 };
 
@@ -258,7 +305,8 @@ void shard_advance(kv_replica *r, shard *s);
 void shard_apply(kv_replica *r, shard *s);
 void shard_barrier(kv_replica *r, shard *s);
 void owned_durable(kv_replica *r);
-/* Deletes, by a record, what an ask is about and its time has ended; true: it proposed one. */
+/* Deletes, by a record, what an ask is about and its time has ended; true: there is such a record, now or before, and it is
+ * not committed. */
 bool shard_expire(kv_replica *r, shard *s, const kv_ask *ask);
 /* The same for what nobody asks for, a table of the index at a time. */
 void expire_some(kv_replica *r);
@@ -284,8 +332,12 @@ void promise_receive(kv_replica *r, peer *from, wire_in *in);
 void taking_clear(kv_replica *r, shard *s, bool answer);
 
 /* replica_read.c */
+bool shard_is_whole(const kv_replica *r, const shard *s);
+uint64_t read_position(const kv_replica *r, const shard *s);
+read *read_add(kv_replica *r, const shard *s, enum read_kind kind);
+read *read_add_owned(kv_replica *r, shard *s, enum read_kind kind, uint64_t position);
+void answer_ask(kv_replica *r, const kv_ask *ask, const shard *s);
 void read_owned(kv_replica *r, shard *s, const kv_ask *ask);
-void read_followed(kv_replica *r, shard *s, const kv_ask *ask);
 void read_stale(kv_replica *r, shard *s, const kv_ask *ask);
 void reply_confirmed(kv_replica *r, shard *s, uint64_t position, const kv_reply *reply);
 void reads_check(kv_replica *r);   /* one check for all that came since the last */
@@ -294,8 +346,27 @@ void reads_expire(kv_replica *r);
 void reads_answer(kv_replica *r);
 void check_receive(kv_replica *r, peer *from, wire_in *in);
 void checked_receive(kv_replica *r, peer *from, wire_in *in);
+
+/* replica_position.c */
+kv_status names_check(const kv_ask *ask);
+void read_followed(kv_replica *r, shard *s, const kv_ask *ask);
+void questions_send(kv_replica *r, bool again); /* one for all reads that wait for one; again: though one is under way */
 void ask_position_receive(kv_replica *r, peer *from, wire_in *in);
 void position_receive(kv_replica *r, peer *from, wire_in *in);
+void position_tell(kv_replica *r, const read *one, bool good);
+void positions_pack(kv_replica *r);
+
+/* replica_wait.c */
+void wait_add(kv_replica *r, shard *s, const kv_ask *ask);
+void waits_touch(kv_replica *r, const kv_record *record); /* is shown */
+void waits_touch_shard(kv_replica *r, const shard *s);    /* has applied something */
+void waits_answer(kv_replica *r);
+void waits_expire(kv_replica *r);
+void waits_end(kv_replica *r, const shard *s); /* all of the shard are told to try again */
+void waits_free(wait_set *w);
+
+/* replica_changes.c */
+uint64_t hold_pin(const kv_replica *r, const shard *s);
 
 /* replica_snapshot.c */
 void sending_clear(sending *one);
@@ -308,6 +379,7 @@ kv_status installing_end(shard *s, const uint8_t *bytes, size_t size);
 
 /* replica_policy.c */
 void policy_heard(kv_replica *r, peer *p);
+void ping_receive(kv_replica *r, peer *p, wire_in *in);
 void policy_refused(kv_replica *r, shard *s);
 void policy_tick(kv_replica *r);
 void offer_send(kv_replica *r, const shard *s, uint32_t to);

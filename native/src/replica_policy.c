@@ -3,7 +3,10 @@
  *
  * Every replica ranks the members for a shard by a hash of both (rendezvous hash): the first is its preferred owner, and
  * if that one is gone the second has it, with no other shard moving. A replica that has not been heard of for a while is
- * taken for gone. A shard without a living owner is taken over by the first in rank of those that live, and by each after
+ * taken for gone, unless others say that they hear it: every PING says whom its sender hears, and of those who hears it as
+ * well and is connected, which is to hear, and be heard by, a majority. An owner that is connected can commit, so it is let
+ * be, heard or not; one that is not connected cannot, and whoever is takes its shards over. So with one link cut nothing
+ * changes hands, and who could not get a majority does not disturb the one who has it. A shard without a living owner is taken over by the first in rank of those that live, and by each after
  * it only some ticks later, so that two of them seldom want the same shard at once; who was refused waits, longer the
  * lower its rank. An owner that is not the preferred one offers the shard to it once that one has been heard of for some
  * time, and once nothing of its own is on its way. */
@@ -24,6 +27,24 @@ uint32_t kv_owner_rank(const uint16_t *members, uint32_t count, uint32_t number,
 static bool lives(const kv_replica *r, uint32_t index) {
     const peer *p = &r->peers[index];
     return index == r->self || (p->heard != 0 && r->now - p->heard <= r->options.silence_ticks);
+}
+
+/* We hear it, and it hears us. */
+static bool is_linked(const kv_replica *r, uint32_t index) { return index != r->self && lives(r, index) && r->peers[index].hears_us; }
+
+static bool is_connected(const kv_replica *r) {
+    uint32_t count = 1;
+    for (uint32_t i = 0; i < r->member_count; i++) count += is_linked(r, i) && !r->peers[i].learner;
+    return count >= r->majority || mutated(r, KV_MUTATE_HEARSAY_IGNORED);
+}
+
+/* By its own word, or by that of somebody who hears it. */
+static bool serves(const kv_replica *r, uint32_t index) {
+    if (mutated(r, KV_MUTATE_HEARSAY_IGNORED)) return lives(r, index);
+    bool said = lives(r, index) && r->peers[index].connected;
+    for (uint32_t i = 0; i < r->member_count && !said; i++)
+        said = i != r->self && lives(r, i) && (r->peers[i].relays >> index & 1);
+    return said;
 }
 
 /* Among those that live. */
@@ -49,7 +70,7 @@ static bool wants(kv_replica *r, shard *s) {
     uint16_t owner = ballot_node(s->promised);
     int index = member_of(r, owner);
     if (s->own.ballot != 0 || s->taking.ballot != 0) return false;
-    bool owned = index >= 0 && (uint32_t)index != r->self && lives(r, (uint32_t)index);
+    bool owned = index >= 0 && (uint32_t)index != r->self && serves(r, (uint32_t)index);
     if (owned) {
         s->missed_since = 0;
         return false;
@@ -79,7 +100,7 @@ static int heir(const kv_replica *r, const shard *s) {
     for (uint32_t i = 0; i < r->member_count; i++) {
         const peer *p = &r->peers[i];
         if (i == r->self || kv_owner_rank(r->options.members, r->member_count, s->number, p->node) != 0) continue;
-        bool healthy = lives(r, i) && !p->learner && r->now - p->healthy_since >= r->options.healthy_ticks;
+        bool healthy = lives(r, i) && p->connected && !p->learner && r->now - p->healthy_since >= r->options.healthy_ticks;
         return healthy && s->own.match[i] == log_last(&s->log) ? (int)i : -1;
     }
     return -1;
@@ -113,17 +134,70 @@ void offer_receive(kv_replica *r, peer *p, wire_in *in) {
 
 /* --- a tick --- */
 
-static void ping(kv_replica *r) {
+enum { PING_HEARS_US = 1, PING_CONNECTED = 2, PING_BOTH = 3, PING_COUNT_MAX = 64 };
+
+/* What a PING says now, as bits. */
+static uint64_t view(const kv_replica *r) {
+    uint64_t bits = is_connected(r);
     for (uint32_t i = 0; i < r->member_count; i++) {
-        if (i == r->self) continue;
-        wire_begin(&r->peers[i].out, WIRE_PING);
-        wire_end(&r->peers[i].out);
+        const peer *p = &r->peers[i];
+        if (i == r->self || !lives(r, i)) continue;
+        bits |= (uint64_t)(4 | (p->hears_us ? PING_HEARS_US : 0) | (p->connected ? PING_CONNECTED : 0)) << (1 + 3 * i);
     }
+    return bits;
 }
 
+static void ping_put(const kv_replica *r, wire_out *out) {
+    uint64_t count = 0;
+    for (uint32_t i = 0; i < r->member_count; i++) count += i != r->self && lives(r, i);
+    wire_begin(out, WIRE_PING);
+    wire_put8(out, is_connected(r));
+    wire_put_varint(out, count);
+    for (uint32_t i = 0; i < r->member_count; i++) {
+        const peer *p = &r->peers[i];
+        if (i == r->self || !lives(r, i)) continue;
+        wire_put_varint(out, p->node);
+        wire_put8(out, (uint8_t)((p->hears_us ? PING_HEARS_US : 0) | (p->connected ? PING_CONNECTED : 0)));
+    }
+    wire_end(out);
+}
+
+static void ping(kv_replica *r) {
+    r->pinged = view(r);
+    for (uint32_t i = 0; i < r->member_count; i++)
+        if (i != r->self) ping_put(r, &r->peers[i].out);
+}
+
+void ping_receive(kv_replica *r, peer *p, wire_in *in) {
+    bool connected = wire_take8(in) != 0, hears_us = false;
+    uint64_t count = wire_take_varint(in);
+    uint32_t relays = 0;
+    if (count > PING_COUNT_MAX) in->bad = true;
+    for (uint64_t i = 0; i < count && !in->bad; i++) {
+        uint64_t node = wire_take_varint(in);
+        uint8_t flags = wire_take8(in);
+        int index = node > UINT16_MAX ? -1 : member_of(r, (uint16_t)node);
+        if (index == (int)r->self) hears_us = true;
+        else if (index >= 0 && flags == PING_BOTH) relays |= 1u << index;
+    }
+    if (in->bad) return;
+    p->connected = connected;
+    p->hears_us = hears_us;
+    p->relays = relays;
+}
+
+void kv_replica_lost(kv_replica *r, uint16_t node) {
+    int index = member_of(r, node);
+    if (index < 0 || (uint32_t)index == r->self) return;
+    r->peers[index].heard = 0;
+    r->peers[index].hears_us = r->peers[index].connected = false;
+    r->peers[index].relays = 0;
+}
+
+/* What has changed is told at once: others may wait for no more than that to take over. */
 void policy_tick(kv_replica *r) {
-    if (r->now % r->options.heartbeat_ticks == 0) ping(r);
+    if (r->now % r->options.heartbeat_ticks == 0 || view(r) != r->pinged) ping(r);
     if (!r->votes || r->now < r->options.silence_ticks) return; /* Time to hear who is there. */
-    take_ownerless(r);
+    if (is_connected(r)) take_ownerless(r);
     offer(r);
 }

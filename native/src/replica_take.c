@@ -169,6 +169,15 @@ void prepare_send(kv_replica *r, const after *a) {
 
 /* --- the others --- */
 
+/* Nobody who keeps to the rules has so many under way. */
+static bool asks_too_often(const kv_replica *r, uint16_t node) {
+    enum { PROMISES_MAX = 64 };
+    size_t count = 0;
+    const after *all = LIST(after, &r->after);
+    for (size_t i = 0; i < r->after.count; i++) count += all[i].kind == AFTER_PROMISE && all[i].node == node;
+    return count >= PROMISES_MAX;
+}
+
 void prepare_receive(kv_replica *r, peer *p, wire_in *in) {
     uint16_t granted[KV_SHARDS_MAX];
     uint64_t ballot = wire_take64(in), count = wire_take_varint(in);
@@ -185,7 +194,7 @@ void prepare_receive(kv_replica *r, peer *p, wire_in *in) {
         one->shard = (uint16_t)number;
         if (number >= r->shard_count) in->bad = true;
     }
-    if (in->bad || asks == NULL || !r->votes) {
+    if (in->bad || asks == NULL || !r->votes || asks_too_often(r, p->node)) {
         free(asks);
         return;
     }

@@ -169,6 +169,7 @@ static kv_result evaluate_key(kv_caller *c, const kv_ask *a) {
     case KV_REQUEST_APPEND: return kv_append(c, a->key, a->key_size, a->value, a->value_size, a->ttl_ms, 0);
     case KV_REQUEST_EXPIRE: return kv_expire(c, a->key, a->key_size, a->ttl_ms, 0);
     case KV_REQUEST_DROP: return kv_table_drop(c, a->key, a->key_size, 0);
+    case KV_REQUEST_TRIM: return kv_table_trim(c, a->key, a->key_size, (uint64_t)a->argument, 0);
     default: return KV_EUSAGE;
     }
 }
@@ -276,7 +277,8 @@ static void shard_evaluate(kv_replica *r, shard *s, const kv_ask *a) {
 
 /* --- expiry: only the owner's, and only by a record --- */
 
-static void expire_one(kv_replica *r, shard *s, const target *t) {
+/* true: its time is over, and the record that says so is not committed yet. */
+static bool expire_one(kv_replica *r, shard *s, const target *t) {
     kv_late *late = &r->late;
     kv_fault *fault = &kv_caller_answer(r->caller)->fault;
     found f;
@@ -293,40 +295,42 @@ static void expire_one(kv_replica *r, shard *s, const target *t) {
     }
     late->evaluating = false;
     if (status != KV_OK && status != KV_ABSENT) replica_fail(r, status);
-    if (!due || late->record_count == 0) return;
+    if (status != KV_OK) return false;
+    if (!due) return (f.record.flags & KV_FLAG_EXPIRED) != 0 && f.record.version > s->commit;
+    if (late->record_count == 0) return false;
     r->counts.expired++;
     proposed(r, s, late->position, late->size, late->record_count);
+    return true;
 }
 
 /* The table first: with it go its rows. */
-static void expire_name(kv_replica *r, shard *s, const uint8_t *table, size_t table_size, const uint8_t *key, size_t size) {
+static bool expire_name(kv_replica *r, shard *s, const uint8_t *table, size_t table_size, const uint8_t *key, size_t size) {
     table_state state;
     if (table == NULL) {
-        if (key_check(size) != KV_OK) return;
+        if (key_check(size) != KV_OK) return false;
         target t = target_key(r->store, key, size);
-        expire_one(r, s, &t);
-        return;
+        return expire_one(r, s, &t);
     }
-    if (key_check(table_size) != KV_OK) return;
+    if (key_check(table_size) != KV_OK) return false;
     target t = target_key(r->store, table, table_size);
-    expire_one(r, s, &t);
-    if (key == NULL) return;
+    bool over = expire_one(r, s, &t);
+    if (key == NULL || r->failed != KV_OK) return over;
     r->late.evaluating = true;
     kv_status status = store_find_table(r->caller, table, table_size, &state);
     r->late.evaluating = false;
-    if (status != KV_OK || state.id == 0) return;
+    if (status != KV_OK || state.id == 0) return over;
     t = target_row(r->store, state.id, key, size);
-    expire_one(r, s, &t);
+    return expire_one(r, s, &t) || over;
 }
 
 bool shard_expire(kv_replica *r, shard *s, const kv_ask *a) {
-    uint64_t before = log_last(&s->log);
-    for (size_t i = 0; i < a->operation_count; i++) {
+    bool over = false;
+    for (size_t i = 0; i < a->operation_count && r->failed == KV_OK; i++) {
         const kv_operation *one = &a->operations[i];
-        expire_name(r, s, one->table, one->table_size, one->key, one->key_size);
+        over |= expire_name(r, s, one->table, one->table_size, one->key, one->key_size);
     }
-    if (a->operation_count == 0) expire_name(r, s, a->table, a->table_size, a->key, a->key_size);
-    return log_last(&s->log) != before;
+    if (a->operation_count == 0) over = expire_name(r, s, a->table, a->table_size, a->key, a->key_size);
+    return over;
 }
 
 /* What is due among some slots of the index, of shards that are owned here: for what nobody asks for. */
@@ -345,12 +349,13 @@ static void expire_slots(kv_replica *r, const kv_index_slot *slots, size_t count
 }
 
 void expire_some(kv_replica *r) {
-    kv_index_slot *slots = NULL;
-    size_t capacity = 0, count;
-    kv_status status = kv_index_walk(r->store->index, &r->expire_hash, &slots, &capacity, &count);
-    if (status == KV_OK) expire_slots(r, slots, count);
+    size_t count;
+    bool owns = false;
+    for (uint32_t i = 0; i < r->shard_count && !owns; i++) owns = r->shards[i].own.ballot != 0;
+    if (!owns) return;
+    kv_status status = kv_index_walk(r->store->index, &r->expire_hash, &r->expire_slots, &r->expire_capacity, &count);
+    if (status == KV_OK) expire_slots(r, r->expire_slots, count);
     else replica_fail(r, status);
-    free(slots);
 }
 
 /* --- a write, by what the lane was told before --- */
@@ -446,6 +451,7 @@ static kv_status step_apply(kv_replica *r, shard *s, const kv_record *record, kv
     kv_status status = record->version > s->whole_from ? store_show(r->store, record, position, used, &fault)
                                                        : state_show(r, record, position, used, &fault);
     if (status == KV_OK && s->own.ballot != 0) decided(r, record, position);
+    if (r->waits.count != 0) waits_touch(r, record);
     return status;
 }
 
@@ -475,6 +481,7 @@ static void apply_ahead(const kv_replica *r, const shard *s, uint64_t limit) {
 void shard_apply(kv_replica *r, shard *s) {
     uint64_t limit = s->commit < log_last(&s->log) ? s->commit : log_last(&s->log);
     if (s->installing.active) return;
+    if (r->waits.count != 0 && s->applied < limit) waits_touch_shard(r, s);
     uint64_t ahead = s->applied;
     while (s->applied < limit && r->failed == KV_OK) {
         if (s->applied == ahead && limit - ahead > 1) {

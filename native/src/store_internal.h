@@ -268,6 +268,17 @@ kv_status store_show_clock(kv_store *store, const kv_record *record, kv_position
 kv_status store_hide(kv_store *store, const found *old); /* takes a slot out of the index; not a table's key */
 void count_live(counters *n, uint32_t segment, int64_t size);
 
+/* scan.c */
+/* What is otherwise in a page of changes that a replica makes (replica_changes.c). */
+typedef struct change_rules {
+    uint64_t began;        /* the `through` of the first page of this copy; 0: there was none */
+    uint64_t through;      /* out: the table's version */
+    bool ahead;            /* rules left out: the consumer has seen more than is applied here, and is sent back; */
+    bool splits, blind;    /* a page ends anywhere; the floor is passed over */
+} change_rules;
+kv_result store_changes(kv_caller *c, const uint8_t *table, size_t table_size, uint64_t since, uint64_t count_max,
+                        change_rules *rules, kv_change_page *out);
+
 /* write.c */
 void row_moves_next(table_state *table, const uint8_t *row, size_t size); /* a row that is put */
 /* Deletes what has expired and stands in this slot, under a new version, so that the change feed and waiters hear of it.

@@ -28,7 +28,7 @@ typedef struct kv_replica_options {
     uint16_t members[KV_MEMBERS_MAX];     /* ids of the set, its own among them; the same for everybody */
     uint32_t member_count;                /* 1, 3 or 5 */
     uint32_t shard_count;                 /* fixed when the set is made; 0: 64 */
-    uint32_t session_max;                 /* lanes that a shard remembers; 0: 1024 */
+    uint32_t session_max;                 /* lanes that a shard remembers, at most 2^18; 0: 1024 */
     uint32_t keep_max;                    /* applied version records that a shard keeps for peers; 0: 65,536 */
     uint32_t piece_tables;                /* tables of the index that a piece of a snapshot is of; 0: 4 */
     uint32_t batch_max;                   /* version records of a shard in one message; 0: 256 */
@@ -43,6 +43,7 @@ typedef struct kv_replica_options {
     uint32_t hold_ticks;                  /* policy: a shard is not given back sooner. 0: 12 */
     uint32_t healthy_ticks;               /* policy: nor to one that has been there for less. 0: 40 */
     uint32_t pending_max;                 /* answers a shard owes at most; who comes then is told to retry. 0: 65,536 */
+    uint32_t wait_max;                    /* waits under way, of all shards; the same. 0: 16,384 */
     int32_t damaged;                      /* bool: the disk lost something: no votes, no ownership */
     uint64_t mutations;                   /* rules left out, for tests: KV_MUTATE_* */
     kv_options store;
@@ -76,6 +77,14 @@ enum kv_mutation {
     KV_MUTATE_SNAPSHOT_READ_EARLY,   /* what came in pieces is read before it is of one moment */
     KV_MUTATE_SNAPSHOT_NO_SESSIONS,  /* a snapshot leaves out what the lanes were told */
     KV_MUTATE_EXPIRE_LOCALLY,        /* whoever answers a read holds expiries against its own clock */
+    KV_MUTATE_EXPIRE_UNWAITED,       /* the owner answers "absent" before its delete is committed */
+    KV_MUTATE_NAMES_UNSAID,          /* who asks for a position does not say what will be read */
+    KV_MUTATE_WAIT_UNLOOKED,         /* a wait is not held against what is there as it comes */
+    KV_MUTATE_WAIT_EARLY,            /* a wait is held against what is undecided, too */
+    KV_MUTATE_PAGE_SPLITS,           /* a page of changes may end within a version */
+    KV_MUTATE_FLOOR_IGNORED,         /* changes below the floor are called complete */
+    KV_MUTATE_BEHIND_RESTARTS,       /* a replica that is behind a consumer tells it to begin again */
+    KV_MUTATE_HEARSAY_IGNORED,       /* an owner that is not heard here is taken for gone, whoever else hears it */
     KV_MUTATION_COUNT,
 };
 const char *kv_mutation_name(int32_t mutation); /* "ack_before_fsync"; NULL: there is none */
@@ -94,10 +103,14 @@ kv_status kv_replica_receive(kv_replica *replica, uint16_t from, const uint8_t *
 void kv_replica_durable(kv_replica *replica, uint64_t upto);
 /* Those of the shards that it does not own and is not taking over already. */
 void kv_replica_takeover(kv_replica *replica, const uint16_t *shards, size_t count);
+/* The connection to a member broke: with a policy it is taken for gone, until it is heard of again, and without waiting for
+ * silence_ticks. What it owns is taken over when nobody else hears it either. */
+void kv_replica_lost(kv_replica *replica, uint16_t node);
 
 enum kv_request_kind {
     KV_REQUEST_GET = 1,    /* a key, or a row where there is a table */
-    KV_REQUEST_READ,       /* anything the asker reads itself, from the store, when it has the answer */
+    KV_REQUEST_READ,       /* anything the asker reads itself, from the store, when it has the answer; `operations` may
+                              name up to KV_READ_NAMES_MAX keys and rows, for the owner to see what of them is over */
     KV_REQUEST_PUT,
     KV_REQUEST_DELETE,
     KV_REQUEST_CAS,        /* number: the version; 0: absent */
@@ -107,8 +120,13 @@ enum kv_request_kind {
     KV_REQUEST_ROW_APPEND, /* under an id of its own */
     KV_REQUEST_DROP,       /* the table `key` */
     KV_REQUEST_BATCH,      /* operations, all or nothing, in one shard */
+    KV_REQUEST_TRIM,       /* of the table `key`: the floor of its changes rises to version `argument`, at most its own */
+    KV_REQUEST_WAIT,       /* until `key`, or the table of that name, or with `whole` its shard, is newer than `since`:
+                              answered where it was asked, owner or not, from what is applied there. OK: the version it
+                              has; one that is not above `since` says that the time is up, or that it cannot be told */
     KV_REQUEST_KIND_END,
 };
+enum { KV_READ_NAMES_MAX = 1024 };
 
 typedef struct kv_ask {
     uint64_t token;     /* comes back with the answer */
@@ -132,8 +150,13 @@ typedef struct kv_ask {
     size_t operation_count;
     const kv_expectation *expectations; /* BATCH: versions that have to stand, or it fails with KV_ECONFLICT */
     size_t expectation_count;
+    uint64_t since;     /* WAIT */
+    uint64_t ticks;     /* WAIT: so long at most; 0: for ever */
+    uint8_t whole;      /* WAIT, bool: for anything in the shard of `key` */
 } kv_ask;
 void kv_replica_request(kv_replica *replica, const kv_ask *ask);
+/* The waits with this token end without an answer, unless that has been given. */
+void kv_replica_cancel(kv_replica *replica, uint64_t token);
 
 /* --- out --- */
 
@@ -172,6 +195,24 @@ kv_store *kv_replica_store(kv_replica *replica); /* for reads, and to sync */
 kv_caller *kv_replica_caller(kv_replica *replica);
 kv_flow *kv_replica_flow(kv_replica *replica);
 
+/* --- reading what is applied here, in a call of one's own. It stands still from one call to the next: nothing in here is
+ * done behind a driver's back. --- */
+
+/* A page of a table's changes, as of what is applied here; KV_EOF: not now, the shard is not of one moment. The rows lie in
+ * kv_caller_answer() of kv_replica_caller(). A consumer begins with `since` and `began` 0 and an empty copy; next it asks,
+ * any replica, with the page's version and the `through` of its first page. It has an exact copy, of its version, where
+ * there is no more and its version has come to the highest `through` that it was shown. */
+typedef struct kv_replica_page {
+    kv_change_page changes; /* not complete: begin again. As kv_changes() has it, but never that because we are behind */
+    uint64_t through;       /* the table's version as the page was made */
+} kv_replica_page;
+kv_result kv_replica_changes(kv_replica *replica, const uint8_t *table, size_t table_size, uint64_t since, uint64_t began,
+                             uint64_t count_max, kv_replica_page *out);
+/* Records of the shard behind `version` stay, for kv_replica_record(), until that is taken back, or until there are four
+ * times keep_max of them. One hold for each shard. KV_ABSENT: they have been let go of. */
+kv_status kv_replica_hold(kv_replica *replica, uint32_t shard, uint64_t version);
+void kv_replica_unhold(kv_replica *replica, uint32_t shard);
+
 /* --- looking --- */
 
 uint16_t kv_slot_of(const uint8_t *key, size_t size);                     /* of the Redis Cluster, {tag} included */
@@ -194,7 +235,7 @@ kv_status kv_replica_record(kv_replica *replica, uint32_t shard, uint64_t versio
 
 typedef struct kv_replica_counts {
     uint64_t takeovers, adoptions, step_downs, refusals, cuts, reconnects, deduplicated, evicted, failures_recorded,
-        late_flows, expired, follower_reads, committed, promises, offers, snapshots, installed;
+        late_flows, expired, follower_reads, committed, promises, offers, snapshots, installed, questions, waited;
 } kv_replica_counts;
 const kv_replica_counts *kv_replica_count(const kv_replica *replica);
 
