@@ -11,7 +11,7 @@
 
 #include "world.h"
 
-enum { FINAL = 255, BULK = 254, TRIES_MAX = 14, FINAL_TRIES_MAX = 60, PAD_WORDS = 8, BALANCE_BIAS = 1 << 20 };
+enum { FINAL = 255, TRIES_MAX = 14, FINAL_TRIES_MAX = 60, PAD_WORDS = 8, BALANCE_BIAS = 1 << 20 };
 
 static uint32_t object_index(uint32_t shard, enum object object) { return shard * OBJECT_KINDS + object; }
 
@@ -147,7 +147,7 @@ void bulk_next(world *w) {
                                        .value = (const uint8_t *)keys[i], .value_size = (uint32_t)size};
     }
     kv_ask ask = {.kind = KV_REQUEST_BATCH, .attempt = 1, .operations = operations, .operation_count = BULK_COUNT,
-                  .token = BULK};
+                  .token = TOKEN_NOBODY};
     node_clock(w, owner);
     kv_replica_request(w->nodes[owner].core, &ask);
     node_drain(w, owner);
@@ -226,7 +226,7 @@ static void entry_describe(kv_history_op *h, const operation *op) {
 static uint32_t entry_new(world *w, const operation *op, uint64_t who, uint64_t number) {
     KV_ASSERT(w->entry_count < ENTRIES_MAX);
     entry *one = &w->entries[w->entry_count];
-    *one = (entry){.object = object_index(op->shard, op->object)};
+    *one = (entry){.object = object_index(op->shard, op->object), .asked = w->now};
     one->op = (kv_history_op){.call = w->order++, .ret = KV_HISTORY_NEVER, .client = who, .request = number};
     entry_describe(&one->op, op);
     w->counts.operations++;
@@ -377,7 +377,11 @@ static const operation *operation_of(const world *w, uint64_t token, operation *
 
 void reply_send(world *w, uint32_t from, const kv_reply *reply, const uint8_t *bytes) {
     operation final;
-    if ((reply->token & 255) == BULK) return;
+    if ((reply->token & 255) == TOKEN_NOBODY) return;
+    if ((reply->token & 255) == TOKEN_WAITER) {
+        waiter_told(w, from, reply);
+        return;
+    }
     const operation *op = operation_of(w, reply->token, &final);
     if (reply->status == KV_ANSWER_REFUSED) violate(w, "replica %u refused: %d", from + 1, reply->error);
     if (op == NULL || (!w->calm && likely(w, 0.02))) return;
@@ -394,8 +398,22 @@ void reply_send(world *w, uint32_t from, const kv_reply *reply, const uint8_t *b
     memcpy(e->bytes, &a, sizeof a);
 }
 
+/* Clocks are within 30 units of the time, and jump. */
+static void look_if_over(world *w, entry *one, const operation *op, const answer *a) {
+    enum { CLOCKS_APART = 64 };
+    if (a->reply.status != KV_ANSWER_OK) return;
+    if (op->kind == KV_REQUEST_PUT && op->ttl != 0) one->over = w->now + (uint64_t)(op->ttl + CLOCKS_APART) * UNIT;
+    if (op->kind != KV_REQUEST_GET || !a->value.present) return;
+    for (size_t i = 0; i < w->entry_count; i++) {
+        const entry *from = &w->entries[i];
+        if (from->object != one->object || from->over == 0 || from->op.argument.word != a->value.word) continue;
+        if (from->over < one->asked) violate(w, "what was over is answered");
+    }
+}
+
 static void entry_answered(world *w, entry *one, const operation *op, const answer *a) {
     kv_history_op *h = &one->op;
+    if (op->object == OBJECT_MORTAL) look_if_over(w, one, op, a);
     h->ret = w->order++;
     h->version = a->reply.version;
     h->failed = a->reply.status == KV_ANSWER_FAILED;

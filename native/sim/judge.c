@@ -17,7 +17,10 @@ static void compare(world *w, uint32_t i, uint32_t shard, uint64_t version) {
         w->chosen[shard].capacity = capacity;
     }
     uint64_t *chosen = &w->chosen[shard].digests[version];
-    if (*chosen == 0) *chosen = digest;
+    if (*chosen == 0) {
+        *chosen = digest;
+        feed_note(w, i, shard, version);
+    }
     if (*chosen != digest)
         violate(w, "two records at version %llu of shard %u, the second at replica %u", (unsigned long long)version, shard, i + 1);
 }

@@ -132,6 +132,7 @@ static void counts_take(world *w, const kv_replica_counts *c) {
     w->counts.offers += c->offers;
     w->counts.snapshots += c->snapshots;
     w->counts.installed += c->installed;
+    w->counts.questions += c->questions;
 }
 
 void node_boot(world *w, uint32_t i) {
@@ -242,6 +243,7 @@ void node_drain(world *w, uint32_t i) {
     frames_send(w, i);
     kv_replica_clear(x->core);
     agree(w, i);
+    waiters_look(w, i);
     moment(w, i);
     if (!x->syncing && kv_replica_tail(x->core) > durable_now(x)) sync_later(w, i, 0.05, 0.6);
 }
@@ -308,6 +310,9 @@ static void happen(world *w, event *e) {
     case EVENT_SCRIPT: script_step(w, e); break;
     case EVENT_FINAL_TIMEOUT: final_timeout(w, e->node, (uint32_t)e->argument); break;
     case EVENT_BULK: bulk_next(w); break;
+    case EVENT_FEED: feed_next(w, e->node); break;
+    case EVENT_ROWS: rows_next(w); break;
+    case EVENT_WAITER: waiters_next(w, e->node); break;
     case EVENT_STUCK: w->nodes[e->node].stuck = e->argument; break;
     }
     free(e->bytes);

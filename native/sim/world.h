@@ -5,6 +5,7 @@
  *
  *   world.c    events, chance, the network, nodes: a replica with its disk, its syncs, its crashes
  *   client.c   what clients ask, how they try again, what they saw
+ *   feed.c     consumers of changes, and who waits
  *   faults.c   who crashes, is cut off or takes over, and when; orders of events that chance seldom finds
  *   judge.c    that replicas apply the same, and that what clients saw is linearizable
  *   simulate.c the command
@@ -20,7 +21,10 @@
 enum { NODES_MAX = 5, SHARDS = 2, CLIENTS = 5, OPS_PER_CLIENT = 40, UNIT = 1000, OBJECTS = 6 * SHARDS, ENTRIES_MAX = 4096 };
 
 /* Rules that only a client can break. */
-enum { SIM_MUTATE_LATE_FAIL = KV_MUTATION_COUNT, SIM_MUTATION_COUNT };
+enum { SIM_MUTATE_LATE_FAIL = KV_MUTATION_COUNT, SIM_MUTATE_THROUGH_IGNORED, SIM_MUTATION_COUNT };
+
+enum { FEEDS = 2 * SHARDS, FEED_ROWS_MAX = 512, WAITERS = 4 };
+enum { TOKEN_WAITER = 253, TOKEN_NOBODY = 254 }; /* in the low byte, beside numbers of clients */
 
 /* What clients write to, in each shard. */
 enum object { OBJECT_KEY, OBJECT_FEW, OBJECT_COUNTER, OBJECT_PAIR, OBJECT_TABLE, OBJECT_MORTAL, OBJECT_KINDS };
@@ -28,7 +32,7 @@ enum object { OBJECT_KEY, OBJECT_FEW, OBJECT_COUNTER, OBJECT_PAIR, OBJECT_TABLE,
 enum event_kind {
     EVENT_TICK, EVENT_TAKEOVER, EVENT_FSYNC, EVENT_FSYNCED, EVENT_DELIVER, EVENT_ARRIVE, EVENT_ANSWER, EVENT_CLIENT_NEXT,
     EVENT_CLIENT_TIMEOUT, EVENT_NEMESIS, EVENT_CRASH, EVENT_RESTART, EVENT_CUT, EVENT_HEAL, EVENT_SCRIPT, EVENT_FINAL_TIMEOUT,
-    EVENT_STUCK, EVENT_BULK
+    EVENT_STUCK, EVENT_BULK, EVENT_FEED, EVENT_ROWS, EVENT_WAITER
 };
 
 typedef struct event {
@@ -81,12 +85,43 @@ typedef struct client {
 typedef struct entry {
     kv_history_op op;
     uint32_t object; /* shard * OBJECT_KINDS + enum object */
+    uint64_t asked;  /* the time */
+    uint64_t over;   /* of a write with a time to live, once answered: by then it has ended by every clock */
 } entry;
+
+/* What a chosen record does to a table. */
+typedef struct effect {
+    uint64_t version, table_id, token;
+    uint32_t key_size;
+    uint8_t kind;
+    uint8_t key[16]; /* of the row, or of the table */
+} effect;
+
+typedef struct effects {
+    effect *at;
+    size_t count, capacity;
+} effects;
+
+/* A consumer of a table's changes, and its copy. */
+typedef struct feed {
+    uint32_t shard, table;
+    uint64_t since, began, through;
+    bool exact;
+    size_t count;
+    struct { uint8_t key[16]; uint32_t size; uint64_t token; } rows[FEED_ROWS_MAX];
+} feed;
+
+typedef struct waiter {
+    bool active;
+    uint32_t node, shard, name;
+    uint64_t life, generation, since, ticks;
+} waiter;
 
 typedef struct counts {
     uint64_t operations, answered, unknown, messages, duplicates, crashes, owner_crashes, whole_set, partitions, steals,
         scripts, restarts, undecided, committed, takeovers, adoptions, step_downs, refusals, cuts, reconnects, deduplicated,
-        evicted, failures_recorded, late_flows, follower_reads, expired, offers, snapshots, installed;
+        evicted, failures_recorded, late_flows, follower_reads, expired, offers, snapshots, installed, questions, pages,
+        compared, resyncs, waits, waited;
 } counts;
 
 typedef struct world {
@@ -115,6 +150,10 @@ typedef struct world {
     entry *entries;
     size_t entry_count;
     struct { uint64_t *digests; size_t capacity; } chosen[SHARDS];
+    effects effects[SHARDS];
+    feed feeds[FEEDS];
+    waiter waiters[WAITERS];
+    uint64_t feed_random, feed_token;
     bool final_done[OBJECTS];
     uint32_t final_entry[OBJECTS], final_sends[OBJECTS];
     counts counts;
@@ -151,10 +190,21 @@ void final_ask(world *w, uint32_t object);
 void final_timeout(world *w, uint32_t object, uint32_t sends);
 size_t object_key(const world *w, uint32_t shard, enum object object, char key[16]);
 
+/* feed.c */
+void feeds_begin(world *w);
+void feed_next(world *w, uint32_t number);
+void rows_next(world *w);
+void waiters_next(world *w, uint32_t number);
+void feed_note(world *w, uint32_t i, uint32_t shard, uint64_t version);
+void waiter_told(world *w, uint32_t i, const kv_reply *reply);
+void waiters_look(world *w, uint32_t i);
+void feeds_finish(world *w);
+
 /* faults.c */
 void faults_choose(world *w);
 void nemesis(world *w);
 void script_step(world *w, const event *e);
+void one_link(world *w); /* is cut, when all is well */
 void moment(world *w, uint32_t i); /* has the node just promised, or opened a ballot? */
 
 /* judge.c */
