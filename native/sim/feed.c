@@ -117,6 +117,25 @@ static void feed_compare(world *w, uint32_t number) {
                 f->count, truth.count);
 }
 
+/* A table at a replica is what the records make it that are applied there. Now and then: it takes time. */
+void tables_look(world *w, uint32_t i) {
+    static feed truth;
+    kv_shard_state state;
+    char key[16];
+    uint32_t shard = pick_own(w, 4 * SHARDS), table = pick_own(w, TABLES);
+    if (shard >= SHARDS) return;
+    kv_replica_shard(w->nodes[i].core, shard, &state);
+    if (!state.whole) return;
+    size_t size = table_key(w, shard, table, key);
+    const effects *all = &w->effects[shard];
+    uint64_t id = id_at(all, key, size, state.applied);
+    table_at(all, id, state.applied, &truth);
+    kv_result count = kv_table_look(kv_replica_caller(w->nodes[i].core), (const uint8_t *)key, size);
+    if (count < 0 ? id != 0 : (uint64_t)count != truth.count)
+        violate(w, "%s at replica %u has %lld rows at version %llu, and not %zu", key, i + 1, (long long)count,
+                (unsigned long long)state.applied, truth.count);
+}
+
 /* --- a consumer --- */
 
 static void page_take(world *w, feed *f, const kv_replica_page *p, const uint8_t *bytes) {

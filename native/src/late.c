@@ -35,6 +35,7 @@ void late_stamp(kv_late *late, kv_record *record, bool first) {
     record->ballot = late->ballot;
     record->prev_ballot = late->prev_ballot;
     record->options |= LATE_OPTIONS;
+    if (record->options & KV_HAS_EXPIRY) late->expiring = true;
     if (!first) return;
     late->result = result_of(late, record);
     if (late->request == NULL) return;

@@ -51,6 +51,7 @@ struct kv_late {
     uint32_t size;
     uint32_t record_count; /* 0: nothing */
     int64_t result;        /* what the one who asked is told, by `tells` */
+    bool expiring;         /* one of them has an expiry */
 
     /* Undecided names: open addressing, at most half full. */
     late_slot *slots;

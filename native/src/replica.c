@@ -382,7 +382,7 @@ kv_status kv_replica_receive(kv_replica *r, uint16_t node, const uint8_t *bytes,
 }
 
 /* COMMIT(watermarks), lazily: a replica that comes back need not learn again what it knew. */
-static void log_commits(kv_replica *r) {
+void log_commits(kv_replica *r) {
     uint8_t value[KV_SHARDS_MAX * COMMIT_SIZE];
     size_t size = 0;
     for (uint32_t i = 0; i < r->shard_count; i++) {

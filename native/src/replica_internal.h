@@ -66,6 +66,7 @@ typedef struct ownership {
     uint64_t ballot; /* 0: not owned */
     uint64_t barrier;
     uint64_t since;  /* the tick it began */
+    uint64_t expiring; /* the last version with an expiry, of those that were undecided under this ownership */
     uint64_t match[KV_MEMBERS_MAX]; /* by member: it holds everything up to here, durably, under this ballot */
     uint64_t next[KV_MEMBERS_MAX];  /* by member: the next version to send; at or below the base, 0 included: a snapshot */
     sending sending[KV_MEMBERS_MAX];
@@ -124,6 +125,7 @@ typedef struct shard {
     version_log log;
     uint64_t commit, applied;
     uint64_t whole_from; /* the state came in pieces, and is of one moment once this is applied */
+    uint64_t newest_shown; /* of what came in pieces, or was ended for them: the highest version */
     installing installing;
     uint64_t verified_ballot, verified; /* up to here the log is that of this ballot's owner */
     uint64_t commit_logged;
@@ -289,6 +291,7 @@ void reply_simple(kv_replica *r, uint64_t token, int32_t status);
 /* Appends a record of the replica itself, about a shard (by number) or, 0, about none. */
 void log_state(kv_replica *r, uint8_t kind, uint16_t shard_number, uint64_t ballot, const uint8_t *value, size_t size);
 uint64_t log_end(const kv_replica *r);
+void log_commits(kv_replica *r); /* those that have risen since they were last logged */
 after *after_add(kv_replica *r, enum after_kind kind);
 kv_status ask_copy(const kv_ask *ask, queued_ask *out);
 void ask_free(queued_ask *asked);
@@ -305,8 +308,7 @@ void shard_advance(kv_replica *r, shard *s);
 void shard_apply(kv_replica *r, shard *s);
 void shard_barrier(kv_replica *r, shard *s);
 void owned_durable(kv_replica *r);
-/* Deletes, by a record, what an ask is about and its time has ended; true: there is such a record, now or before, and it is
- * not committed. */
+/* Deletes, by a record, what an ask is about and its time has ended; true: a read has to wait for the last record there is. */
 bool shard_expire(kv_replica *r, shard *s, const kv_ask *ask);
 /* The same for what nobody asks for, a table of the index at a time. */
 void expire_some(kv_replica *r);

@@ -161,6 +161,9 @@ static void state_append(kv_replica *r, kv_record *record) {
 /* Newer than what stands there, or of the same version and come later. */
 kv_status state_show(kv_replica *r, const kv_record *record, kv_position position, uint32_t used, kv_fault *fault) {
     found old;
+    if (record->shard >= r->shard_count) return KV_ECORRUPT;
+    shard *s = &r->shards[record->shard];
+    if (record->version > s->newest_shown) s->newest_shown = record->version;
     target t = target_of(r->store, record);
     kv_status status = store_find(r->store, &t, &old, fault);
     if (status != KV_OK && status != KV_ABSENT) return status;
@@ -205,6 +208,7 @@ void installing_clear(shard *s) {
 }
 
 static void installing_begin(kv_replica *r, shard *s, uint64_t from, uint64_t ballot, uint64_t walk) {
+    log_commits(r); /* A replay is to meet what is ended below as it stands now: a name that is gone here is not ended. */
     log_state(r, KV_KIND_SNAPSHOT_BEGIN, s->number, ballot, NULL, 0);
     waits_end(r, s);
     installing_clear(s);
@@ -287,7 +291,8 @@ kv_status installing_end(shard *s, const uint8_t *bytes, size_t size) {
     else log_restart(&s->log, from, from_ballot);
     s->commit = s->applied = from;
     s->commit_logged = from;
-    s->whole_from = until;
+    /* What an earlier snapshot brought, and was given up, may be newer than this one, and ended under its own versions. */
+    s->whole_from = until > s->newest_shown ? until : s->newest_shown;
     installing_clear(s);
     return KV_OK;
 }

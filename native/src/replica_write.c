@@ -55,6 +55,7 @@ static kv_status step_undecided(kv_replica *r, shard *s, const kv_record *record
     kv_fault fault;
     if (tells_lane(s, record)) sessions_note(&s->own.overlay, &record->request, record->version);
     if (!is_data(record)) return KV_OK;
+    if (record->options & KV_HAS_EXPIRY) s->own.expiring = record->version;
     r->late.evaluating = true;
     kv_status status = store_show(r->store, record, position, used, &fault);
     r->late.evaluating = false;
@@ -63,16 +64,20 @@ static kv_status step_undecided(kv_replica *r, shard *s, const kv_record *record
 
 void shard_own(kv_replica *r, shard *s, uint64_t ballot) {
     ownership *own = &s->own;
+    if (sessions_copy(&s->sessions, &own->overlay) != KV_OK) {
+        replica_fail(r, KV_ENOMEM);
+        return;
+    }
     own->ballot = ballot;
     own->barrier = log_last(&s->log) + 1;
     own->since = r->now;
+    own->expiring = 0;
     for (uint32_t i = 0; i < r->member_count; i++) {
         own->match[i] = 0;
         own->next[i] = own->barrier;
         sending_clear(&own->sending[i]);
     }
     stir(r, s);
-    if (sessions_copy(&s->sessions, &own->overlay) != KV_OK) replica_fail(r, KV_ENOMEM);
     for (uint64_t version = s->applied + 1; version < own->barrier; version++) each_record(r, s, version, step_undecided);
 }
 
@@ -119,6 +124,8 @@ static void proposed(kv_replica *r, shard *s, kv_position position, uint32_t siz
         return;
     }
     stir(r, s);
+    if (r->late.expiring) s->own.expiring = log_last(&s->log);
+    r->late.expiring = false;
     *end = (own_end){.end = log_end(r), .ballot = s->own.ballot, .version = log_last(&s->log), .shard = s->number};
     if (!mutated(r, KV_MUTATE_SELF_BEFORE_FSYNC)) return;
     s->own.match[r->self] = end->version;
@@ -196,6 +203,7 @@ static void next_is(kv_late *late, const shard *s, const kv_request *request, en
     late->request = request;
     late->tells = tells;
     late->record_count = 0;
+    late->expiring = false;
 }
 
 /* The result as an ending would be; what was appended, if anything, is in r->late. */
@@ -259,7 +267,7 @@ static void shard_evaluate(kv_replica *r, shard *s, const kv_ask *a) {
     kv_result result = evaluate(r, s, a, a->client != 0 ? &request : NULL);
     if (r->late.record_count == 0) {
         if (is_condition(result)) answer_failed(r, s, a, result, &request);
-        else if (result == KV_ENOSPC) reply_simple(r, a->token, KV_ANSWER_UNAVAILABLE);
+        else if (result == KV_ENOSPC || result == KV_ENOMEM) reply_simple(r, a->token, KV_ANSWER_UNAVAILABLE);
         else if (result == KV_EPOISONED || result == KV_EDISK) reply_simple(r, a->token, KV_ANSWER_RETRY);
         else reply_add(r, &(kv_reply){.token = a->token, .status = KV_ANSWER_REFUSED, .error = (int32_t)result});
         return;
@@ -277,7 +285,17 @@ static void shard_evaluate(kv_replica *r, shard *s, const kv_ask *a) {
 
 /* --- expiry: only the owner's, and only by a record --- */
 
-/* true: its time is over, and the record that says so is not committed yet. */
+/* What readers see of a name has an expiry, or may come to have one by what is undecided: it may be over, or be over soon,
+ * while the newest record of the name, which is undecided, is not. */
+static bool may_show_over(kv_replica *r, const shard *s, const target *t) {
+    found f;
+    if (s->own.expiring > s->applied) return true;
+    kv_status status = store_find(r->store, t, &f, &kv_caller_answer(r->caller)->fault);
+    return status == KV_OK && (f.record.options & KV_HAS_EXPIRY) != 0;
+}
+
+/* true: the last record of the name is undecided, and something before it is, or may be, over. Who reads waits for that:
+ * else it would be shown what was over when the owner looked. */
 static bool expire_one(kv_replica *r, shard *s, const target *t) {
     kv_late *late = &r->late;
     kv_fault *fault = &kv_caller_answer(r->caller)->fault;
@@ -296,7 +314,7 @@ static bool expire_one(kv_replica *r, shard *s, const target *t) {
     late->evaluating = false;
     if (status != KV_OK && status != KV_ABSENT) replica_fail(r, status);
     if (status != KV_OK) return false;
-    if (!due) return (f.record.flags & KV_FLAG_EXPIRED) != 0 && f.record.version > s->commit;
+    if (!due) return f.record.version > s->applied && may_show_over(r, s, t);
     if (late->record_count == 0) return false;
     r->counts.expired++;
     proposed(r, s, late->position, late->size, late->record_count);
