@@ -743,7 +743,7 @@ TEST(transcript_only_the_owner_ends_what_has_expired) {
 
 TEST(transcript_an_offer_gives_a_shard_back) {
     bench *b = &world;
-    begin_with(b, 3, (kv_replica_options){.shard_count = 1, .policy = 1, .hold_ticks = 13, .healthy_ticks = 4, .silence_ticks = 5});
+    begin_with(b, 3, (kv_replica_options){.shard_count = 1, .policy = 1, .hold_ticks = 13, .healthy_ticks = 4, .silence_ticks = 9});
     CHECK_EQ(kv_owner_rank(b->options.members, 3, 0, 3), 0); /* 3 should have it. */
     own(b, 1);
     heartbeat(b); /* They hear of each other that they are heard. */
