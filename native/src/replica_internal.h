@@ -11,12 +11,13 @@
  *   replica_snapshot.c  a shard as a whole, for a peer that is far behind
  *   replica_policy.c  who should own what, and when to do something about it
  *
- * beside version_log (which record is where), sessions (who was told what), wire (bytes), list (an array with two ends) and
+ * beside version_log (which record is where), sessions (who was told what), lanes (who will be told what), wire (bytes), list (an array with two ends) and
  * late (the store's part). */
 #ifndef KV_REPLICA_INTERNAL_H
 #define KV_REPLICA_INTERNAL_H
 
 #include "kv/replica.h"
+#include "lanes.h"
 #include "late.h"
 #include "list.h"
 #include "sessions.h"
@@ -71,7 +72,6 @@ typedef struct ownership {
     uint64_t next[KV_MEMBERS_MAX];  /* by member: the next version to send; at or below the base, 0 included: a snapshot */
     sending sending[KV_MEMBERS_MAX];
     list waiting;                   /* of waiting, by version */
-    sessions overlay;               /* as of the last record, committed or not */
 } ownership;
 
 /* What a promise showed. */
@@ -266,6 +266,7 @@ struct kv_replica {
     list positions;       /* of told_position */
     wait_set waits;
     uint64_t pinged;      /* policy: what the last PING said, as bits */
+    lane_table undecided;      /* of all shards owned here: what was proposed and is not applied yet */
     kv_replica_counts counts;
 };
 
