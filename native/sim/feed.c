@@ -300,6 +300,7 @@ void feeds_begin(world *w) {
         world_at(w, soon(w, 40), EVENT_FEED)->node = i;
     }
     for (uint32_t i = 0; i < WAITERS; i++) world_at(w, soon(w, 40), EVENT_WAITER)->node = i;
+    w->steady = one_in(w, 3);
     if (one_in(w, 3)) world_at(w, soon(w, 40), EVENT_ROWS);
 }
 

@@ -158,6 +158,7 @@ typedef struct world {
     feed feeds[FEEDS];
     waiter waiters[WAITERS];
     uint64_t feed_random, feed_token;
+    bool steady;                   /* clocks are right, and do not jump */
     bool final_done[OBJECTS];
     uint32_t final_entry[OBJECTS], final_sends[OBJECTS];
     counts counts;

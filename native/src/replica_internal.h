@@ -125,6 +125,7 @@ typedef struct shard {
     version_log log;
     uint64_t commit, applied;
     uint64_t whole_from; /* the state came in pieces, and is of one moment once this is applied */
+    uint64_t lanes_until;  /* what the lanes were told came with a snapshot, as of this version */
     uint64_t newest_shown; /* of what came in pieces, or was ended for them: the highest version */
     installing installing;
     uint64_t verified_ballot, verified; /* up to here the log is that of this ballot's owner */

@@ -291,6 +291,7 @@ kv_status installing_end(shard *s, const uint8_t *bytes, size_t size) {
     else log_restart(&s->log, from, from_ballot);
     s->commit = s->applied = from;
     s->commit_logged = from;
+    s->lanes_until = until;
     /* What an earlier snapshot brought, and was given up, may be newer than this one, and ended under its own versions. */
     s->whole_from = until > s->newest_shown ? until : s->newest_shown;
     installing_clear(s);

@@ -47,7 +47,7 @@ static kv_status step_decided(kv_replica *r, shard *s, const kv_record *record, 
 
 /* What the lanes were told came with a snapshot, as of its last version. */
 static bool tells_lane(const shard *s, const kv_record *record) {
-    return (record->options & KV_HAS_REQUEST) != 0 && record->version > s->whole_from;
+    return (record->options & KV_HAS_REQUEST) != 0 && record->version > s->lanes_until;
 }
 
 /* What an owner that takes over finds above its applied position is undecided, too. */

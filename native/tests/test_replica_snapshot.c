@@ -286,7 +286,9 @@ TEST(a_piece_ends_where_a_message_is_full) {
         kv_caller *c = kv_replica_caller(s.nodes[CUT_OFF]);
         CHECK_EQ(kv_get(c, (const uint8_t *)key, size), SIZE);
         const kv_answer *answer = kv_caller_answer(c);
-        CHECK_EQ((SIZE <= KV_SMALL_SIZE ? answer->small : answer->large)[7], (uint8_t)i);
+        const uint8_t *bytes = answer->small;
+        if (SIZE > (int)KV_SMALL_SIZE) bytes = answer->large;
+        CHECK_EQ(bytes[7], (uint8_t)i);
     }
     set_free(&s);
 }

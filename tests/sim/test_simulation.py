@@ -34,13 +34,22 @@ MUTATIONS = [
     ("evict_blind", 0, 50, 5),
     ("restart_owns", 0, 30, 5),
     ("follower_local", 0, 20, 5),
-    ("expire_locally", 0, 600, 3),
+    ("expire_locally", 0, 1200, 3),
     ("late_fail", 2200, 20, 1),  # One in some 2,000 seeds: the first that does.
     ("snapshot_no_sessions", 0, 2000, 3),
     ("cut_below_commit", 0, 150, 3),
     ("check_joined", 0, 400, 3),
     ("snapshot_drops_tail", 0, 600, 3),
     ("snapshot_read_early", 0, 1000, 3),
+    ("expire_unwaited", 0, 400, 3),
+    ("names_unsaid", 0, 1000, 3),
+    ("wait_unlooked", 0, 20, 5),
+    ("wait_early", 0, 40, 5),
+    ("page_splits", 0, 60, 5),
+    ("floor_ignored", 0, 60, 5),
+    ("behind_restarts", 0, 40, 5),
+    ("through_ignored", 0, 80, 4),
+    ("hearsay_ignored", 0, 80, 4),
 ]
 
 # Without it, a PROMISE of b' shows a tail that was taken after a ballot above b' had been promised. A record of a
@@ -77,6 +86,12 @@ HAPPENS = [
     "offers",
     "snapshots",
     "installed",
+    "questions",
+    "pages",
+    "compared",
+    "resyncs",
+    "waits",
+    "waited",
 ]
 
 
