@@ -383,6 +383,10 @@ void reply_send(world *w, uint32_t from, const kv_reply *reply, const uint8_t *b
         waiter_told(w, from, reply);
         return;
     }
+    if ((reply->token & 255) == TOKEN_OPERATOR) {
+        operator_answer(w, reply);
+        return;
+    }
     const operation *op = operation_of(w, reply->token, &final);
     if (reply->status == KV_ANSWER_REFUSED) violate(w, "replica %u refused: %d", from + 1, reply->error);
     if (op == NULL || (!w->calm && likely(w, 0.02))) return;

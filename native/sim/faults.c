@@ -114,7 +114,7 @@ static void nemesis_steal(world *w) {
 }
 
 void nemesis(world *w) {
-    if (w->now > 850 * UNIT) return;
+    if (w->now > 850 * UNIT || exchange_plays(w)) return;
     if (w->scripts != 0) {
         script_begin(w);
         return;
@@ -170,7 +170,8 @@ void moment(world *w, uint32_t i) {
 
 static uint64_t takeovers(const world *w) {
     uint64_t sum = 0;
-    for (uint32_t i = 0; i < w->n; i++) sum += kv_replica_count(w->nodes[i].core)->takeovers;
+    for (uint32_t i = 0; i < w->n; i++)
+        if (w->nodes[i].up) sum += kv_replica_count(w->nodes[i].core)->takeovers;
     return sum;
 }
 

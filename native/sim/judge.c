@@ -20,6 +20,7 @@ static void compare(world *w, uint32_t i, uint32_t shard, uint64_t version) {
     if (*chosen == 0) {
         *chosen = digest;
         feed_note(w, i, shard, version);
+        config_judge(w, i, shard, version);
     }
     if (*chosen != digest)
         violate(w, "two records at version %llu of shard %u, the second at replica %u", (unsigned long long)version, shard, i + 1);
@@ -32,6 +33,7 @@ void agree(world *w, uint32_t i) {
         kv_replica_shard(x->core, s, &state);
         for (uint64_t version = x->seen[s] + 1; version <= state.applied; version++) compare(w, i, s, version);
         x->seen[s] = state.applied;
+        members_judge(w, i, s, &state);
     }
 }
 
@@ -61,15 +63,18 @@ static void object_judge(world *w, kv_history_checker *checker, uint32_t object,
 /* Once everything has healed, each shard is with the replica that should have it, and with that one alone. */
 static void owners_judge(world *w) {
     uint16_t members[NODES_MAX];
-    for (uint32_t i = 0; i < w->n; i++) members[i] = (uint16_t)(i + 1);
+    uint32_t count = 0, wanted = members_wanted(w);
+    for (uint32_t i = 0; i < w->n; i++)
+        if (wanted >> i & 1) members[count++] = (uint16_t)(i + 1);
     for (uint32_t s = 0; s < SHARDS; s++)
         for (uint32_t i = 0; i < w->n; i++) {
-            bool should = kv_owner_rank(members, w->n, s, members[i]) == 0;
+            bool should = (wanted >> i & 1) && kv_owner_rank(members, count, s, (uint16_t)(i + 1)) == 0;
             if (node_owns(w, i, s) != should) violate(w, "long after everything healed replica %u owns shard %u: %d", i + 1, s, !should);
         }
 }
 
 void judge(world *w, kv_history_checker *checker) {
+    exchanges_judge(w);
     if (w->policy) owners_judge(w);
     kv_history_op *ops = malloc((w->entry_count + 1) * sizeof *ops);
     KV_ASSERT(ops != NULL);

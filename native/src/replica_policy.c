@@ -1,15 +1,19 @@
 /* replica_policy.c -- who should own a shard, and when to do something about it. Liveness only: whatever is decided here,
  * what is committed stays committed.
  *
- * Every replica ranks the members for a shard by a hash of both (rendezvous hash): the first is its preferred owner, and
+ * Every replica ranks the members of a shard by a hash of both (rendezvous hash): the first is its preferred owner, and
  * if that one is gone the second has it, with no other shard moving. A replica that has not been heard of for a while is
- * taken for gone, unless others say that they hear it: every PING says whom its sender hears, and of those who hears it as
- * well and is connected, which is to hear, and be heard by, a majority. An owner that is connected can commit, so it is let
- * be, heard or not; one that is not connected cannot, and whoever is takes its shards over. So with one link cut nothing
- * changes hands, and who could not get a majority does not disturb the one who has it. A shard without a living owner is taken over by the first in rank of those that live, and by each after
- * it only some ticks later, so that two of them seldom want the same shard at once; who was refused waits, longer the
- * lower its rank. An owner that is not the preferred one offers the shard to it once that one has been heard of for some
- * time, and once nothing of its own is on its way. */
+ * taken for gone, unless others say that they hear it. Every PING says whom its sender is linked with, which is to hear and
+ * be heard, and whom each of those said to be linked with. Of a shard's owner that is linked with a majority of the shard's
+ * members it is known that it can commit, so it is let be, heard or not; one that is not cannot, and who is takes the shard
+ * over. So with one link cut nothing changes hands, and who could not get a majority does not disturb the one who has it.
+ * Links are said of nodes, and held against the members of each shard: during an exchange a node may be able to commit in
+ * one and not in another.
+ *
+ * A shard without such an owner is taken over by the first in rank of those that live, and by each after it only some ticks
+ * later, so that two of them seldom want the same shard at once; who was refused waits, longer the lower its rank. An owner
+ * that is not the preferred one offers the shard to it once that one has been heard of for some time, and once nothing of
+ * its own is on its way. */
 #include "replica_internal.h"
 
 enum { RANK_TICKS = 4 };
@@ -18,9 +22,9 @@ static uint64_t score(uint32_t number, uint16_t node) {
     return kv_mix64(((uint64_t)number << 16 | node) * 0x9E3779B97F4A7C15ULL + 0x632BE59BD9B4E019ULL);
 }
 
-uint32_t kv_owner_rank(const uint16_t *members, uint32_t count, uint32_t number, uint16_t node) {
+uint32_t kv_owner_rank(const uint16_t *nodes, uint32_t count, uint32_t number, uint16_t node) {
     uint32_t rank = 0;
-    for (uint32_t i = 0; i < count; i++) rank += score(number, members[i]) > score(number, node);
+    for (uint32_t i = 0; i < count; i++) rank += score(number, nodes[i]) > score(number, node);
     return rank;
 }
 
@@ -30,30 +34,51 @@ static bool lives(const kv_replica *r, uint32_t index) {
 }
 
 /* We hear it, and it hears us. */
-static bool is_linked(const kv_replica *r, uint32_t index) { return index != r->self && lives(r, index) && r->peers[index].hears_us; }
+static bool is_linked(const kv_replica *r, uint32_t index) { return is_peer(r, index) && lives(r, index) && r->peers[index].hears_us; }
 
-static bool is_connected(const kv_replica *r) {
-    uint32_t count = 1;
-    for (uint32_t i = 0; i < r->member_count; i++) count += is_linked(r, i) && !r->peers[i].learner;
-    return count >= r->majority || mutated(r, KV_MUTATE_HEARSAY_IGNORED);
+/* As bits, ourselves among them. Who is known not to vote helps nobody to a majority. */
+static uint32_t own_links(const kv_replica *r) {
+    uint32_t bits = 1u << r->self;
+    for (uint32_t i = 0; i < r->peer_count; i++) bits |= (uint32_t)(is_linked(r, i) && !r->peers[i].learner) << i;
+    return bits;
 }
 
-/* By its own word, or by that of somebody who hears it. */
-static bool serves(const kv_replica *r, uint32_t index) {
+static bool is_connected(const kv_replica *r, const shard *s, uint32_t links) {
+    return is_majority(&s->voters, links) || mutated(r, KV_MUTATE_HEARSAY_IGNORED);
+}
+
+/* By its own word, or by that of somebody who is linked with it. */
+static bool serves(const kv_replica *r, const shard *s, uint32_t index) {
     if (mutated(r, KV_MUTATE_HEARSAY_IGNORED)) return lives(r, index);
-    bool said = lives(r, index) && r->peers[index].connected;
-    for (uint32_t i = 0; i < r->member_count && !said; i++)
-        said = i != r->self && lives(r, i) && (r->peers[i].relays >> index & 1);
+    bool said = lives(r, index) && is_connected(r, s, r->peers[index].links);
+    for (uint32_t i = 0; i < r->peer_count && !said; i++)
+        said = is_peer(r, i) && lives(r, i) && is_connected(r, s, r->peers[i].relays[index]);
     return said;
 }
 
 /* Among those that live. */
 static uint32_t own_rank(const kv_replica *r, const shard *s) {
+    const members *now = members_now(s);
     uint16_t living[KV_MEMBERS_MAX];
     uint32_t count = 0;
-    for (uint32_t i = 0; i < r->member_count; i++)
-        if (lives(r, i) && !r->peers[i].learner) living[count++] = r->peers[i].node;
+    for (uint32_t i = 0; i < now->count; i++) {
+        int index = peer_of(r, now->nodes[i]);
+        if (index >= 0 && lives(r, (uint32_t)index) && !r->peers[index].learner) living[count++] = now->nodes[i];
+    }
     return kv_owner_rank(living, count, s->number, r->options.node);
+}
+
+int policy_next(const kv_replica *r, const shard *s) {
+    const members *now = members_now(s);
+    int best = -1;
+    for (uint32_t i = 0; i < now->count; i++) {
+        int index = peer_of(r, now->nodes[i]);
+        if (index < 0 || (uint32_t)index == r->self || r->peers[index].learner) continue;
+        bool of_use = lives(r, (uint32_t)index) && is_connected(r, s, r->peers[index].links);
+        if ((r->options.policy && !of_use) || s->own.match[index] < s->own.barrier) continue; /* It would have to give up. */
+        if (best < 0 || score(s->number, now->nodes[i]) > score(s->number, r->peers[best].node)) best = index;
+    }
+    return best;
 }
 
 void policy_heard(kv_replica *r, peer *p) {
@@ -68,9 +93,10 @@ void policy_refused(kv_replica *r, shard *s) { s->wait_until = r->now + RANK_TIC
 
 static bool wants(kv_replica *r, shard *s) {
     uint16_t owner = ballot_node(s->promised);
-    int index = member_of(r, owner);
-    if (s->own.ballot != 0 || s->taking.ballot != 0) return false;
-    bool owned = index >= 0 && (uint32_t)index != r->self && serves(r, (uint32_t)index);
+    int index = peer_of(r, owner);
+    if (s->own.ballot != 0 || s->taking.ballot != 0 || s->told_out || !is_member(members_now(s), r->options.node)) return false;
+    if (!is_connected(r, s, own_links(r))) return false;
+    bool owned = index >= 0 && (uint32_t)index != r->self && serves(r, s, (uint32_t)index);
     if (owned) {
         s->missed_since = 0;
         return false;
@@ -97,11 +123,12 @@ static void take_ownerless(kv_replica *r) {
 static int heir(const kv_replica *r, const shard *s) {
     if (s->own.ballot == 0 || r->now - s->own.since < r->options.hold_ticks) return -1;
     if (s->commit < s->own.barrier || s->commit != log_last(&s->log)) return -1;
-    for (uint32_t i = 0; i < r->member_count; i++) {
+    const members *now = members_now(s);
+    for (uint32_t i = 0; i < r->peer_count; i++) {
         const peer *p = &r->peers[i];
-        if (i == r->self || kv_owner_rank(r->options.members, r->member_count, s->number, p->node) != 0) continue;
-        bool healthy = lives(r, i) && p->connected && !p->learner && r->now - p->healthy_since >= r->options.healthy_ticks;
-        return healthy && s->own.match[i] == log_last(&s->log) ? (int)i : -1;
+        if (!is_peer(r, i) || !is_member(now, p->node) || kv_owner_rank(now->nodes, now->count, s->number, p->node) != 0) continue;
+        bool healthy = lives(r, i) && !p->learner && r->now - p->healthy_since >= r->options.healthy_ticks;
+        return healthy && is_connected(r, s, p->links) && s->own.match[i] == log_last(&s->log) ? (int)i : -1;
     }
     return -1;
 }
@@ -134,70 +161,116 @@ void offer_receive(kv_replica *r, peer *p, wire_in *in) {
 
 /* --- a tick --- */
 
-enum { PING_HEARS_US = 1, PING_CONNECTED = 2, PING_BOTH = 3, PING_COUNT_MAX = 64 };
+enum { PING_HEARD = 1, PING_HEARS_US = 2, PING_LINKED = 3 };
 
-/* What a PING says now, as bits. */
+static uint8_t flags_of(const kv_replica *r, uint32_t index) {
+    bool linked = is_linked(r, index);
+    return (uint8_t)(linked ? PING_LINKED : lives(r, index) ? PING_HEARD : 0);
+}
+
+/* A hash of what a PING says now. */
 static uint64_t view(const kv_replica *r) {
-    uint64_t bits = is_connected(r);
-    for (uint32_t i = 0; i < r->member_count; i++) {
+    uint64_t hash = own_links(r);
+    for (uint32_t i = 0; i < r->peer_count; i++) {
         const peer *p = &r->peers[i];
-        if (i == r->self || !lives(r, i)) continue;
-        bits |= (uint64_t)(4 | (p->hears_us ? PING_HEARS_US : 0) | (p->connected ? PING_CONNECTED : 0)) << (1 + 3 * i);
+        if (is_peer(r, i)) hash = kv_mix64(hash ^ (uint64_t)p->links << 32 ^ (uint64_t)p->node << 8 ^ flags_of(r, i));
     }
+    return hash;
+}
+
+/* Bits by index, as bits by place in the message: our own first, then those of the peers. */
+static uint64_t by_place(const kv_replica *r, uint32_t links) {
+    uint64_t bits = links >> r->self & 1;
+    uint32_t place = 1;
+    for (uint32_t i = 0; i < r->peer_count; i++)
+        if (is_peer(r, i)) bits |= (uint64_t)(links >> i & 1) << place++;
     return bits;
 }
 
+static void link_put(const kv_replica *r, wire_out *out, uint32_t index, uint8_t flags, uint32_t links) {
+    wire_put_varint(out, r->peers[index].node);
+    wire_put8(out, flags);
+    wire_put_varint(out, by_place(r, links));
+}
+
 static void ping_put(const kv_replica *r, wire_out *out) {
-    uint64_t count = 0;
-    for (uint32_t i = 0; i < r->member_count; i++) count += i != r->self && lives(r, i);
+    uint64_t count = 1;
+    for (uint32_t i = 0; i < r->peer_count; i++) count += is_peer(r, i);
     wire_begin(out, WIRE_PING);
-    wire_put8(out, is_connected(r));
     wire_put_varint(out, count);
-    for (uint32_t i = 0; i < r->member_count; i++) {
-        const peer *p = &r->peers[i];
-        if (i == r->self || !lives(r, i)) continue;
-        wire_put_varint(out, p->node);
-        wire_put8(out, (uint8_t)((p->hears_us ? PING_HEARS_US : 0) | (p->connected ? PING_CONNECTED : 0)));
-    }
+    link_put(r, out, r->self, 0, own_links(r));
+    for (uint32_t i = 0; i < r->peer_count; i++)
+        if (is_peer(r, i)) link_put(r, out, i, flags_of(r, i), is_linked(r, i) ? r->peers[i].links : 0);
     wire_end(out);
 }
 
 static void ping(kv_replica *r) {
     r->pinged = view(r);
-    for (uint32_t i = 0; i < r->member_count; i++)
-        if (i != r->self) ping_put(r, &r->peers[i].out);
+    for (uint32_t i = 0; i < r->peer_count; i++)
+        if (is_peer(r, i)) ping_put(r, &r->peers[i].out);
+}
+
+/* One node in a PING. */
+typedef struct link_said {
+    int index; /* here; -1: it is not known */
+    uint8_t flags;
+    uint64_t links; /* by place */
+} link_said;
+
+static uint32_t by_index(const link_said *all, uint64_t count, uint64_t links) {
+    uint32_t bits = 0;
+    for (uint64_t i = 0; i < count; i++)
+        if ((links >> i & 1) && all[i].index >= 0) bits |= 1u << all[i].index;
+    return bits;
 }
 
 void ping_receive(kv_replica *r, peer *p, wire_in *in) {
-    bool connected = wire_take8(in) != 0, hears_us = false;
+    link_said all[KV_NODES_MAX];
     uint64_t count = wire_take_varint(in);
-    uint32_t relays = 0;
-    if (count > PING_COUNT_MAX) in->bad = true;
+    if (count == 0 || count > KV_NODES_MAX) in->bad = true;
     for (uint64_t i = 0; i < count && !in->bad; i++) {
         uint64_t node = wire_take_varint(in);
-        uint8_t flags = wire_take8(in);
-        int index = node > UINT16_MAX ? -1 : member_of(r, (uint16_t)node);
-        if (index == (int)r->self) hears_us = true;
-        else if (index >= 0 && flags == PING_BOTH) relays |= 1u << index;
+        all[i] = (link_said){.index = node > UINT16_MAX ? -1 : peer_of(r, (uint16_t)node)};
+        all[i].flags = wire_take8(in);
+        all[i].links = wire_take_varint(in);
+        if (i == 0 && node != p->node) in->bad = true;
     }
     if (in->bad) return;
-    p->connected = connected;
-    p->hears_us = hears_us;
-    p->relays = relays;
+    p->hears_us = false;
+    p->links = by_index(all, count, all[0].links);
+    memset(p->relays, 0, sizeof p->relays);
+    for (uint64_t i = 1; i < count; i++) {
+        if (all[i].index == (int)r->self) p->hears_us |= (all[i].flags & PING_HEARD) != 0;
+        else if (all[i].index >= 0 && all[i].flags == PING_LINKED) p->relays[all[i].index] = by_index(all, count, all[i].links);
+    }
+}
+
+static void unsay(peer *p) {
+    p->heard = 0;
+    p->hears_us = false;
+    p->links = 0;
+    memset(p->relays, 0, sizeof p->relays);
 }
 
 void kv_replica_lost(kv_replica *r, uint16_t node) {
-    int index = member_of(r, node);
-    if (index < 0 || (uint32_t)index == r->self) return;
-    r->peers[index].heard = 0;
-    r->peers[index].hears_us = r->peers[index].connected = false;
-    r->peers[index].relays = 0;
+    int index = peer_of(r, node);
+    if (index >= 0 && (uint32_t)index != r->self) unsay(&r->peers[index]);
+}
+
+void policy_parted(kv_replica *r, uint32_t index) {
+    unsay(&r->peers[index]);
+    for (uint32_t i = 0; i < r->peer_count; i++) {
+        peer *p = &r->peers[i];
+        p->links &= ~(1u << index);
+        p->relays[index] = 0;
+        for (uint32_t j = 0; j < KV_NODES_MAX; j++) p->relays[j] &= ~(1u << index);
+    }
 }
 
 /* What has changed is told at once: others may wait for no more than that to take over. */
 void policy_tick(kv_replica *r) {
     if (r->now % r->options.heartbeat_ticks == 0 || view(r) != r->pinged) ping(r);
     if (!r->votes || r->now < r->options.silence_ticks) return; /* Time to hear who is there. */
-    if (is_connected(r)) take_ownerless(r);
+    take_ownerless(r);
     offer(r);
 }

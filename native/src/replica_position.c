@@ -69,7 +69,7 @@ static void names_put(const kv_replica *r, wire_out *out, const kv_ask *a) {
 
 /* Who is to be asked: the owner, as far as known by now. */
 static int owner_of(const kv_replica *r, const read *one) {
-    int index = member_of(r, ballot_node(r->shards[one->shard].promised));
+    int index = peer_of(r, ballot_node(r->shards[one->shard].promised));
     return index == (int)r->self ? -1 : index;
 }
 
@@ -98,10 +98,10 @@ static bool is_unasked(const read *one) { return one->follower && one->nonce == 
 
 void questions_send(kv_replica *r, bool again) {
     read *all = LIST(read, &r->reads);
-    size_t first[KV_MEMBERS_MAX]; /* of the reads that want to know something of it */
+    size_t first[KV_NODES_MAX]; /* of the reads that want to know something of it */
     uint32_t wanted = 0, under_way = 0;
     for (size_t i = 0; i < r->reads.count; i++) {
-        int asked = all[i].follower && all[i].nonce != 0 && !all[i].told ? member_of(r, all[i].node) : -1;
+        int asked = all[i].follower && all[i].nonce != 0 && !all[i].told ? peer_of(r, all[i].node) : -1;
         if (asked >= 0) under_way |= 1u << asked;
         if (!is_unasked(&all[i])) continue;
         int index = owner_of(r, &all[i]);
@@ -110,7 +110,7 @@ void questions_send(kv_replica *r, bool again) {
         wanted |= 1u << index;
         first[index] = i;
     }
-    for (uint32_t index = 0; index < r->member_count; index++) {
+    for (uint32_t index = 0; index < r->peer_count; index++) {
         if ((wanted >> index & 1) == 0 || (!again && (under_way >> index & 1))) continue;
         for (size_t at = first[index]; at < r->reads.count;) {
             question_put(r, index, &at);
@@ -157,13 +157,9 @@ static bool names_look(kv_replica *r, shard *s, wire_in *in) {
 }
 
 static void told_add(kv_replica *r, uint16_t node, uint64_t question, uint16_t number, bool good, uint64_t position) {
-    int index = member_of(r, node);
-    told_position *one = index < 0 ? NULL : list_add(&r->positions, sizeof *one);
-    if (one != NULL) {
-        *one = (told_position){.question = question, .position = position, .index = (uint32_t)index, .shard = number, .good = good};
-    } else if (index >= 0) {
-        replica_fail(r, KV_ENOMEM);
-    }
+    told_position *one = list_add(&r->positions, sizeof *one);
+    if (one == NULL) replica_fail(r, KV_ENOMEM);
+    else *one = (told_position){.question = question, .position = position, .node = node, .shard = number, .good = good};
 }
 
 static void position_find(kv_replica *r, peer *p, shard *s, uint64_t question, bool over) {
@@ -196,22 +192,23 @@ void ask_position_receive(kv_replica *r, peer *p, wire_in *in) {
 }
 
 void position_tell(kv_replica *r, const read *one, bool good) {
-    int index = member_of(r, one->node);
+    int index = peer_of(r, one->node);
     if (index >= 0) r->peers[index].asked--;
     told_add(r, one->node, one->question, one->shard, good, one->position);
 }
 
 void positions_pack(kv_replica *r) {
     const told_position *all = LIST(told_position, &r->positions);
-    for (uint32_t index = 0; index < r->member_count && r->positions.count != 0; index++) {
+    for (uint32_t index = 0; index < r->peer_count && r->positions.count != 0; index++) {
+        uint16_t node = r->peers[index].node;
         wire_out *out = &r->peers[index].out;
         size_t count = 0;
-        for (size_t i = 0; i < r->positions.count; i++) count += all[i].index == index;
-        if (count == 0) continue;
+        for (size_t i = 0; i < r->positions.count; i++) count += all[i].node == node;
+        if (count == 0 || !is_peer(r, index)) continue;
         wire_begin(out, WIRE_POSITION);
         wire_put_varint(out, count);
         for (size_t i = 0; i < r->positions.count; i++) {
-            if (all[i].index != index) continue;
+            if (all[i].node != node) continue;
             wire_put_varint(out, all[i].question);
             wire_put_varint(out, all[i].shard);
             wire_put8(out, all[i].good);

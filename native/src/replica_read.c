@@ -79,7 +79,7 @@ bool shard_is_whole(const kv_replica *r, const shard *s) {
 
 static enum read_state read_look(const kv_replica *r, const read *one) {
     const shard *s = &r->shards[one->shard];
-    bool confirmed = one->confirmed || is_majority(r, one->votes);
+    bool confirmed = one->confirmed || is_majority(&s->voters, one->votes);
     if (one->follower) confirmed = one->told;
     else if (s->own.ballot != one->ballot) return READ_BAD;
     if (one->refused) return READ_BAD;
@@ -178,7 +178,7 @@ void read_stale(kv_replica *r, shard *s, const kv_ask *a) {
 bool reads_wait(const kv_replica *r) {
     const read *all = LIST(read, &r->reads);
     for (size_t i = 0; i < r->reads.count; i++)
-        if (all[i].nonce != 0 && !all[i].follower && !is_majority(r, all[i].votes)) return true;
+        if (all[i].nonce != 0 && !all[i].follower && !is_majority(&r->shards[all[i].shard].voters, all[i].votes)) return true;
     return false;
 }
 
@@ -193,8 +193,8 @@ void reads_check(kv_replica *r) {
         if (ballots[all[i].shard] == 0) count++;
         ballots[all[i].shard] = all[i].ballot;
     }
-    for (uint32_t i = 0; count != 0 && i < r->member_count; i++) {
-        if (i == r->self) continue;
+    for (uint32_t i = 0; count != 0 && i < r->peer_count; i++) {
+        if (!is_peer(r, i)) continue;
         wire_out *out = &r->peers[i].out;
         wire_begin(out, WIRE_CHECK);
         wire_put_varint(out, nonce);

@@ -743,11 +743,10 @@ TEST(transcript_only_the_owner_ends_what_has_expired) {
 
 TEST(transcript_an_offer_gives_a_shard_back) {
     bench *b = &world;
-    begin_with(b, 3, (kv_replica_options){.shard_count = 1, .policy = 1, .hold_ticks = 13, .healthy_ticks = 4, .silence_ticks = 9});
+    begin_with(b, 3, (kv_replica_options){.shard_count = 1, .policy = 1, .hold_ticks = 17, .healthy_ticks = 4, .silence_ticks = 9});
     CHECK_EQ(kv_owner_rank(b->options.members, 3, 0, 3), 0); /* 3 should have it. */
     own(b, 1);
-    heartbeat(b); /* They hear of each other that they are heard. */
-    heartbeat(b);
+    for (int i = 0; i < 3; i++) heartbeat(b); /* They hear of each other that they are heard, and by whom. */
     forget_said(b);
     scenario(b, "An offer",
              "3 is the preferred owner of the shard and has been there for a while. 1 offers it: from there on it is a takeover "

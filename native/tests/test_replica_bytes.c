@@ -44,7 +44,7 @@ static void keep_more(bench *b) {
         wire_out out = {0};
         wire_begin(&out, (enum wire_type)type);
         if (type == WIRE_OFFER) wire_put_varint(&out, 0);
-        if (type == WIRE_PING) wire_put_bytes(&out, (const uint8_t[]){1, 2, 2, 3, 3, 3}, 6);
+        if (type == WIRE_PING) wire_put_bytes(&out, (const uint8_t[]){3, 1, 0, 7, 2, 3, 7, 3, 1, 0}, 10);
         wire_end(&out);
         b->keeping = true;
         keep(b, 1, (frame){.bytes = out.bytes, .size = out.size});

@@ -2,7 +2,7 @@
  * peer can make a replica remember; and who takes over when one link is cut. */
 #include "transcript.h"
 
-static kv_ask wait_for(const char *key, uint64_t since) {
+static kv_ask awaited(const char *key, uint64_t since) {
     kv_ask a = about(KV_REQUEST_WAIT, key, NULL);
     a.since = since;
     return a;
@@ -25,8 +25,8 @@ TEST(transcript_a_wait_at_another_replica_ends_with_the_commit) {
     bench *b = &world;
     begin(b, 3);
     own(b, 1);
-    ask(b, 2, wait_for("a", 0));
-    ask(b, 1, wait_for("a", 0));
+    ask(b, 2, awaited("a", 0));
+    ask(b, 1, awaited("a", 0));
     ask(b, 1, put("a", "x"));
     pass(b, 1, 2);
     durable(b, 2);
@@ -50,9 +50,9 @@ TEST(what_is_newer_already_is_told_at_once) {
     begin(b, 1);
     own(b, 1);
     TOLD(b, 1, put("a", "x"), KV_ANSWER_OK, 2, 0);
-    ask(b, 1, wait_for("a", 1));
+    ask(b, 1, awaited("a", 1));
     SAID(b, "1 answers ok version 2\n");
-    ask(b, 1, wait_for("a", 2));
+    ask(b, 1, awaited("a", 2));
     SAID(b, "");
     TOLD(b, 1, about(KV_REQUEST_DELETE, "b", NULL), KV_ANSWER_FAILED, 0, 0);
     TOLD(b, 1, with(about(KV_REQUEST_DELETE, "a", NULL), -1), KV_ANSWER_OK, 3, 0);
@@ -64,8 +64,8 @@ TEST(who_waits_for_one_name_does_not_hear_of_another) {
     bench *b = &world;
     begin(b, 1);
     own(b, 1);
-    uint64_t key = ask(b, 1, wait_for("{x}a", 0)), table = ask(b, 1, wait_for("{x}t", 0));
-    kv_ask whole = wait_for("{x}anything", 1);
+    uint64_t key = ask(b, 1, awaited("{x}a", 0)), table = ask(b, 1, awaited("{x}t", 0));
+    kv_ask whole = awaited("{x}anything", 1);
     whole.whole = 1;
     uint64_t all = ask(b, 1, whole);
     TOLD(b, 1, put("{x}b", "1"), KV_ANSWER_OK, 2, 0);
@@ -84,13 +84,13 @@ TEST(who_waits_for_a_table_hears_of_every_row_and_of_its_end) {
     begin(b, 1);
     own(b, 1);
     TOLD(b, 1, row_put("t", "r", "1"), KV_ANSWER_OK, 2, 0);
-    uint64_t one = ask(b, 1, wait_for("t", 2));
+    uint64_t one = ask(b, 1, awaited("t", 2));
     TOLD(b, 1, row_put("t", "q", "1"), KV_ANSWER_OK, 3, 0);
     CHECK(is_answered(b, one));
-    one = ask(b, 1, wait_for("t", 3));
+    one = ask(b, 1, awaited("t", 3));
     TOLD(b, 1, about(KV_REQUEST_DROP, "t", NULL), KV_ANSWER_OK, 4, 0);
     CHECK_EQ(b->answers[one].reply.version, 4);
-    one = ask(b, 1, wait_for("t", 5)); /* Of which it was not told yet. */
+    one = ask(b, 1, awaited("t", 5)); /* Of which it was not told yet. */
     TOLD(b, 1, row_put("t", "r", "1"), KV_ANSWER_OK, 5, 0);
     CHECK(!is_answered(b, one));
     TOLD(b, 1, row_put("t", "r", "2"), KV_ANSWER_OK, 6, 0);
@@ -104,8 +104,8 @@ TEST(a_wait_ends_when_its_time_is_up_or_when_it_is_cancelled) {
     own(b, 1);
     TOLD(b, 1, put("a", "x"), KV_ANSWER_OK, 2, 0);
     forget_said(b);
-    ask(b, 1, for_ticks(wait_for("a", 2), 3));
-    uint64_t second = ask(b, 1, wait_for("a", 2));
+    ask(b, 1, for_ticks(awaited("a", 2), 3));
+    uint64_t second = ask(b, 1, awaited("a", 2));
     tick(b, 1, 2);
     SAID(b, "");
     tick(b, 1, 1);
@@ -120,10 +120,10 @@ TEST(no_more_wait_than_may) {
     bench *b = &world;
     begin_with(b, 1, (kv_replica_options){.shard_count = 1, .wait_max = 2});
     own(b, 1);
-    for (int i = 0; i < 3; i++) ask(b, 1, wait_for("a", 9));
+    for (int i = 0; i < 3; i++) ask(b, 1, awaited("a", 9));
     SAID(b, "1 answers retry\n");
     kv_replica_cancel(b->node[1], 1);
-    ask(b, 1, wait_for("a", 9));
+    ask(b, 1, awaited("a", 9));
     SAID(b, "");
     end(b);
 }
@@ -135,7 +135,7 @@ TEST(many_wait_and_each_is_told_once) {
     begin(b, 1);
     own(b, 1);
     for (int i = 0; i < NAMES; i++) snprintf(names[i], sizeof names[i], "k%d", i);
-    for (int i = 0; i < WAITS; i++) ask(b, 1, wait_for(names[i % NAMES], 0));
+    for (int i = 0; i < WAITS; i++) ask(b, 1, awaited(names[i % NAMES], 0));
     for (int i = 0; i < NAMES; i++) {
         kv_ask a = put(names[i], "x");
         a.token = ANSWERS_MAX - 1;
@@ -154,7 +154,7 @@ TEST(a_takeover_leaves_those_who_wait_alone) {
     bench *b = &world;
     begin(b, 3);
     own(b, 1);
-    uint64_t one = ask(b, 1, wait_for("a", 0));
+    uint64_t one = ask(b, 1, awaited("a", 0));
     own(b, 3);
     CHECK(!state_of(b, 1, 0).owned && !is_answered(b, one));
     TOLD(b, 3, put("a", "x"), KV_ANSWER_OK, 3, 0);
@@ -169,7 +169,7 @@ TEST(a_snapshot_ends_all_waits_and_forgotten_deletes_are_not_waited_for) {
     own(b, 1);
     TOLD(b, 1, put("a", "x"), KV_ANSWER_OK, 2, 0);
     heartbeat(b);
-    uint64_t before = ask(b, 3, wait_for("a", 2));
+    uint64_t before = ask(b, 3, awaited("a", 2));
     for (int i = 0; i < 8; i++) { /* 3 hears nothing of it. */
         ask(b, 1, i == 0 ? with(about(KV_REQUEST_DELETE, "a", NULL), -1) : put("b", "y"));
         sync_node(b, 1);
@@ -186,12 +186,12 @@ TEST(a_snapshot_ends_all_waits_and_forgotten_deletes_are_not_waited_for) {
     CHECK_EQ(b->answers[before].reply.status, KV_ANSWER_RETRY);
     uint64_t since = state_of(b, 3, 0).applied;
     forget_said(b);
-    uint64_t late = ask(b, 3, wait_for("a", 2)); /* It was deleted at 3, and nothing here says so. */
+    uint64_t late = ask(b, 3, awaited("a", 2)); /* It was deleted at 3, and nothing here says so. */
     CHECK(is_answered(b, late));
     CHECK_EQ(b->answers[late].reply.version, 2); /* Not above it: whoever reads finds nothing. */
     CHECK_EQ(b->answers[late].reply.shard_version, since);
-    CHECK(!is_answered(b, ask(b, 3, wait_for("a", since)))); /* So this is how to go on. */
-    CHECK(!is_answered(b, ask(b, 3, wait_for("b", since)))); /* What is there says itself when it is newer. */
+    CHECK(!is_answered(b, ask(b, 3, awaited("a", since)))); /* So this is how to go on. */
+    CHECK(!is_answered(b, ask(b, 3, awaited("b", since)))); /* What is there says itself when it is newer. */
     end(b);
 }
 
@@ -708,6 +708,81 @@ TEST(a_broken_connection_counts_when_nobody_else_hears_the_owner) {
     end(b);
 }
 
+/* --- links, where members differ from shard to shard --- */
+
+static uint32_t owner_of(const bench *b, uint32_t shard_number) {
+    for (uint32_t n = 1; n <= b->count; n++)
+        if (b->node[n] != NULL && state_of(b, n, shard_number).owned) return n;
+    return 0;
+}
+
+static void change_until_done(bench *b, const links *none, uint16_t add, uint16_t remove) {
+    for (int tries = 0; tries < 40; tries++) {
+        kv_member_change c = {.token = ++b->token, .add = add, .remove = remove};
+        kv_replica_member_change(b->node[owner_of(b, 0)], &c);
+        turns(b, none, 8);
+        if (b->answers[c.token].there && b->answers[c.token].reply.status == KV_ANSWER_OK) return;
+    }
+    CHECK(false);
+}
+
+TEST(who_is_linked_with_a_removed_member_alone_loses_the_shard_and_no_other) {
+    bench *b = &world;
+    links none = {0}, off = {0};
+    begin_policy(b, &none, 0);
+    CHECK_EQ(join(b), 4);
+    turns(b, &none, 100);
+    uint32_t old = owner_of(b, 0) % 3 + 1;
+    change_until_done(b, &none, 0, (uint16_t)old);
+    change_until_done(b, &none, 4, 0);
+    turns(b, &none, 200);
+    uint32_t owner = owner_of(b, 0), had = owned_by(b, owner);
+    for (uint32_t n = 1; n <= 4; n++)
+        if (n != owner && n != old) off.cut[owner][n] = off.cut[n][owner] = true;
+    turns(b, &off, 200);
+    CHECK(owner_of(b, 0) != 0 && owner_of(b, 0) != owner);
+    CHECK_EQ(owned_by(b, owner), had - 1); /* Elsewhere the removed one has its vote. */
+    turns(b, &none, 200);
+    CHECK_EQ(owner_of(b, 0), owner);
+    end(b);
+}
+
+/* The shard has two members then, and neither of them could get anywhere; in the others they have the third. */
+TEST(with_the_one_link_cut_that_a_shard_needs_nobody_tries) {
+    bench *b = &world;
+    links none = {0}, one = {0};
+    begin_policy(b, &none, 0);
+    uint32_t owner = owner_of(b, 0), old = owner % 3 + 1, other = 6 - owner - old;
+    change_until_done(b, &none, 0, (uint16_t)old);
+    turns(b, &none, 100);
+    one.cut[owner][other] = one.cut[other][owner] = true;
+    uint64_t before = takeovers(b);
+    turns(b, &one, 300);
+    CHECK_EQ(takeovers(b), before);
+    end(b);
+}
+
+TEST(who_has_gone_and_comes_back_has_asked_for_nothing) {
+    bench *b = &world;
+    wire_out out = {0};
+    begin(b, 3);
+    own(b, 1);
+    CHECK_EQ(join(b), 4);
+    heartbeat(b);
+    wire_begin(&out, WIRE_ASK_POSITION);
+    wire_put_varint(&out, 1);
+    wire_put_bytes(&out, (const uint8_t[]){1, 0, 0, 0}, 4); /* shard 0, no names; no more shards */
+    wire_end(&out);
+    CHECK_EQ(kv_replica_receive(b->node[1], 4, out.bytes, out.size), KV_OK);
+    CHECK_EQ(kv_replica_part(b->node[1], 4), KV_OK);
+    CHECK_EQ(kv_replica_meet(b->node[1], 4), KV_OK);
+    tick(b, 1, 11);
+    CHECK_EQ(b->node[1]->reads.count, 0);
+    CHECK_EQ(b->node[1]->peers[peer_of(b->node[1], 4)].asked, 0);
+    wire_free(&out);
+    end(b);
+}
+
 int main(void) {
     RUN(transcript_a_wait_at_another_replica_ends_with_the_commit);
     RUN(what_is_newer_already_is_told_at_once);
@@ -739,5 +814,8 @@ int main(void) {
     RUN(who_is_cut_off_from_all_loses_its_shards_and_gets_them_back);
     RUN(who_is_heard_and_hears_nobody_loses_its_shards);
     RUN(a_broken_connection_counts_when_nobody_else_hears_the_owner);
+    RUN(who_is_linked_with_a_removed_member_alone_loses_the_shard_and_no_other);
+    RUN(with_the_one_link_cut_that_a_shard_needs_nobody_tries);
+    RUN(who_has_gone_and_comes_back_has_asked_for_nothing);
     return check_report();
 }
