@@ -4,7 +4,7 @@
 
 #include "replica_internal.h"
 
-enum { SHARDS_DEFAULT = 64, SESSIONS_DEFAULT = 1024, BATCH_DEFAULT = 256, COMMIT_SIZE = 10 };
+enum { SHARDS_DEFAULT = 64, SESSIONS_DEFAULT = 1024, BATCH_DEFAULT = 256, COMMIT_SIZE = 10, INLINE_DEFAULT = 4096 };
 static const uint64_t WINDOW_DEFAULT = 16 << 20;
 
 const char *kv_mutation_name(int32_t mutation) {
@@ -14,7 +14,8 @@ const char *kv_mutation_name(int32_t mutation) {
         "damaged_votes",    "cut_always",          "commit_unverified", "old_acks",        "self_before_fsync",
         "check_joined",     "fail_unrecorded",     "fail_no_wait",    "evict_blind",       "promise_late_tail",
         "restart_owns",     "follower_local",      "snapshot_drops_tail", "snapshot_read_early",
-        "snapshot_no_sessions", "expire_locally"};
+        "snapshot_no_sessions", "expire_locally",  "meta_as_data",    "meta_early",        "drop_previous",
+        "snapshot_no_history", "digest_unchecked", "collect_early"};
     return mutation >= 0 && mutation < KV_MUTATION_COUNT ? names[mutation] : NULL;
 }
 
@@ -125,10 +126,11 @@ void ask_free(queued_ask *asked) {
 
 /* --- replay --- */
 
-static void entry_extend(shard *s, kv_position position, uint32_t used) {
+static void entry_extend(shard *s, kv_position position, uint32_t used, bool meta) {
     version_entry *last = log_at(&s->log, log_last(&s->log));
     last->size = position.offset + used - last->position.offset;
     last->record_count++;
+    last->meta |= meta;
 }
 
 /* The records of a batch come one by one, and follow one another. */
@@ -142,12 +144,13 @@ static bool goes_on(const shard *s, const kv_record *record, kv_position positio
 static kv_status replay_version(shard *s, const kv_record *record, kv_position position, uint32_t used) {
     if (record->ballot > s->promised) s->promised = record->ballot;
     if (goes_on(s, record, position)) {
-        entry_extend(s, position, used);
+        entry_extend(s, position, used, is_meta(record));
         return KV_OK;
     }
     if (record->version <= s->applied || record->version > log_last(&s->log) + 1) return KV_ECORRUPT;
     log_cut(&s->log, record->version - 1);
-    version_entry entry = {.ballot = record->ballot, .position = position, .size = used, .record_count = 1};
+    version_entry entry = {.ballot = record->ballot, .position = position, .size = used, .record_count = 1,
+                           .meta = is_meta(record)};
     return log_push(&s->log, &entry);
 }
 
@@ -188,10 +191,13 @@ static kv_status replica_resolve(void *context, kv_store *store, const kv_record
     r->store = store;
     if (record->options & KV_HAS_PREV_BALLOT) {
         if (record->shard < r->shard_count) status = replay_version(&r->shards[record->shard], record, position, used);
+        digest_note(r, record);
     } else if (record->kind < KV_KIND_ENVELOPE && (record->flags & KV_FLAG_MOVED)) {
         return state_show(r, record, position, used, fault);
     } else if (record->kind == KV_KIND_SNAPSHOT_BEGIN || record->kind == KV_KIND_SNAPSHOT_END) {
         if (record->shard < r->shard_count) status = replay_snapshot(&r->shards[record->shard], record);
+    } else if (record->kind == KV_KIND_DATA) {
+        status = digest_replay(r, record, position, used);
     } else if (record->kind == KV_KIND_PROMISE) {
         status = replay_promise(r, record);
     } else if (record->kind == KV_KIND_COMMIT) {
@@ -221,6 +227,9 @@ static void options_default(kv_replica_options *o) {
     if (o->hold_ticks == 0) o->hold_ticks = 12;
     if (o->healthy_ticks == 0) o->healthy_ticks = 40;
     if (o->pending_max == 0) o->pending_max = 1 << 16;
+    if (o->fetch_size_max == 0) o->fetch_size_max = 4 << 20;
+    if (o->inline_max == 0) o->inline_max = INLINE_DEFAULT;
+    if (o->inline_max > KV_INLINE_SIZE_MAX) o->inline_max = KV_INLINE_SIZE_MAX;
     o->store.sync = KV_SYNC_NONE; /* Whoever drives the replica syncs. */
     o->store.background = 0;
     if (o->store.inline_size_max == 0) o->store.inline_size_max = KV_INLINE_SIZE_MAX;
@@ -271,6 +280,7 @@ static void begin_life(kv_replica *r) {
             shard_own(r, s, s->promised);
     }
     if (++r->incarnation < r->options.incarnation_min) r->incarnation = r->options.incarnation_min;
+    digest_live(r);
     r->nonce = r->incarnation << 32; /* Numbers of this life, which no message of an earlier one has. */
     kv_store64(value, r->incarnation);
     log_state(r, KV_KIND_NODE, 0, 0, value, sizeof value);
@@ -286,6 +296,7 @@ kv_status kv_replica_open(kv_io *io, const kv_replica_options *options, kv_fault
         options_default(&r->options);
         r->late.resolve = replica_resolve;
         r->late.context = r;
+        digest_begin(r);
         status = members_check(&r->options);
     }
     if (status == KV_OK) members_set(r);
@@ -340,6 +351,7 @@ void kv_replica_free(kv_replica *r) {
     list_free(&r->records);
     wire_free(&r->reply_bytes);
     if (r->store != NULL) kv_store_free(r->store);
+    digest_end(r);
     late_free(&r->late);
     free(r);
 }
@@ -367,6 +379,10 @@ kv_status kv_replica_receive(kv_replica *r, uint16_t node, const uint8_t *bytes,
         case WIRE_ASK_POSITION: ask_position_receive(r, p, &body); break;
         case WIRE_POSITION: position_receive(r, p, &body); break;
         case WIRE_OFFER: offer_receive(r, p, &body); break;
+        case WIRE_FETCH: fetch_receive(r, p, &body); break;
+        case WIRE_BYTES: bytes_receive(r, p, &body); break;
+        case WIRE_ASK_HELD: ask_held_receive(r, p, &body); break;
+        case WIRE_HELD: held_receive(r, p, &body); break;
         case WIRE_PING:
         case WIRE_TYPE_END: break;
         }
@@ -413,6 +429,7 @@ void kv_replica_tick(kv_replica *r) {
     reads_expire(r);
     for (uint32_t i = 0; i < r->shard_count; i++) let_go(r, &r->shards[i]);
     if (r->options.policy) policy_tick(r);
+    digest_tick(r, r->now % r->options.heartbeat_ticks == 0);
     if (r->now % r->options.heartbeat_ticks != 0) return;
     expire_some(r);
     log_commits(r);
@@ -490,7 +507,7 @@ void kv_replica_request(kv_replica *r, const kv_ask *ask) {
     shard *s = &r->shards[(uint32_t)slot * r->shard_count / KV_SLOT_COUNT];
     bool owned = s->own.ballot != 0;
     uint16_t owner = ballot_node(s->promised);
-    bool full = s->own.waiting.count + s->taking.queue.count + r->reads.count >= r->options.pending_max;
+    bool full = s->own.waiting.count + s->taking.queue.count + r->reads.count + r->lacking.count >= r->options.pending_max;
     if (!r->ready || stopped(r) || full) reply_simple(r, ask->token, KV_ANSWER_RETRY);
     else if (is_read(ask) && ask->stale) read_stale(r, s, ask);
     else if (is_read(ask) && owned) read_owned(r, s, ask);
@@ -520,7 +537,9 @@ void kv_replica_flush(kv_replica *r) {
     if (stopped(r)) return;
     after_due(r); /* What was durable already when it was asked for. */
     reads_answer(r);
+    lacks_answer(r);
     if (!r->ready) return;
+    digest_pack(r);
     if (r->reads.count != 0 && !reads_wait(r)) reads_check(r); /* Else at the next tick, or when that has its answer. */
     flow_pack(r, false);
     acks_pack(r);

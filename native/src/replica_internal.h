@@ -7,6 +7,7 @@
  *   replica_read.c    reads, and the checks that they rest on
  *   replica_snapshot.c  a shard as a whole, for a peer that is far behind
  *   replica_policy.c  who should own what, and when to do something about it
+ *   replica_digest.c  values by digest: what travels with records and behind them, what is fetched, what is kept
  *
  * beside version_log (which record is where), sessions (who was told what), wire (bytes), list (an array with two ends) and
  * late (the store's part). */
@@ -192,6 +193,14 @@ typedef struct read {
     queued_ask asked;    /* ASK */
 } read;
 
+/* A read whose position is confirmed and applied, and whose bytes are not here. */
+typedef struct lack {
+    uint16_t shard;
+    uint64_t since;
+    kv_meta meta;
+    queued_ask asked;
+} lack;
+
 struct kv_replica {
     kv_replica_options options;
     kv_late late;
@@ -217,6 +226,11 @@ struct kv_replica {
     list replies;         /* of kv_reply */
     wire_out reply_bytes;
     list records;         /* of kv_record: the version record that is being taken in */
+    contents contents;    /* bytes of values by digest (content.h) */
+    list lacking;         /* of lack: reads that wait for bytes */
+    list asking;          /* of content *: to be asked for with the next flush */
+    uint64_t pulling_size;
+    uint32_t pulling_count;
     kv_replica_counts counts;
 };
 
@@ -272,8 +286,12 @@ void peer_reconnect(kv_replica *r, peer *p);
 void wire_put_version(kv_replica *r, wire_out *out, const version_entry *entry, uint64_t ballot);
 /* As many version records, to get behind them. */
 void versions_skip(kv_replica *r, wire_in *in, uint64_t count);
-/* One version record from the wire into the log, unless it is there. false: the bytes are bad. */
-bool version_take(kv_replica *r, shard *s, wire_in *in, uint64_t version, uint64_t ballot, uint64_t *prev_ballot);
+/* One version record from the wire into the log, unless it is there. false: the bytes are bad, or, unless `trusting`, those
+ * of a value that has to come with it are not there. */
+bool version_take(kv_replica *r, shard *s, wire_in *in, uint64_t version, uint64_t ballot, uint64_t *prev_ballot,
+                  bool trusting);
+/* The records of one version. NULL: the bytes are bad, or there is no memory. */
+kv_record *version_parse(kv_replica *r, wire_in *in, uint64_t count);
 
 /* replica_take.c */
 void take_over(kv_replica *r, const uint16_t *shards, size_t count);
@@ -292,6 +310,9 @@ void reads_check(kv_replica *r);   /* one check for all that came since the last
 bool reads_wait(const kv_replica *r); /* for a check that is under way */
 void reads_expire(kv_replica *r);
 void reads_answer(kv_replica *r);
+/* `patient`: bytes that are not here are waited for. */
+void answer_ask(kv_replica *r, const kv_ask *a, const shard *s, bool patient);
+bool is_whole(const kv_replica *r, const shard *s);
 void check_receive(kv_replica *r, peer *from, wire_in *in);
 void checked_receive(kv_replica *r, peer *from, wire_in *in);
 void ask_position_receive(kv_replica *r, peer *from, wire_in *in);
@@ -305,6 +326,32 @@ uint64_t snapshot_pin(const kv_replica *r, const shard *s);
 kv_status state_show(kv_replica *r, const kv_record *record, kv_position position, uint32_t used, kv_fault *fault);
 void installing_clear(shard *s);
 kv_status installing_end(shard *s, const uint8_t *bytes, size_t size);
+
+/* replica_digest.c */
+/* How a version is told on the wire, bits. */
+enum { VERSION_BALLOT = 1, VERSION_GONE = 2 }; /* its ballot follows; it was committed, and bytes it names may be gone */
+void digest_begin(kv_replica *r); /* before the replay */
+void digest_live(kv_replica *r);  /* the incarnation is known */
+void digest_end(kv_replica *r);
+kv_status digest_replay(kv_replica *r, const kv_record *record, kv_position position, uint32_t used);
+void digest_note(kv_replica *r, const kv_record *record); /* of a version that is in the log now */
+bool may_leave(const kv_replica *r, const version_entry *entry);
+/* The bytes that go with a version, in front of it: how many, and how large; into `out` unless that is NULL. */
+uint64_t carried(kv_replica *r, wire_out *out, const version_entry *entry, uint64_t *size, bool *gone);
+/* Bytes that stand in front of a version's records are taken in. How many there are; -1: some are missing. */
+int64_t carried_take(kv_replica *r, const shard *s, kv_record *records, uint64_t count, uint64_t version, uint8_t how,
+                     bool trusting);
+bool carried_sound(kv_replica *r, const kv_record *records, uint64_t count, uint8_t how);
+void digest_tick(kv_replica *r, bool heartbeat);
+void digest_pack(kv_replica *r);
+void fetch_receive(kv_replica *r, peer *p, wire_in *in);
+void bytes_receive(kv_replica *r, peer *p, wire_in *in);
+void ask_held_receive(kv_replica *r, peer *p, wire_in *in);
+void held_receive(kv_replica *r, peer *p, wire_in *in);
+void content_want(kv_replica *r, const kv_meta *meta); /* somebody waits for it */
+void lack_add(kv_replica *r, const shard *s, const kv_ask *ask);
+void lacks_answer(kv_replica *r);
+kv_result evaluate_forget(kv_replica *r, const kv_ask *ask);
 
 /* replica_policy.c */
 void policy_heard(kv_replica *r, peer *p);

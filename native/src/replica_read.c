@@ -8,7 +8,7 @@
 
 /* --- answering --- */
 
-static void answer_value(kv_replica *r, const kv_ask *a, const shard *s) {
+static void answer_value(kv_replica *r, const kv_ask *a, const shard *s, bool patient) {
     kv_caller *c = r->caller;
     kv_reply reply = {.token = a->token, .shard_version = s->applied, .value_size = -1};
     if (s->commit_heard > s->applied) reply.lag = s->commit_heard - s->applied;
@@ -17,6 +17,10 @@ static void answer_value(kv_replica *r, const kv_ask *a, const shard *s) {
                                       : kv_get(c, a->key, a->key_size);
     r->late.judge_ms = 0;
     const kv_answer *answer = kv_caller_answer(c);
+    if (size == KV_ELACKING && patient) {
+        lack_add(r, s, a);
+        return;
+    }
     if (size >= 0) {
         reply.version = answer->version;
         reply.value_size = size;
@@ -29,13 +33,17 @@ static void answer_value(kv_replica *r, const kv_ask *a, const shard *s) {
     } else if (size != kv_ending(KV_ABSENT)) {
         reply.status = size == KV_EKEYSIZE ? KV_ANSWER_REFUSED : KV_ANSWER_UNAVAILABLE;
         reply.error = (int32_t)size;
+        if (size == KV_ELACKING) {
+            reply.version = answer->version;
+            reply.holder = r->late.lacking.origin;
+        }
     }
     reply_add(r, &reply);
 }
 
-static void answer_ask(kv_replica *r, const kv_ask *a, const shard *s) {
+void answer_ask(kv_replica *r, const kv_ask *a, const shard *s, bool patient) {
     if (a->kind == KV_REQUEST_GET) {
-        answer_value(r, a, s);
+        answer_value(r, a, s, patient);
         return;
     }
     kv_reply reply = {.token = a->token, .version = s->applied, .shard_version = s->applied, .value_size = -1};
@@ -58,7 +66,7 @@ static void read_end(kv_replica *r, read *one, bool good) {
     switch (one->kind) {
     case READ_ASK:
         if (!good) reply_simple(r, one->asked.ask.token, KV_ANSWER_RETRY);
-        else answer_ask(r, &one->asked.ask, s);
+        else answer_ask(r, &one->asked.ask, s, true);
         if (good && one->follower) r->counts.follower_reads++;
         ask_free(&one->asked);
         break;
@@ -79,7 +87,7 @@ static void read_end(kv_replica *r, read *one, bool good) {
 enum read_state { READ_WAITS, READ_GOOD, READ_BAD };
 
 /* What came in pieces is of one moment only from some version on. */
-static bool is_whole(const kv_replica *r, const shard *s) {
+bool is_whole(const kv_replica *r, const shard *s) {
     if (mutated(r, KV_MUTATE_SNAPSHOT_READ_EARLY)) return true;
     return !s->installing.active && s->applied >= s->whole_from;
 }
@@ -170,7 +178,7 @@ void reply_confirmed(kv_replica *r, shard *s, uint64_t position, const kv_reply 
 /* Of some moment, but of one. */
 void read_stale(kv_replica *r, shard *s, const kv_ask *a) {
     if (!is_whole(r, s)) reply_simple(r, a->token, KV_ANSWER_UNAVAILABLE);
-    else answer_ask(r, a, s);
+    else answer_ask(r, a, s, true);
 }
 
 /* --- the check --- */
@@ -246,7 +254,7 @@ void checked_receive(kv_replica *r, peer *p, wire_in *in) {
 void read_followed(kv_replica *r, shard *s, const kv_ask *a) {
     int index = member_of(r, ballot_node(s->promised));
     if (mutated(r, KV_MUTATE_FOLLOWER_LOCAL)) {
-        answer_ask(r, a, s);
+        answer_ask(r, a, s, true);
         return;
     }
     if (index < 0) {

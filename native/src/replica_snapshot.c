@@ -45,6 +45,27 @@ static void state_put(wire_out *out, const kv_record *record) {
     wire_put_record(out, record);
 }
 
+/* What is kept behind a value, the oldest first: so each comes to stand behind the next one. */
+static void history_put(kv_replica *r, wire_out *out, const kv_record *record) {
+    kv_meta meta;
+    if (KV_LIKELY(!is_meta(record)) || mutated(r, KV_MUTATE_SNAPSHOT_NO_HISTORY)) return;
+    list kept = {0};
+    const content *c = kv_meta_decode(record->value, record->value_size, &meta) ? contents_find(&r->contents, &meta) : NULL;
+    for (; c != NULL && c->behind != 0; c = c->behind_content) {
+        uint64_t *location = list_add(&kept, sizeof *location);
+        if (location == NULL) replica_fail(r, KV_ENOMEM);
+        else *location = c->behind;
+    }
+    for (size_t i = kept.count; i-- > 0 && r->failed == KV_OK;) {
+        found f;
+        record_of(r, LIST(uint64_t, &kept)[i], &f);
+        if (r->failed != KV_OK) break;
+        wire_put8(out, 1);
+        state_put(out, &f.record);
+    }
+    list_free(&kept);
+}
+
 /* What some tables of the index have of the shard; each record behind a 1, a 0 behind the last. */
 static void tables_put(kv_replica *r, wire_out *out, const shard *s, sending *one) {
     kv_index_slot *slots = NULL;
@@ -60,6 +81,7 @@ static void tables_put(kv_replica *r, wire_out *out, const shard *s, sending *on
             found f;
             record_of(r, slots[j].location, &f);
             if (r->failed != KV_OK || !is_state(r, s, slots[j].location, &f.record)) continue;
+            history_put(r, out, &f.record);
             wire_put8(out, 1);
             state_put(out, &f.record);
         }
@@ -169,6 +191,7 @@ static void state_wipe(kv_replica *r, const shard *s) {
             end.options &= KV_HAS_TABLE;
             end.options |= KV_HAS_SEQUENCE | KV_HAS_BALLOT;
             end.value_size = 0;
+            end.flags &= (uint8_t)~KV_FLAG_META;
             state_append(r, &end);
         }
     } while (hash != 0 && r->failed == KV_OK);

@@ -245,6 +245,8 @@ kv_status store_look_at(kv_store *store, const target *t, found *out, kv_fault *
 bool store_probe(kv_store *store, uint64_t hash, uint64_t location, kv_probe *probe);
 bool found_intact(const found *f); /* its checksum is right; verified once, by whoever asks first */
 bool found_intact_once(const kv_store *store, const found *f); /* the same, a large one once as long as it is mapped */
+/* The bytes of a value that is no file; in a replica they may be those of a DATA record, or, KV_ELACKING, not be here. */
+kv_status found_value(kv_store *store, const found *f, const uint8_t **bytes, uint64_t *size, kv_fault *fault);
 bool found_tombstone(const found *f);
 bool found_table(const found *f);
 bool found_alive(kv_store *store, const found *f); /* there, no tombstone, not expired */

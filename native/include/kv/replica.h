@@ -45,8 +45,12 @@ typedef struct kv_replica_options {
     uint32_t pending_max;                 /* answers a shard owes at most; who comes then is told to retry. 0: 65,536 */
     int32_t damaged;                      /* bool: the disk lost something: no votes, no ownership */
     uint64_t mutations;                   /* rules left out, for tests: KV_MUTATE_* */
+    int64_t inline_max;                   /* larger values go by digest. 0: 4096; KV_INLINE_NOTHING: all values do */
+    uint64_t fetch_size_max;              /* bytes of values being fetched; 0: 4 MiB */
     kv_options store;
 } kv_replica_options;
+
+enum { KV_INLINE_NOTHING = -1 }; /* inline_max 0: the quorum never sees bytes of a value. */
 
 /* Rules that tests leave out, to see them missed. Bits; 0 in every real replica. */
 enum kv_mutation {
@@ -76,6 +80,12 @@ enum kv_mutation {
     KV_MUTATE_SNAPSHOT_READ_EARLY,   /* what came in pieces is read before it is of one moment */
     KV_MUTATE_SNAPSHOT_NO_SESSIONS,  /* a snapshot leaves out what the lanes were told */
     KV_MUTATE_EXPIRE_LOCALLY,        /* whoever answers a read holds expiries against its own clock */
+    KV_MUTATE_META_AS_DATA,          /* under `data` a record is accepted without its bytes */
+    KV_MUTATE_META_EARLY,            /* a META record leaves its origin before its bytes are durable there */
+    KV_MUTATE_DROP_PREVIOUS,         /* nothing is kept behind a META */
+    KV_MUTATE_SNAPSHOT_NO_HISTORY,   /* a snapshot leaves out what is kept behind the newest version */
+    KV_MUTATE_DIGEST_UNCHECKED,      /* fetched bytes are taken for what was asked for */
+    KV_MUTATE_COLLECT_EARLY,         /* bytes that nothing names go before their version is decided */
     KV_MUTATION_COUNT,
 };
 const char *kv_mutation_name(int32_t mutation); /* "ack_before_fsync"; NULL: there is none */
@@ -107,7 +117,13 @@ enum kv_request_kind {
     KV_REQUEST_ROW_APPEND, /* under an id of its own */
     KV_REQUEST_DROP,       /* the table `key` */
     KV_REQUEST_BATCH,      /* operations, all or nothing, in one shard */
+    KV_REQUEST_FORGET,     /* an operator's: a key or row whose bytes are lost falls back to the version kept behind */
     KV_REQUEST_KIND_END,
+};
+
+enum kv_durability {
+    KV_DURABILITY_VERSION = 0, /* a majority holds the version, and who wrote the value its bytes */
+    KV_DURABILITY_DATA,        /* a majority holds both */
 };
 
 typedef struct kv_ask {
@@ -132,6 +148,7 @@ typedef struct kv_ask {
     size_t operation_count;
     const kv_expectation *expectations; /* BATCH: versions that have to stand, or it fails with KV_ECONFLICT */
     size_t expectation_count;
+    uint8_t durability; /* enum kv_durability: of values that are not inline */
 } kv_ask;
 void kv_replica_request(kv_replica *replica, const kv_ask *ask);
 
@@ -145,7 +162,7 @@ enum kv_answer_status {
     KV_ANSWER_FAILED,      /* a condition did not hold, or the kind was wrong: `error` says which */
     KV_ANSWER_RETRY,       /* not here, or not now; says nothing about earlier attempts */
     KV_ANSWER_UNKNOWN,     /* it may have been executed, and nobody knows any more what came of it */
-    KV_ANSWER_UNAVAILABLE, /* what is asked for cannot be had now */
+    KV_ANSWER_UNAVAILABLE, /* what is asked for cannot be had now. KV_ELACKING: nobody within reach has the value's bytes */
     KV_ANSWER_SEEN,        /* not executed, and no copy ever will be: send it again, with `seen` = version */
     KV_ANSWER_REFUSED,     /* what no replica would take: `error` */
 };
@@ -155,10 +172,11 @@ typedef struct kv_reply {
     int32_t error;      /* a kv_status */
     uint64_t version;   /* of the record written; of a read, what it read; SEEN: what to say; a failed CAS: the current one */
     uint64_t shard_version; /* what the client may take as `seen` from now on */
-    int64_t number;     /* INCR: the sum; APPEND: the size; ROW_APPEND: the row's id */
+    int64_t number;     /* INCR: the sum; APPEND: the size; ROW_APPEND: the row's id; FORGET: the version fallen back to */
     int64_t value_size; /* GET: -1: absent */
     uint64_t value_at;  /* in the bytes */
     uint64_t lag;       /* of a stale read: versions known to be committed and not applied here */
+    uint16_t holder;    /* UNAVAILABLE: who has the bytes, as far as is known; its version is `version` */
 } kv_reply;
 /* All since the last clear. The pointers stay until the next call of any kind. */
 void kv_replica_answers(kv_replica *replica, const kv_reply **replies, size_t *count, const uint8_t **bytes);
@@ -194,8 +212,21 @@ kv_status kv_replica_record(kv_replica *replica, uint32_t shard, uint64_t versio
 
 typedef struct kv_replica_counts {
     uint64_t takeovers, adoptions, step_downs, refusals, cuts, reconnects, deduplicated, evicted, failures_recorded,
-        late_flows, expired, follower_reads, committed, promises, offers, snapshots, installed;
+        late_flows, expired, follower_reads, committed, promises, offers, snapshots, installed, fetched, spoilt, lacking,
+        collected, settled, forgets;
 } kv_replica_counts;
 const kv_replica_counts *kv_replica_count(const kv_replica *replica);
+
+/* How far the bulk lane is behind. */
+typedef struct kv_replica_lag {
+    uint64_t missing_count; /* values whose version is here, and whose bytes are not */
+    uint64_t missing_size;
+    uint64_t missing_ticks; /* the age of the oldest */
+    uint64_t content_count; /* values by digest that are known of at all */
+    uint64_t kept_count;    /* of which the version before is kept, as no majority is known to hold them */
+} kv_replica_lag;
+void kv_replica_lag_of(const kv_replica *replica, kv_replica_lag *out);
+/* Whether the bytes of the nth record of a version that is held are here; KV_ABSENT: that has no value by digest. */
+kv_status kv_replica_content(const kv_replica *replica, uint32_t shard, uint64_t version, uint32_t nth, int32_t *here);
 
 #endif
