@@ -67,7 +67,8 @@ static void owners_judge(world *w) {
 }
 
 void judge(world *w, kv_history_checker *checker) {
-    if (w->policy) owners_judge(w);
+    if (w->policy && w->lost == w->n) owners_judge(w); /* Who lost his disk owns nothing. */
+    digest_judge(w);
     kv_history_op *ops = malloc((w->entry_count + 1) * sizeof *ops);
     KV_ASSERT(ops != NULL);
     for (uint32_t object = 0; object < OBJECTS; object++) object_judge(w, checker, object, ops);

@@ -112,7 +112,7 @@ static void counts_show(const counts *c, uint64_t seeds) {
         "operations", "answered", "unknown", "messages", "duplicates", "crashes", "owner_crashes", "whole_set", "partitions",
         "steals", "scripts", "restarts", "undecided", "committed", "takeovers", "adoptions", "step_downs", "refusals", "cuts",
         "reconnects", "deduplicated", "evicted", "failures_recorded", "late_flows", "follower_reads", "expired", "offers",
-        "snapshots", "installed"};
+        "snapshots", "installed", "fetched", "spoilt", "lacking", "collected", "settled", "disks_lost", "forgets"};
     const uint64_t *all = (const uint64_t *)c;
     for (size_t i = 0; i < sizeof *c / sizeof *all; i++)
         printf("%s %llu (%.1f a seed)\n", names[i], (unsigned long long)all[i], (double)all[i] / (double)seeds);

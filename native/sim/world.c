@@ -82,13 +82,14 @@ static void carry(world *w, uint32_t from, uint32_t to, const uint8_t *frame, si
     e->bytes = malloc(size);
     KV_ASSERT(e->bytes != NULL);
     memcpy(e->bytes, frame, size);
+    digest_spoil(w, e->bytes, size);
 }
 
 static void frame_send(world *w, uint32_t from, uint32_t to, const uint8_t *frame, size_t size) {
     uint32_t type = frame[4];
     w->counts.messages++;
     if (!w->calm) {
-        if (w->cut[from][to] || likely(w, w->drop)) return;
+        if (w->cut[from][to] || likely(w, w->drop) || digest_starves(w, type)) return;
         if ((w->weak >> type & 1) && likely(w, 0.3)) return;
     }
     carry(w, from, to, frame, size, delay(w));
@@ -132,6 +133,11 @@ static void counts_take(world *w, const kv_replica_counts *c) {
     w->counts.offers += c->offers;
     w->counts.snapshots += c->snapshots;
     w->counts.installed += c->installed;
+    w->counts.fetched += c->fetched;
+    w->counts.spoilt += c->spoilt;
+    w->counts.lacking += c->lacking;
+    w->counts.collected += c->collected;
+    w->counts.settled += c->settled;
 }
 
 void node_boot(world *w, uint32_t i) {
@@ -142,6 +148,8 @@ void node_boot(world *w, uint32_t i) {
                                   .incarnation_min = ++x->life * 1000,
                                   .mutations = w->mutations & (((uint64_t)1 << KV_MUTATION_COUNT) - 1)};
     options.policy = w->policy;
+    options.inline_max = w->inline_max;
+    options.fetch_size_max = w->fetch_size_max;
     options.store.segment_size_min = 16 << 10;
     options.store.segment_size_max = 64 << 10;
     for (uint32_t j = 0; j < w->n; j++) options.members[j] = (uint16_t)(j + 1);
@@ -308,6 +316,8 @@ static void happen(world *w, event *e) {
     case EVENT_SCRIPT: script_step(w, e); break;
     case EVENT_FINAL_TIMEOUT: final_timeout(w, e->node, (uint32_t)e->argument); break;
     case EVENT_BULK: bulk_next(w); break;
+    case EVENT_STARVE: w->starved = e->argument != 0; break;
+    case EVENT_LOSE: digest_lose(w); break;
     case EVENT_STUCK: w->nodes[e->node].stuck = e->argument; break;
     }
     free(e->bytes);

@@ -6,6 +6,7 @@
  *   world.c    events, chance, the network, nodes: a replica with its disk, its syncs, its crashes
  *   client.c   what clients ask, how they try again, what they saw
  *   faults.c   who crashes, is cut off or takes over, and when; orders of events that chance seldom finds
+ *   digest.c   values by digest, a disk that is lost, and what is done about it
  *   judge.c    that replicas apply the same, and that what clients saw is linearizable
  *   simulate.c the command
  *
@@ -28,7 +29,7 @@ enum object { OBJECT_KEY, OBJECT_FEW, OBJECT_COUNTER, OBJECT_PAIR, OBJECT_TABLE,
 enum event_kind {
     EVENT_TICK, EVENT_TAKEOVER, EVENT_FSYNC, EVENT_FSYNCED, EVENT_DELIVER, EVENT_ARRIVE, EVENT_ANSWER, EVENT_CLIENT_NEXT,
     EVENT_CLIENT_TIMEOUT, EVENT_NEMESIS, EVENT_CRASH, EVENT_RESTART, EVENT_CUT, EVENT_HEAL, EVENT_SCRIPT, EVENT_FINAL_TIMEOUT,
-    EVENT_STUCK, EVENT_BULK
+    EVENT_STUCK, EVENT_BULK, EVENT_STARVE, EVENT_LOSE
 };
 
 typedef struct event {
@@ -60,7 +61,7 @@ typedef struct operation {
     uint64_t token;        /* what is written, or by how much */
     uint64_t version;      /* of a condition */
     int64_t first, second; /* the balances that a transfer writes */
-    bool large, follower;
+    bool large, follower, data;
     int64_t ttl;           /* units; 0: none */
     uint32_t lane;
     uint64_t number, seen;
@@ -86,7 +87,8 @@ typedef struct entry {
 typedef struct counts {
     uint64_t operations, answered, unknown, messages, duplicates, crashes, owner_crashes, whole_set, partitions, steals,
         scripts, restarts, undecided, committed, takeovers, adoptions, step_downs, refusals, cuts, reconnects, deduplicated,
-        evicted, failures_recorded, late_flows, follower_reads, expired, offers, snapshots, installed;
+        evicted, failures_recorded, late_flows, follower_reads, expired, offers, snapshots, installed,
+        fetched, spoilt, lacking, collected, settled, disks_lost, forgets;
 } counts;
 
 typedef struct world {
@@ -111,6 +113,12 @@ typedef struct world {
     uint32_t scripts;              /* bits */
     int at_barrier[NODES_MAX];     /* which step of a script waits for the node's barrier; -1: none */
     uint32_t script_nodes[3], script_shard;
+    int64_t inline_max;
+    uint64_t fetch_size_max;
+    double data;                   /* how many writes have durability `data` */
+    bool spoils, loses, starved;   /* bytes change on their way; a disk is lost; the bulk lane is cut */
+    uint32_t lost;                 /* whose disk was; n: nobody's */
+    struct { uint32_t patience, sends, count, entry; uint64_t version; } forgets[OBJECTS];
     /* what happened */
     entry *entries;
     size_t entry_count;
@@ -145,6 +153,8 @@ void bulk_next(world *w);
 void client_next(world *w, uint32_t i);
 void client_timeout(world *w, uint32_t i, uint32_t sends, int hint);
 void request_arrive(world *w, const event *e);
+void request_send(world *w, uint32_t to, const operation *op, uint64_t token, uint64_t late);
+uint32_t entry_new(world *w, const operation *op, uint64_t who, uint64_t number);
 void reply_send(world *w, uint32_t from, const kv_reply *reply, const uint8_t *bytes);
 void reply_arrive(world *w, const event *e);
 void final_ask(world *w, uint32_t object);
@@ -156,6 +166,15 @@ void faults_choose(world *w);
 void nemesis(world *w);
 void script_step(world *w, const event *e);
 void moment(world *w, uint32_t i); /* has the node just promised, or opened a ballot? */
+
+/* digest.c */
+void digest_choose(world *w);
+bool digest_starves(const world *w, uint32_t type);
+void digest_spoil(world *w, uint8_t *frame, size_t size);
+void digest_lose(world *w);
+void digest_lacking(world *w, uint32_t object, uint64_t version);
+bool digest_answer(world *w, const kv_reply *reply);
+void digest_judge(world *w);
 
 /* judge.c */
 void agree(world *w, uint32_t i);

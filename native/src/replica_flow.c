@@ -182,7 +182,7 @@ static void refused(kv_replica *r, peer *p, const refusal *no) {
         return;
     }
     if (no->no_state) {
-        if (!s->own.sending[index].active) s->own.next[index] = 0;
+        s->own.next[index] = 0; /* A walk that is under way goes on, also where an earlier refusal has led elsewhere since. */
         stir(r, s);
         return;
     }

@@ -1,0 +1,193 @@
+/* digest.c -- values by digest: what is inline, a bulk lane that starves, bytes that change on their way, a disk that is
+ * lost, and the operator who has to forget what was on it alone. See world.h.
+ *
+ * A disk that is lost comes back empty, and as one that does not vote. Under `version` it may have had the only bytes of some
+ * values. In the end those are UNAVAILABLE, which is right; the operator forgets them, one version after another, until what
+ * was kept can be read. It may not be that a value of durability `data` is gone, nor one of a seed that has lost no disk, nor
+ * that nothing is kept behind a value that is. What a key comes back to is a write of the operator's in its history. */
+#include <stdio.h>
+
+#include "world.h"
+
+enum { FORGETTER = 253, PATIENCE = 12, FORGETS_MAX = 30, BULK_FETCH = 16, BULK_BYTES = 17 };
+
+/* --- what a seed has of it --- */
+
+void digest_choose(world *w) {
+    static const int64_t inline_max[] = {KV_INLINE_NOTHING, KV_INLINE_NOTHING, 16, 16, 0};
+    static const uint64_t fetch[] = {24, 200, 0};
+    w->inline_max = inline_max[pick(w, 5)];
+    w->fetch_size_max = fetch[pick(w, 3)];
+    w->data = (const double[]){0, 0.5, 0.5, 1}[pick(w, 4)];
+    w->spoils = likely(w, 0.3);
+    /* With `policy` the others would wait for whoever owned something and cannot now. */
+    w->loses = w->inline_max != 0 && w->scripts == 0 && !w->policy && likely(w, 0.2);
+    w->lost = w->n;
+    bool starves = w->inline_max != 0 && likely(w, w->loses ? 0.7 : 0.2);
+    if (!w->loses && !starves) return;
+    uint64_t when = between(w, 100, 700), until = when + between(w, 10, 80);
+    if (starves) {
+        world_at(w, when, EVENT_STARVE)->argument = true;
+        world_at(w, until + between(w, 0, 5), EVENT_STARVE)->argument = false;
+    }
+    if (w->loses) world_at(w, until, EVENT_LOSE);
+}
+
+/* Whether a frame goes lost because it is the bulk lane's. */
+bool digest_starves(const world *w, uint32_t type) { return w->starved && (type == BULK_FETCH || type == BULK_BYTES); }
+
+/* No wire does that, but a holder might have other bytes under that name. */
+void digest_spoil(world *w, uint8_t *frame, size_t size) {
+    if (!w->calm && w->spoils && frame[4] == BULK_BYTES && likely(w, 0.1)) frame[size - 1] ^= 0x41;
+}
+
+/* An owner's, mostly: it has bytes that nobody else has. */
+void digest_lose(world *w) {
+    uint32_t i = pick(w, w->n);
+    for (uint32_t j = 0; j < w->n; j++)
+        if (likely(w, 0.7) && (node_owns(w, j, 0) || node_owns(w, j, 1))) i = j;
+    node *x = &w->nodes[i];
+    trace(w, "replica %u loses its disk", i + 1);
+    node_crash(w, i, true);
+    kv_sim_free(x->disk);
+    x->disk = kv_sim_new();
+    x->damaged = true;
+    memset(x->seen, 0, sizeof x->seen);
+    w->lost = i;
+    w->counts.disks_lost++;
+    event *e = world_at(w, between(w, 5, 60), EVENT_RESTART);
+    e->node = i;
+}
+
+/* --- the end --- */
+
+static uint32_t owner_of(const world *w, uint32_t shard) {
+    for (uint32_t i = 0; i < w->n; i++)
+        if (node_owns(w, i, shard)) return i;
+    return w->n;
+}
+
+static operation operation_of(uint32_t object, uint8_t kind) {
+    return (operation){.shard = object / OBJECT_KINDS, .object = (enum object)(object % OBJECT_KINDS), .kind = kind, .attempt = 1};
+}
+
+static bool is_key(const kv_record *record, const char *key, size_t size) {
+    return (record->kind == KV_KIND_PUT || record->kind == KV_KIND_DELETE) && record->key_size == size &&
+           memcmp(record->key, key, size) == 0;
+}
+
+/* The newest record of a key below a version, as far as it is held; false: there is none that can be looked at. */
+static bool record_before(const world *w, uint32_t owner, uint32_t shard, const char *key, size_t size, uint64_t below,
+                          kv_record *out) {
+    kv_replica *core = w->nodes[owner].core;
+    kv_shard_state state;
+    kv_replica_shard(core, shard, &state);
+    for (uint64_t version = below - 1; version > state.base; version--)
+        for (uint32_t nth = 0; kv_replica_record(core, shard, version, nth, out) == KV_OK; nth++)
+            if (is_key(out, key, size)) return true;
+    return false;
+}
+
+/* What the version that is gone was: never one of durability `data`. */
+static void gone_judge(world *w, uint32_t object, uint64_t version) {
+    char key[16];
+    kv_record record;
+    kv_meta meta;
+    uint32_t shard = object / OBJECT_KINDS, owner = owner_of(w, shard);
+    size_t size = object_key(w, shard, (enum object)(object % OBJECT_KINDS), key);
+    if (w->lost == w->n) violate(w, "%s: bytes are gone, and no disk is", key);
+    if (owner == w->n || !record_before(w, owner, shard, key, size, version + 1, &record)) return;
+    bool named = (record.flags & KV_FLAG_META) && kv_meta_decode(record.value, record.value_size, &meta);
+    if (record.version == version && named && meta.data) violate(w, "%s: bytes that a majority voted with are gone", key);
+    if (named && record.version == version && meta.origin != w->lost + 1)
+        violate(w, "%s: bytes of replica %u are gone, and it has its disk", key, meta.origin);
+}
+
+static void forgotten_judge(world *w, uint32_t object, uint64_t given_up, uint64_t kept) {
+    char key[16];
+    kv_record record;
+    uint32_t shard = object / OBJECT_KINDS, owner = owner_of(w, shard);
+    size_t size = object_key(w, shard, (enum object)(object % OBJECT_KINDS), key);
+    if (w->forgets[object].count != 0 || owner == w->n) return; /* Behind another forget there is more in the log. */
+    if (!record_before(w, owner, shard, key, size, given_up, &record)) return;
+    uint64_t before = record.kind == KV_KIND_PUT ? record.version : 0;
+    if (before != kept)
+        violate(w, "%s: forgetting version %llu leads to %llu, and before it was %llu", key, (unsigned long long)given_up,
+                (unsigned long long)kept, (unsigned long long)before);
+}
+
+static void forget_send(world *w, uint32_t object, uint8_t kind) {
+    operation op = operation_of(object, kind);
+    uint32_t owner = owner_of(w, op.shard);
+    if (owner == w->n) return;
+    if (w->forgets[object].sends++ == FORGETS_MAX) {
+        violate(w, "object %u cannot be brought back", object);
+        return;
+    }
+    trace(w, "the operator has object %u %s", object, kind == KV_REQUEST_FORGET ? "forget" : "deleted");
+    request_send(w, owner, &op, FORGETTER | (uint64_t)object << 8 | (uint64_t)kind << 32, 0);
+}
+
+void digest_lacking(world *w, uint32_t object, uint64_t version) {
+    if (!w->calm || ++w->forgets[object].patience < PATIENCE) return;
+    w->forgets[object].patience = 0;
+    w->forgets[object].version = version;
+    gone_judge(w, object, version);
+    forget_send(w, object, KV_REQUEST_FORGET);
+}
+
+static void entry_written(world *w, uint32_t object, const kv_reply *reply, uint8_t kind) {
+    operation op = operation_of(object, kind == KV_REQUEST_FORGET ? KV_REQUEST_PUT : kind);
+    uint32_t at = entry_new(w, &op, FORGETTER, object);
+    w->entries[at].op.ret = w->order++;
+    w->entries[at].op.version = reply->version;
+    w->entries[at].op.argument = kv_history_present(~(uint64_t)at); /* Unless it is the last one: nobody has read it. */
+    w->forgets[object].entry = at + 1;
+    w->forgets[object].count++;
+}
+
+/* true: the answer was the operator's. */
+bool digest_answer(world *w, const kv_reply *reply) {
+    uint32_t object = (uint32_t)(reply->token >> 8 & 0xFFFFFF);
+    uint8_t kind = (uint8_t)(reply->token >> 32);
+    if ((reply->token & 255) != FORGETTER) return false;
+    if (reply->status == KV_ANSWER_OK) {
+        if (kind == KV_REQUEST_FORGET) {
+            forgotten_judge(w, object, w->forgets[object].version, (uint64_t)reply->number);
+            w->counts.forgets++;
+        }
+        entry_written(w, object, reply, kind);
+    } else if (reply->status == KV_ANSWER_FAILED && reply->error == KV_ELACKING) {
+        forgotten_judge(w, object, w->forgets[object].version, 0);
+        forget_send(w, object, KV_REQUEST_DELETE);
+    }
+    return true;
+}
+
+/* --- the verdict --- */
+
+static bool is_behind(world *w) {
+    for (uint32_t i = 0; i < w->n; i++) {
+        kv_replica_lag lag;
+        kv_replica_lag_of(w->nodes[i].core, &lag);
+        if (lag.missing_count == 0 && lag.kept_count == 0) continue;
+        trace(w, "replica %u lacks the bytes of %llu values, and keeps something behind %llu", i + 1,
+              (unsigned long long)lag.missing_count, (unsigned long long)lag.kept_count);
+        return true;
+    }
+    return false;
+}
+
+/* Everything is everywhere, and nothing is kept for nothing; what keys came back to is known now. */
+void digest_judge(world *w) {
+    for (int i = 0; w->lost == w->n && i < 20 && is_behind(w) && w->violation[0] == 0; i++) world_run(w, w->now + 100 * UNIT);
+    if (w->lost == w->n && is_behind(w)) violate(w, "long after everything healed bytes are missing somewhere");
+    for (uint32_t object = 0; object < OBJECTS; object++) {
+        if (w->forgets[object].entry == 0) continue;
+        kv_history_op *op = &w->entries[w->forgets[object].entry - 1].op;
+        const kv_history_op *last = &w->entries[w->final_entry[object]].op;
+        if (op->kind != KV_HISTORY_PUT) continue;
+        op->argument = last->answer;
+        if (!last->answer.present) op->kind = KV_HISTORY_DELETE;
+    }
+}
