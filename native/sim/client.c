@@ -411,6 +411,7 @@ static void entry_answered(world *w, entry *one, const operation *op, const answ
     h->ret = w->order++;
     h->version = a->reply.version;
     h->failed = a->reply.status == KV_ANSWER_FAILED;
+    if (h->failed && op->kind == KV_REQUEST_INCR) violate(w, "a counter is no number any more: %d", a->reply.error);
     if (h->failed && h->kind != KV_HISTORY_CAS_VERSION) h->version = 0;
     if (is_read(op)) {
         h->answer = a->value;

@@ -21,16 +21,14 @@ void digest_choose(world *w) {
     w->data = (const double[]){0, 0.5, 0.5, 1}[pick(w, 4)];
     w->spoils = likely(w, 0.3);
     /* With `policy` the others would wait for whoever owned something and cannot now. */
-    w->loses = w->inline_max != 0 && w->scripts == 0 && !w->policy && likely(w, 0.2);
+    w->loses = w->inline_max != 0 && w->scripts == 0 && !w->policy && likely(w, 0.5);
     w->lost = w->n;
-    bool starves = w->inline_max != 0 && likely(w, w->loses ? 0.7 : 0.2);
-    if (!w->loses && !starves) return;
-    uint64_t when = between(w, 100, 700), until = when + between(w, 10, 80);
-    if (starves) {
-        world_at(w, when, EVENT_STARVE)->argument = true;
-        world_at(w, until + between(w, 0, 5), EVENT_STARVE)->argument = false;
-    }
-    if (w->loses) world_at(w, until, EVENT_LOSE);
+    bool starves = w->inline_max != 0 && likely(w, w->loses ? 0.8 : 0.2);
+    uint64_t when = between(w, 50, 600), until = when + between(w, 10, 80);
+    if (starves) world_at(w, when, EVENT_STARVE)->argument = true;
+    if (w->loses) world_at(w, until, EVENT_LOSE)->argument = starves;
+    else if (starves) world_at(w, until, EVENT_STARVE)->argument = false;
+    if (w->loses && likely(w, 0.5)) w->data /= 4;
 }
 
 /* Whether a frame goes lost because it is the bulk lane's. */
@@ -41,11 +39,24 @@ void digest_spoil(world *w, uint8_t *frame, size_t size) {
     if (!w->calm && w->spoils && frame[4] == BULK_BYTES && likely(w, 0.1)) frame[size - 1] ^= 0x41;
 }
 
-/* An owner's, mostly: it has bytes that nobody else has. */
-void digest_lose(world *w) {
-    uint32_t i = pick(w, w->n);
-    for (uint32_t j = 0; j < w->n; j++)
-        if (likely(w, 0.7) && (node_owns(w, j, 0) || node_owns(w, j, 1))) i = j;
+static uint64_t missing_at(const world *w, uint32_t i) {
+    kv_replica_lag lag = {0};
+    if (w->nodes[i].up) kv_replica_lag_of(w->nodes[i].core, &lag);
+    return lag.missing_count;
+}
+
+/* An owner's, mostly, and at a time when others lack bytes. */
+void digest_lose(world *w, bool waits) {
+    uint32_t i = pick(w, w->n), lacking = 0;
+    for (uint32_t j = 0; j < w->n; j++) {
+        lacking += missing_at(w, j) != 0;
+        if (likely(w, 0.8) && missing_at(w, j) == 0 && (node_owns(w, j, 0) || node_owns(w, j, 1))) i = j;
+    }
+    if (waits && lacking < w->n / 2 + 1 && w->now < 850 * UNIT) {
+        world_at(w, UNIT, EVENT_LOSE)->argument = true;
+        return;
+    }
+    w->starved = false;
     node *x = &w->nodes[i];
     trace(w, "replica %u loses its disk", i + 1);
     node_crash(w, i, true);
@@ -55,6 +66,8 @@ void digest_lose(world *w) {
     memset(x->seen, 0, sizeof x->seen);
     w->lost = i;
     w->counts.disks_lost++;
+    bool last = likely(w, 0.6); /* Else most of it is written anew before the end. */
+    for (uint32_t j = 0; last && j < CLIENTS; j++) w->clients[j].left = 0;
     event *e = world_at(w, between(w, 5, 60), EVENT_RESTART);
     e->node = i;
 }

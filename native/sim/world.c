@@ -317,7 +317,7 @@ static void happen(world *w, event *e) {
     case EVENT_FINAL_TIMEOUT: final_timeout(w, e->node, (uint32_t)e->argument); break;
     case EVENT_BULK: bulk_next(w); break;
     case EVENT_STARVE: w->starved = e->argument != 0; break;
-    case EVENT_LOSE: digest_lose(w); break;
+    case EVENT_LOSE: digest_lose(w, e->argument != 0); break;
     case EVENT_STUCK: w->nodes[e->node].stuck = e->argument; break;
     }
     free(e->bytes);

@@ -171,7 +171,7 @@ void moment(world *w, uint32_t i); /* has the node just promised, or opened a ba
 void digest_choose(world *w);
 bool digest_starves(const world *w, uint32_t type);
 void digest_spoil(world *w, uint8_t *frame, size_t size);
-void digest_lose(world *w);
+void digest_lose(world *w, bool waits);
 void digest_lacking(world *w, uint32_t object, uint64_t version);
 bool digest_answer(world *w, const kv_reply *reply);
 void digest_judge(world *w);
