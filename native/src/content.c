@@ -29,6 +29,8 @@ static void list_out(contents *t, enum content_list list, content *c) {
     t->lists[list].count--;
 }
 
+void content_leave(contents *t, enum content_list list, content *c) { list_out(t, list, c); }
+
 void content_requeue(contents *t, enum content_list list, content *c) {
     list_out(t, list, c);
     list_in(t, list, c);
@@ -93,7 +95,6 @@ content *contents_note(contents *t, const kv_meta *meta, uint16_t shard, uint64_
     c->since = t->now;
     t->slots[place_of(t, meta)] = c;
     t->count++;
-    t->missing_size += meta->size;
     list_in(t, CONTENT_LOOSE, c);
     list_in(t, CONTENT_MISSING, c);
     return c;
@@ -122,7 +123,6 @@ kv_status content_arrived(kv_store *store, content *c, kv_position position, uin
     c->end = kv_position_order((kv_position){.segment = position.segment, .offset = position.offset + used});
     free(c->pull.bytes);
     memset(&c->pull, 0, sizeof c->pull);
-    t->missing_size -= c->meta.size;
     list_out(t, CONTENT_MISSING, c);
     return KV_OK;
 }
@@ -131,7 +131,6 @@ void content_drop(kv_store *store, content *c) {
     contents *t = store->late->contents;
     KV_ASSERT(c->named == 0);
     if (c->location != 0) count_live(&store->counters, kv_loc_segment(c->location), -(int64_t)c->used);
-    else t->missing_size -= c->meta.size;
     for (int list = 0; list < CONTENT_LISTS; list++) list_out(t, (enum content_list)list, c);
     slot_remove(t, c);
     free(c->pull.bytes);
@@ -203,7 +202,9 @@ kv_status content_shown(kv_store *store, const found *old, const kv_record *reco
         return KV_OK;
     }
     is->named++;
+    is->table_id = record->kind == KV_KIND_ROW_PUT ? record->table_id : 0;
     list_out(t, CONTENT_LOOSE, is);
+    if (is->location == 0) list_in(t, CONTENT_MISSING, is);
     is->held |= meta.data; /* Who voted for it has them, and it is committed. */
     bool keeps = there && !found_tombstone(old) && !found_table(old) && !is->held && !t->keeps_nothing;
     if (keeps && is->behind == 0) keep_behind(store, is, old, was);

@@ -33,6 +33,7 @@ struct content {
     uint64_t version;  /* of the record it was written for, in `shard` */
     uint16_t shard;
     uint32_t named;    /* by the slot of a name, or by the content of what stands in front of it */
+    uint64_t table_id; /* of a row's; 0: a key's */
     uint64_t location; /* of the DATA record; 0: the bytes are not here */
     uint32_t used;     /* its size */
     uint64_t end;      /* kv_position_order() behind it: before the log is durable to there, they are nobody else's */
@@ -64,7 +65,6 @@ typedef struct contents {
         content *first, *last;
         uint64_t count;
     } lists[CONTENT_LISTS];
-    uint64_t missing_size;
     uint64_t now;       /* ticks */
     bool keeps_nothing; /* the rule left out: nothing is kept behind anything */
 } contents;
@@ -80,6 +80,7 @@ kv_status content_shown(kv_store *store, const found *old, const kv_record *reco
 /* A majority holds it: what is kept behind it may go. */
 void content_settle(kv_store *store, content *c);
 void content_drop(kv_store *store, content *c); /* a loose one that nobody needs */
+void content_leave(contents *t, enum content_list list, content *c);
 /* Behind the others in its list. */
 void content_requeue(contents *t, enum content_list list, content *c);
 

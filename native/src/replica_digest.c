@@ -481,6 +481,20 @@ static void collect(kv_replica *r) {
     for (uint32_t i = 0; i < r->shard_count; i++) tail_mark(r, &r->shards[i], false);
 }
 
+/* Rows of a table that was dropped stay in the index until a sweep; nobody wants their bytes. */
+static void retired_leave(kv_replica *r) {
+    contents *t = &r->contents;
+    content *c = r->store->retired_tables.count == 0 ? NULL : t->lists[CONTENT_MISSING].first;
+    while (c != NULL) {
+        content *next = c->links[CONTENT_MISSING].next;
+        if (c->table_id != 0 && big_set_has(&r->store->retired_tables, c->table_id)) {
+            pull_end(r, c);
+            content_leave(t, CONTENT_MISSING, c);
+        }
+        c = next;
+    }
+}
+
 /* --- time, and each flush --- */
 
 void digest_tick(kv_replica *r, bool heartbeat) {
@@ -489,6 +503,7 @@ void digest_tick(kv_replica *r, bool heartbeat) {
     pulls_repeat(r);
     if (!heartbeat) return;
     collect(r);
+    retired_leave(r);
     holders_ask(r);
 }
 
@@ -633,10 +648,12 @@ kv_result evaluate_forget(kv_replica *r, const kv_ask *a) {
 
 void kv_replica_lag_of(const kv_replica *r, kv_replica_lag *out) {
     const contents *t = &r->contents;
-    *out = (kv_replica_lag){.missing_count = t->lists[CONTENT_MISSING].count, .missing_size = t->missing_size,
+    *out = (kv_replica_lag){.missing_count = t->lists[CONTENT_MISSING].count, 
                             .content_count = t->count, .kept_count = t->lists[CONTENT_UNSETTLED].count};
-    for (const content *c = t->lists[CONTENT_MISSING].first; c != NULL; c = c->links[CONTENT_MISSING].next)
+    for (const content *c = t->lists[CONTENT_MISSING].first; c != NULL; c = c->links[CONTENT_MISSING].next) {
+        out->missing_size += c->meta.size;
         if (r->now - c->since > out->missing_ticks) out->missing_ticks = r->now - c->since;
+    }
 }
 
 kv_status kv_replica_content(const kv_replica *r, uint32_t number, uint64_t version, uint32_t nth, int32_t *here) {
