@@ -333,6 +333,7 @@ static void read_pair(world *w, uint32_t from, const operation *op, answer *a) {
         a->balances[i] = 0;
         kv_result found = kv_get(c, (const uint8_t *)key, size);
         if (found == KV_ELACKING) {
+            kv_replica_fetch(w->nodes[from].core);
             a->reply.status = KV_ANSWER_UNAVAILABLE;
             return;
         }
@@ -358,6 +359,7 @@ static void read_table(world *w, uint32_t from, const operation *op, answer *a) 
     a->value = a->second = kv_history_absent();
     if (size == kv_ending(KV_ABSENT)) return;
     if (size == KV_ELACKING) {
+        kv_replica_fetch(w->nodes[from].core);
         a->reply.status = KV_ANSWER_UNAVAILABLE;
         return;
     }

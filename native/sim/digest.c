@@ -17,7 +17,7 @@ void digest_choose(world *w) {
     static const int64_t inline_max[] = {KV_INLINE_NOTHING, KV_INLINE_NOTHING, 16, 16, 0};
     static const uint64_t fetch[] = {24, 200, 0};
     w->inline_max = inline_max[pick(w, 5)];
-    w->fetch_size_max = fetch[pick(w, 3)];
+    w->fetch_size_max = fetch[w->bulk != 0 ? 2 : pick(w, 3)];
     w->data = (const double[]){0, 0.5, 0.5, 1}[pick(w, 4)];
     w->spoils = likely(w, 0.3);
     /* With `policy` the others would wait for whoever owned something and cannot now. */

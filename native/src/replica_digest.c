@@ -252,6 +252,8 @@ void content_want(kv_replica *r, const kv_meta *meta) {
     if (c != NULL) pull_begin(r, c);
 }
 
+void kv_replica_fetch(kv_replica *r) { content_want(r, &r->late.lacking); }
+
 static void name_put(wire_out *out, const content *c) {
     uint8_t bytes[KV_META_SIZE];
     kv_meta_encode(&c->meta, bytes);

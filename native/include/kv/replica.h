@@ -225,6 +225,8 @@ typedef struct kv_replica_lag {
     uint64_t content_count; /* values by digest that are known of at all */
     uint64_t kept_count;    /* of which the version before is kept, as no majority is known to hold them */
 } kv_replica_lag;
+/* A read of the asker's own, through the caller, has ended with KV_ELACKING: those bytes are sent for before all others. */
+void kv_replica_fetch(kv_replica *replica);
 void kv_replica_lag_of(const kv_replica *replica, kv_replica_lag *out);
 /* Whether the bytes of the nth record of a version that is held are here; KV_ABSENT: that has no value by digest. */
 kv_status kv_replica_content(const kv_replica *replica, uint32_t shard, uint64_t version, uint32_t nth, int32_t *here);
