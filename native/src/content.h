@@ -51,6 +51,7 @@ struct content {
         uint64_t asked;      /* the tick */
         uint32_t peer;       /* the member who was asked */
         uint32_t refused;    /* those who say that they have not got it, as bits */
+        uint32_t silent;     /* so often nobody has said anything, since the last bytes came */
     } pull;
     struct {
         content *next, *previous;

@@ -15,7 +15,7 @@
 
 #include "replica_internal.h"
 
-enum { CHUNK_SIZE_MAX = 256 << 10, NAMES_MAX = 256, LOST_ROUNDS = 4 };
+enum { CHUNK_SIZE_MAX = 256 << 10, NAMES_MAX = 256, LOST_ROUNDS = 4, SILENT_MAX = 2 };
 
 /* --- beginning, and replay --- */
 
@@ -197,7 +197,7 @@ static void pull_begin(kv_replica *r, content *c) {
         replica_fail(r, KV_ENOMEM);
         return;
     }
-    c->pull.refused = 0;
+    c->pull.refused = c->pull.silent = 0;
     c->pull.peer = peer_choose(r, c);
     c->pull.active = true;
     r->pulling_size += c->meta.size;
@@ -205,9 +205,8 @@ static void pull_begin(kv_replica *r, content *c) {
     pull_ask(r, c);
 }
 
-/* Not from that one. When nobody has it, the others' turn comes first. */
-static void pull_refused(kv_replica *r, content *c) {
-    c->pull.refused |= 1u << c->pull.peer;
+/* From whoever is next. When there is nobody left, it is the turn of other contents first. */
+static void pull_again(kv_replica *r, content *c) {
     if ((others(r) & ~c->pull.refused) != 0) {
         c->pull.peer = peer_choose(r, c);
         pull_ask(r, c);
@@ -215,6 +214,17 @@ static void pull_refused(kv_replica *r, content *c) {
     }
     pull_end(r, c);
     content_requeue(&r->contents, CONTENT_MISSING, c);
+}
+
+static void pull_refused(kv_replica *r, content *c) {
+    c->pull.refused |= 1u << c->pull.peer;
+    pull_again(r, c);
+}
+
+/* Nothing has come. Who has said nothing each time is as good as one who has not got it. */
+static void pull_silent(kv_replica *r, content *c) {
+    if (++c->pull.silent > SILENT_MAX * r->member_count) c->pull.refused = others(r);
+    pull_again(r, c);
 }
 
 static bool has_room(const kv_replica *r, const content *c) {
@@ -242,7 +252,7 @@ static void pulls_repeat(kv_replica *r) {
     while (c != NULL && left != 0) {
         content *next = c->links[CONTENT_MISSING].next;
         left -= c->pull.active;
-        if (c->pull.active && r->now - c->pull.asked > r->options.retransmit_ticks) pull_refused(r, c);
+        if (c->pull.active && r->now - c->pull.asked > r->options.retransmit_ticks) pull_silent(r, c);
         c = next;
     }
 }
@@ -360,6 +370,7 @@ void bytes_receive(kv_replica *r, peer *p, wire_in *in) {
     if (size == 0 && c->meta.size != 0) return;
     memcpy(c->pull.bytes + offset, bytes, size);
     c->pull.have += size;
+    c->pull.silent = 0;
     if (c->pull.have == c->meta.size) pull_done(r, c);
     else pull_ask(r, c);
 }
