@@ -26,9 +26,22 @@ void digest_choose(world *w) {
     bool starves = w->inline_max != 0 && likely(w, w->loses ? 0.8 : 0.2);
     uint64_t when = between(w, 50, 600), until = when + between(w, 10, 80);
     if (starves) world_at(w, when, EVENT_STARVE)->argument = true;
-    if (w->loses) world_at(w, until, EVENT_LOSE)->argument = starves;
+    if (w->loses) world_at(w, until + 90 * UNIT, EVENT_LOSE)->argument = starves;
     else if (starves) world_at(w, until, EVENT_STARVE)->argument = false;
     if (w->loses && likely(w, 0.5)) w->data /= 4;
+    w->absent = starves && w->loses && likely(w, 0.4);
+    if (w->absent) w->keep_max = 2;
+}
+
+/* Somebody who is no owner may be away for the time, so that what he gets is a snapshot; and later be the owner. */
+void digest_starve(world *w, bool on) {
+    w->starved = on;
+    if (!on || !w->absent) return;
+    uint32_t i = pick(w, w->n);
+    for (uint32_t j = 0; j < w->n && (node_owns(w, i, 0) || node_owns(w, i, 1)); j++) i = j;
+    at_node(w, 0.1, EVENT_CRASH, i, true);
+    at_node(w, 50, EVENT_RESTART, i, 0);
+    w->away = i;
 }
 
 /* Whether a frame goes lost because it is the bulk lane's. */
@@ -66,10 +79,10 @@ void digest_lose(world *w, bool waits) {
     memset(x->seen, 0, sizeof x->seen);
     w->lost = i;
     w->counts.disks_lost++;
-    bool last = likely(w, 0.6); /* Else most of it is written anew before the end. */
+    bool last = w->absent || likely(w, 0.6); /* Else most of it is written anew before the end. */
     for (uint32_t j = 0; last && j < CLIENTS; j++) w->clients[j].left = 0;
-    event *e = world_at(w, between(w, 5, 60), EVENT_RESTART);
-    e->node = i;
+    at_node(w, 10, EVENT_RESTART, i, 0);
+    if (w->absent && w->away != i) at_node(w, 5, EVENT_TAKEOVER, w->away, (1u << SHARDS) - 1);
 }
 
 /* --- the end --- */
@@ -116,14 +129,28 @@ static void gone_judge(world *w, uint32_t object, uint64_t version) {
         violate(w, "%s: bytes of replica %u are gone, and it has its disk", key, meta.origin);
 }
 
+/* A version that is applied for the first time anywhere: which of the keys does it write? */
+void version_noted(world *w, uint32_t i, uint32_t shard, uint64_t version) {
+    kv_record record;
+    char key[16];
+    for (uint32_t nth = 0; w->loses && kv_replica_record(w->nodes[i].core, shard, version, nth, &record) == KV_OK; nth++)
+        for (uint32_t kind = 0; kind < OBJECT_KINDS; kind++) {
+            uint32_t object = shard * OBJECT_KINDS + kind;
+            if (!is_key(&record, key, object_key(w, shard, (enum object)kind, key))) continue;
+            if (w->write_counts[object] == WRITES_MAX) continue;
+            w->writes[object][w->write_counts[object]++] = version << 1 | (record.kind == KV_KIND_PUT);
+        }
+}
+
 static void forgotten_judge(world *w, uint32_t object, uint64_t given_up, uint64_t kept) {
     char key[16];
-    kv_record record;
-    uint32_t shard = object / OBJECT_KINDS, owner = owner_of(w, shard);
-    size_t size = object_key(w, shard, (enum object)(object % OBJECT_KINDS), key);
-    if (w->forgets[object].count != 0 || owner == w->n) return; /* Behind another forget there is more in the log. */
-    if (!record_before(w, owner, shard, key, size, given_up, &record)) return;
-    uint64_t before = record.kind == KV_KIND_PUT ? record.version : 0;
+    uint64_t before = 0;
+    if (w->forgets[object].count != 0) return; /* Behind another forget there is more. */
+    object_key(w, object / OBJECT_KINDS, (enum object)(object % OBJECT_KINDS), key);
+    for (uint32_t i = 0; i < w->write_counts[object]; i++) {
+        uint64_t one = w->writes[object][i];
+        if (one >> 1 < given_up) before = (one & 1) != 0 ? one >> 1 : 0;
+    }
     if (before != kept)
         violate(w, "%s: forgetting version %llu leads to %llu, and before it was %llu", key, (unsigned long long)given_up,
                 (unsigned long long)kept, (unsigned long long)before);

@@ -59,7 +59,7 @@ static void at_links(world *w, double units, enum event_kind kind, uint64_t link
     world_at(w, (uint64_t)(units * UNIT), kind)->argument = links;
 }
 
-static void at_node(world *w, double units, enum event_kind kind, uint32_t i, uint64_t argument) {
+void at_node(world *w, double units, enum event_kind kind, uint32_t i, uint64_t argument) {
     event *e = world_at(w, (uint64_t)(units * UNIT), kind);
     e->node = i;
     e->argument = argument;

@@ -17,6 +17,7 @@ static void compare(world *w, uint32_t i, uint32_t shard, uint64_t version) {
         w->chosen[shard].capacity = capacity;
     }
     uint64_t *chosen = &w->chosen[shard].digests[version];
+    if (*chosen == 0) version_noted(w, i, shard, version);
     if (*chosen == 0) *chosen = digest;
     if (*chosen != digest)
         violate(w, "two records at version %llu of shard %u, the second at replica %u", (unsigned long long)version, shard, i + 1);

@@ -316,7 +316,7 @@ static void happen(world *w, event *e) {
     case EVENT_SCRIPT: script_step(w, e); break;
     case EVENT_FINAL_TIMEOUT: final_timeout(w, e->node, (uint32_t)e->argument); break;
     case EVENT_BULK: bulk_next(w); break;
-    case EVENT_STARVE: w->starved = e->argument != 0; break;
+    case EVENT_STARVE: digest_starve(w, e->argument != 0); break;
     case EVENT_LOSE: digest_lose(w, e->argument != 0); break;
     case EVENT_STUCK: w->nodes[e->node].stuck = e->argument; break;
     }

@@ -18,7 +18,8 @@
 #include "kv/io_sim.h"
 #include "kv/replica.h"
 
-enum { NODES_MAX = 5, SHARDS = 2, CLIENTS = 5, OPS_PER_CLIENT = 40, UNIT = 1000, OBJECTS = 6 * SHARDS, ENTRIES_MAX = 4096 };
+enum { NODES_MAX = 5, SHARDS = 2, CLIENTS = 5, OPS_PER_CLIENT = 40, UNIT = 1000, OBJECTS = 6 * SHARDS, ENTRIES_MAX = 4096,
+       WRITES_MAX = 512 };
 
 /* Rules that only a client can break. */
 enum { SIM_MUTATE_LATE_FAIL = KV_MUTATION_COUNT, SIM_MUTATION_COUNT };
@@ -117,7 +118,11 @@ typedef struct world {
     uint64_t fetch_size_max;
     double data;                   /* how many writes have durability `data` */
     bool spoils, loses, starved;   /* bytes change on their way; a disk is lost; the bulk lane is cut */
+    bool absent;                   /* somebody is away while the bulk lane is cut */
+    uint32_t away;
     uint32_t lost;                 /* whose disk was; n: nobody's */
+    uint64_t writes[OBJECTS][WRITES_MAX]; /* where a disk is lost: the versions of each key, twice, and 1 if it is there then */
+    uint32_t write_counts[OBJECTS];
     struct { uint32_t patience, sends, count, entry; uint64_t version; } forgets[OBJECTS];
     /* what happened */
     entry *entries;
@@ -165,15 +170,18 @@ size_t object_key(const world *w, uint32_t shard, enum object object, char key[1
 void faults_choose(world *w);
 void nemesis(world *w);
 void script_step(world *w, const event *e);
+void at_node(world *w, double units, enum event_kind kind, uint32_t i, uint64_t argument);
 void moment(world *w, uint32_t i); /* has the node just promised, or opened a ballot? */
 
 /* digest.c */
 void digest_choose(world *w);
+void digest_starve(world *w, bool on);
 bool digest_starves(const world *w, uint32_t type);
 void digest_spoil(world *w, uint8_t *frame, size_t size);
 void digest_lose(world *w, bool waits);
 void digest_lacking(world *w, uint32_t object, uint64_t version);
 bool digest_answer(world *w, const kv_reply *reply);
+void version_noted(world *w, uint32_t i, uint32_t shard, uint64_t version);
 void digest_judge(world *w);
 
 /* judge.c */
