@@ -603,9 +603,13 @@ static kv_status gather_once(kv_caller *c, const target *t, gathering *g, int64_
         return fault_corrupt(&c->answer.fault, f.location, "no description of a value file");
     const uint8_t *bytes = NULL;
     uint64_t value_size = big.size;
-    if (!is_big) status = found_value(c->store, &f, &bytes, &value_size, &c->answer.fault);
+    if (!is_big) status = found_bytes(c->store, &f, &bytes, &value_size, &c->answer.fault);
     if (status != KV_OK) return status;
     *size = (int64_t)value_size;
+    if (g->size_max != 0 && (uint64_t)*size > g->size_max) {
+        *size = -2 - *size;
+        return KV_OK;
+    }
     status = gather_room(c, g->used, (uint64_t)*size, &to);
     if (status != KV_OK) return status;
     status = is_big ? big_read(c, &big, to) : KV_OK;
@@ -641,7 +645,7 @@ static kv_status gather(void *context) {
     const kv_many *many = g->many;
     item block[BLOCK];
     const uint8_t *key = many->keys;
-    g->gathered = (gathering){0};
+    g->gathered = (gathering){.size_max = many->value_size_max};
     for (size_t from = 0; from < many->count; from += BLOCK) {
         size_t count = many->count - from < BLOCK ? many->count - from : BLOCK;
         for (size_t i = 0; i < count; i++) {

@@ -9,12 +9,13 @@
  *   replica_policy.c  who should own what, and when to do something about it
  *   replica_digest.c  values by digest: what travels with records and behind them, what is fetched, what is kept
  *
- * beside version_log (which record is where), sessions (who was told what), wire (bytes), list (an array with two ends) and
+ * beside version_log (which record is where), sessions (who was told what), lanes (who will be told what), wire (bytes), list (an array with two ends) and
  * late (the store's part). */
 #ifndef KV_REPLICA_INTERNAL_H
 #define KV_REPLICA_INTERNAL_H
 
 #include "kv/replica.h"
+#include "lanes.h"
 #include "late.h"
 #include "list.h"
 #include "sessions.h"
@@ -64,7 +65,6 @@ typedef struct ownership {
     uint64_t next[KV_MEMBERS_MAX];  /* by member: the next version to send; at or below the base, 0 included: a snapshot */
     sending sending[KV_MEMBERS_MAX];
     list waiting;                   /* of waiting, by version */
-    sessions overlay;               /* as of the last record, committed or not */
 } ownership;
 
 /* What a promise showed. */
@@ -231,6 +231,7 @@ struct kv_replica {
     list asking;          /* of content *: to be asked for with the next flush */
     uint64_t pulling_size;
     uint32_t pulling_count;
+    lane_table undecided;      /* of all shards owned here: what was proposed and is not applied yet */
     kv_replica_counts counts;
 };
 

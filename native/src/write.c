@@ -318,7 +318,7 @@ static kv_status step_incr(kv_caller *c, write_op *w) {
     if (alive && (w->old.record.flags & KV_FLAG_BIG)) return KV_ENOTINT;
     const uint8_t *old = NULL;
     uint64_t old_size = 0;
-    if (alive) status = found_value(c->store, &w->old, &old, &old_size, &c->answer.fault);
+    if (alive) status = found_bytes(c->store, &w->old, &old, &old_size, &c->answer.fault);
     if (status != KV_OK) return status;
     if (alive && !parse_int64(old, old_size, &number)) return KV_ENOTINT;
     if (__builtin_add_overflow(number, w->number, &number)) return KV_EOVERFLOW;
@@ -357,7 +357,8 @@ static kv_status step_append(kv_caller *c, write_op *w) {
     if (alive && (w->old.record.flags & KV_FLAG_BIG)) return KV_MORE;
     const uint8_t *old = NULL;
     uint64_t old_size = 0;
-    if (alive) status = found_value(c->store, &w->old, &old, &old_size, &c->answer.fault);
+    if (alive) status = found_value(c, &w->old);
+    if (status == KV_OK && alive) status = found_bytes(c->store, &w->old, &old, &old_size, &c->answer.fault);
     if (status != KV_OK) return status;
     size_t size = old_size + w->value_size;
     bool by_digest = c->store->late != NULL && c->store->late->contents != NULL;
@@ -460,6 +461,8 @@ static kv_status step_expire(kv_caller *c, write_op *w) {
     w->result = kv_ending(KV_ABSENT);
     bool nothing_to_clear = alive && w->ttl_ms == 0 && w->old.record.expires_ms == 0;
     if (!alive || nothing_to_clear) return KV_OK;
+    status = found_value(c, &w->old);
+    if (status != KV_OK) return status;
     kv_record record = {.kind = KV_KIND_PUT,
                         .flags = w->old.record.flags & (KV_FLAG_BIG | KV_FLAG_META),
                         .value = w->old.record.value,
