@@ -94,16 +94,24 @@ static void say_record(bench *b, const kv_record *r) {
     static const char *const names[] = {[KV_KIND_PUT] = "put", [KV_KIND_DELETE] = "delete", [KV_KIND_ROW_PUT] = "row put",
                                         [KV_KIND_ROW_DELETE] = "row delete", [KV_KIND_TABLE_NEW] = "table",
                                         [KV_KIND_TABLE_DROP] = "drop", [KV_KIND_BARRIER] = "barrier",
-                                        [KV_KIND_SESSION] = "failed"};
+                                        [KV_KIND_SESSION] = "failed", [KV_KIND_DATA] = "bytes",
+                                        [KV_KIND_FORGET] = "forget"};
     say(b, " %s", names[r->kind]);
+    if (r->kind == KV_KIND_DATA) {
+        say(b, " %.*s", (int)r->value_size, (const char *)r->value);
+        return;
+    }
     if (r->key_size != 0) say(b, " %.*s", (int)r->key_size, (const char *)r->key);
     if (r->flags & KV_FLAG_EXPIRED) say(b, " (expired)");
+    if (r->flags & KV_FLAG_META) say(b, " (by digest)");
 }
 
 /* A version: its records with a + between them, and its ballot where that is not the message's. */
 static void say_version(bench *b, wire_in *in) {
     uint64_t count = wire_take_varint(in);
-    if (wire_take8(in) != 0) say_ballot(b, wire_take64(in));
+    uint8_t how = wire_take8(in);
+    if (how & VERSION_BALLOT) say_ballot(b, wire_take64(in));
+    if (how & VERSION_GONE) say(b, " gone");
     for (uint64_t i = 0; i < count; i++) {
         kv_record record;
         wire_take_record(in, &record);
@@ -241,6 +249,35 @@ static void say_position(bench *b, wire_in *in) {
     else say(b, " refused");
 }
 
+static void say_name(bench *b, wire_in *in) {
+    kv_meta meta;
+    const uint8_t *bytes = wire_take_bytes(in, KV_META_SIZE);
+    KV_ASSERT(bytes != NULL && kv_meta_decode(bytes, KV_META_SIZE, &meta));
+    say(b, " %u.%llu", meta.origin, (unsigned long long)(meta.number & 0xFFFFFFFF));
+}
+
+/* FETCH: what and from where on; BYTES: the same, as it comes. */
+static void say_fetch(bench *b, wire_in *in, bool comes) {
+    uint64_t count = comes ? 1 : wire_take_varint(in);
+    for (uint64_t i = 0; i < count; i++) {
+        if (i != 0) say(b, ",");
+        say_name(b, in);
+        say_number(b, "from ", wire_take_varint(in));
+        uint64_t size = wire_take_varint(in);
+        say_number(b, "size ", size);
+        if (comes) wire_take_bytes(in, size);
+    }
+}
+
+static void say_held(bench *b, wire_in *in, bool asked) {
+    uint64_t count = wire_take_varint(in);
+    for (uint64_t i = 0; i < count; i++) {
+        if (i != 0) say(b, ",");
+        say_name(b, in);
+        if (!asked && wire_take8(in) == 0) say(b, " not");
+    }
+}
+
 static void say_frame(bench *b, uint32_t from, uint32_t to, const frame *f) {
     static const char *const names[WIRE_TYPE_END] = {[WIRE_FLOW] = "FLOW", [WIRE_ACK] = "ACK", [WIRE_PREPARE] = "PREPARE",
                                                      [WIRE_PROMISE] = "PROMISE", [WIRE_CHECK] = "CHECK", [WIRE_CHECKED] = "CHECKED",
@@ -265,6 +302,10 @@ static void say_frame(bench *b, uint32_t from, uint32_t to, const frame *f) {
         break;
     case WIRE_POSITION: say_position(b, &body); break;
     case WIRE_OFFER: say_number(b, "s", wire_take_varint(&body)); break;
+    case WIRE_FETCH:
+    case WIRE_BYTES: say_fetch(b, &body, type == WIRE_BYTES); break;
+    case WIRE_ASK_HELD:
+    case WIRE_HELD: say_held(b, &body, type == WIRE_ASK_HELD); break;
     default: break;
     }
     CHECK(!body.bad && body.at == body.end); /* Nothing of it is left unsaid. */
@@ -479,8 +520,8 @@ static void begin_with(bench *b, uint32_t count, kv_replica_options options) {
     b->count = count;
     b->options = options;
     b->options.member_count = count;
-    b->options.heartbeat_ticks = 4;
-    b->options.store.segment_size_min = b->options.store.segment_size_max = 1 << 16;
+    if (b->options.heartbeat_ticks == 0) b->options.heartbeat_ticks = 4;
+    if (b->options.store.segment_size_max == 0) b->options.store.segment_size_min = b->options.store.segment_size_max = 1 << 16;
     for (uint32_t n = 1; n <= count; n++) b->options.members[n - 1] = (uint16_t)n;
     for (uint32_t n = 1; n <= count; n++) {
         b->disk[n] = kv_sim_new();
