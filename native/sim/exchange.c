@@ -34,6 +34,7 @@ void exchange_choose(world *w) {
 }
 
 bool exchange_plays(const world *w) { return w->exchange_plan >= PLAN_SPLIT; }
+bool exchange_kills(const world *w) { return w->exchange_plan == PLAN_DEAD; }
 
 bool exchanges_done(const world *w) {
     bool done = true;
@@ -152,6 +153,10 @@ void operator_next(world *w, const event *e) {
         exchange_first(w);
     } else if (what >= TURN_END) {
         uint32_t old = w->exchanges[what - TURN_END].old;
+        if (!digest_settled(w, members_wanted(w))) { /* It may have the only bytes of something. */
+            turn(w, between(w, 5, 15), what);
+            return;
+        }
         node_lose(w, old);
         if (likely(w, 0.5)) node_part(w, old);
     } else if (w->exchanges[what].added != bits_below(SHARDS)) {

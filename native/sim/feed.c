@@ -12,6 +12,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "kv/xxh64.h"
 #include "world.h"
 
 enum { ROW_NAMES = 6, TABLES = 2, POLLS_MAX = 400 };
@@ -40,6 +41,13 @@ static void effect_add(world *w, uint32_t shard, const effect *one) {
     all->at[all->count++] = *one;
 }
 
+/* A value is told by the digest of its bytes, wherever these are. */
+static uint64_t token_of(const kv_record *record) {
+    kv_meta meta;
+    bool named = (record->flags & KV_FLAG_META) && kv_meta_decode(record->value, record->value_size, &meta);
+    return named ? meta.digest : kv_xxh64(record->value, record->value_size, 0);
+}
+
 /* A version that is applied for the first time, at replica i. */
 void feed_note(world *w, uint32_t i, uint32_t shard, uint64_t version) {
     kv_record record;
@@ -50,7 +58,7 @@ void feed_note(world *w, uint32_t i, uint32_t shard, uint64_t version) {
         effect one = {.version = version, .table_id = record.table_id, .kind = record.kind, .key_size = record.key_size};
         KV_ASSERT(record.key_size <= sizeof one.key);
         memcpy(one.key, record.key, record.key_size);
-        if (record.kind == KV_KIND_ROW_PUT) one.token = kv_load64(record.value);
+        if (record.kind == KV_KIND_ROW_PUT) one.token = token_of(&record);
         effect_add(w, shard, &one);
     }
 }
@@ -143,7 +151,7 @@ static void page_take(world *w, feed *f, const kv_replica_page *p, const uint8_t
     for (uint64_t i = 0; i < page->count; i++) {
         uint32_t size = page->sizes[2 * i], value_size = page->sizes[2 * i + 1];
         bool there = value_size != (uint32_t)KV_DELETED;
-        row_set(f, bytes, size, there, there ? kv_load64(bytes + size) : 0);
+        row_set(f, bytes, size, there, there ? kv_xxh64(bytes + size, value_size, 0) : 0);
         bytes += size + (there ? value_size : 0);
     }
     if (f->since == 0) f->began = p->through;
@@ -164,7 +172,8 @@ static void feed_ask(world *w, uint32_t number, uint32_t i, uint64_t count_max) 
     if (!x->up) return;
     kv_replica_shard(x->core, f->shard, &state);
     kv_result got = kv_replica_changes(x->core, (const uint8_t *)key, size, f->since, f->began, count_max, &page);
-    if (got == kv_ending(KV_EOF)) return;
+    if (got == KV_ELACKING) kv_replica_fetch(x->core);
+    if (got == kv_ending(KV_EOF) || got == KV_ELACKING) return;
     if (got < 0) {
         violate(w, "replica %u cannot tell the changes of %s: %lld", i + 1, key, (long long)got);
         return;
@@ -202,6 +211,7 @@ static void rows_write(world *w, uint32_t shard, uint32_t owner) {
     kv_ask other = {.attempt = 1, .token = TOKEN_NOBODY, .key = (const uint8_t *)table, .key_size = size};
     other.kind = one_in(w, 2) ? KV_REQUEST_TRIM : KV_REQUEST_DROP;
     other.argument = other.kind == KV_REQUEST_TRIM ? INT64_MAX : 0;
+    ask.durability = digest_durability(w, one_in(w, 2));
     node_clock(w, owner);
     kv_replica_request(w->nodes[owner].core, one_in(w, 8) ? &other : &ask);
     node_drain(w, owner);
@@ -325,6 +335,7 @@ void feeds_finish(world *w) {
         bool done = false;
         for (uint32_t poll = 0; poll < POLLS_MAX && !done && w->violation[0] == 0; poll++) {
             feed_ask(w, number, poll % w->n, 1 + poll % 3);
+            if (poll % 50 == 49) world_run(w, w->now + 50 * UNIT); /* Bytes may be on their way. */
             uint64_t newest = 0;
             for (uint32_t i = 0; i < w->n; i++)
                 if (node_owns(w, i, f->shard)) newest = version_at(w, &table, i);

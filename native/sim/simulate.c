@@ -73,6 +73,7 @@ static void world_new(world *w, const arguments *a, uint64_t seed) {
     tags_choose(w);
     faults_choose(w);
     exchange_choose(w);
+    digest_choose(w);
     for (uint32_t i = 0; i < w->n; i++) {
         w->nodes[i].disk = kv_sim_new();
         node_boot(w, i);
@@ -123,7 +124,7 @@ static void counts_show(const counts *c, uint64_t seeds) {
         "steals", "scripts", "restarts", "undecided", "committed", "takeovers", "adoptions", "step_downs", "refusals", "cuts",
         "reconnects", "deduplicated", "evicted", "failures_recorded", "late_flows", "follower_reads", "expired", "offers",
         "snapshots", "installed", "exchanges", "configs", "outsiders", "questions", "pages", "compared", "resyncs", "waits",
-        "waited"};
+        "waited", "fetched", "spoilt", "lacking", "collected", "settled", "disks_lost", "forgets"};
     const uint64_t *all = (const uint64_t *)c;
     for (size_t i = 0; i < sizeof *c / sizeof *all; i++)
         printf("%s %llu (%.1f a seed)\n", names[i], (unsigned long long)all[i], (double)all[i] / (double)seeds);

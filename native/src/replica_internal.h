@@ -11,6 +11,7 @@
  *   replica_snapshot.c  a shard as a whole, for a peer that is far behind
  *   replica_policy.c  who should own what, and when to do something about it
  *   replica_members.c  who has a vote in a shard, and how that changes; whom this replica knows
+ *   replica_digest.c  values by digest: what travels with records and behind them, what is fetched, what is kept
  *
  * beside version_log (which record is where), sessions (who was told what), lanes (who will be told what), wire (bytes), list (an array with two ends) and
  * late (the store's part). */
@@ -28,7 +29,7 @@
 enum { NODE_BITS = 16, BATCH_RECORDS_MAX = 1 << 16 };
 /* What keeps a FLOW below WIRE_FRAME_SIZE_MAX: nothing is added to one that has MESSAGE_SIZE_MAX bytes, and what is added
  * last is a version, of at most VERSION_SIZE_MAX (ask_fits: keys and values of half a frame, and 64 bytes a record), or a
- * piece of a snapshot: as much again, one record, and the lanes, at most 10 MiB. */
+ * piece of a snapshot: as much again, one record with as much that is kept behind it, and the lanes, at most 10 MiB. */
 enum { MESSAGE_SIZE_MAX = 1 << 20, VERSION_SIZE_MAX = 40 << 20 };
 static const uint64_t ROUND_MAX = ((uint64_t)1 << 48) - 1;
 static inline uint64_t ballot_make(uint64_t round, uint16_t node) { return round << NODE_BITS | node; }
@@ -272,6 +273,13 @@ typedef struct told_position {
     uint16_t shard;
     bool good;
 } told_position;
+/* A read whose position is confirmed and applied, and whose bytes are not here. */
+typedef struct lack {
+    uint16_t shard;
+    uint64_t since;
+    kv_meta meta;
+    queued_ask asked;
+} lack;
 
 struct kv_replica {
     kv_replica_options options;
@@ -305,6 +313,11 @@ struct kv_replica {
     list positions;       /* of told_position */
     wait_set waits;
     uint64_t pinged;      /* policy: a hash of what the last PING said */
+    contents contents;    /* bytes of values by digest (content.h) */
+    list lacking;         /* of lack: reads that wait for bytes */
+    list asking;          /* of content *: to be asked for with the next flush */
+    uint64_t pulling_size;
+    uint32_t pulling_count;
     lane_table undecided;      /* of all shards owned here: what was proposed and is not applied yet */
     kv_replica_counts counts;
 };
@@ -368,8 +381,12 @@ void peer_reconnect(kv_replica *r, peer *p);
 void wire_put_version(kv_replica *r, wire_out *out, const version_entry *entry, uint64_t ballot);
 /* As many version records, to get behind them. */
 void versions_skip(kv_replica *r, wire_in *in, uint64_t count);
-/* One version record from the wire into the log, unless it is there. false: the bytes are bad. */
-bool version_take(kv_replica *r, shard *s, wire_in *in, uint64_t version, uint64_t ballot, uint64_t *prev_ballot);
+/* One version record from the wire into the log, unless it is there. false: the bytes are bad, or, unless `trusting`, those
+ * of a value that has to come with it are not there. */
+bool version_take(kv_replica *r, shard *s, wire_in *in, uint64_t version, uint64_t ballot, uint64_t *prev_ballot,
+                  bool trusting);
+/* The records of one version. NULL: the bytes are bad, or there is no memory. */
+kv_record *version_parse(kv_replica *r, wire_in *in, uint64_t count);
 
 /* replica_take.c */
 void take_over(kv_replica *r, const uint16_t *shards, size_t count);
@@ -384,7 +401,8 @@ bool shard_is_whole(const kv_replica *r, const shard *s);
 uint64_t read_position(const kv_replica *r, const shard *s);
 read *read_add(kv_replica *r, const shard *s, enum read_kind kind);
 read *read_add_owned(kv_replica *r, shard *s, enum read_kind kind, uint64_t position);
-void answer_ask(kv_replica *r, const kv_ask *ask, const shard *s);
+/* `patient`: bytes that are not here are waited for. */
+void answer_ask(kv_replica *r, const kv_ask *ask, const shard *s, bool patient);
 void read_owned(kv_replica *r, shard *s, const kv_ask *ask);
 void read_stale(kv_replica *r, shard *s, const kv_ask *ask);
 void reply_confirmed(kv_replica *r, shard *s, uint64_t position, const kv_reply *reply);
@@ -424,6 +442,33 @@ uint64_t snapshot_pin(const kv_replica *r, const shard *s);
 kv_status state_show(kv_replica *r, const kv_record *record, kv_position position, uint32_t used, kv_fault *fault);
 void installing_clear(shard *s);
 kv_status installing_end(kv_replica *r, shard *s, const uint8_t *bytes, size_t size);
+
+/* replica_digest.c */
+/* How a version is told on the wire, bits. */
+enum { VERSION_BALLOT = 1, VERSION_GONE = 2 }; /* its ballot follows; it was committed, and bytes it names may be gone */
+void digest_begin(kv_replica *r); /* before the replay */
+void digest_live(kv_replica *r);  /* the incarnation is known */
+void digest_end(kv_replica *r);
+kv_status digest_replay(kv_replica *r, const kv_record *record, kv_position position, uint32_t used);
+void digest_note(kv_replica *r, const kv_record *record); /* of a version that is in the log now */
+bool may_leave(const kv_replica *r, const version_entry *entry);
+/* The bytes that go with a version, in front of it: how many, and how large; into `out` unless that is NULL. */
+uint64_t carried(kv_replica *r, wire_out *out, const version_entry *entry, uint64_t *size, bool *gone);
+/* Bytes that stand in front of a version's records are taken in. How many there are; -1: some are missing. */
+int64_t carried_take(kv_replica *r, const shard *s, kv_record *records, uint64_t count, uint64_t version, uint8_t how,
+                     bool trusting);
+bool carried_sound(kv_replica *r, const kv_record *records, uint64_t count, uint8_t how);
+void digest_tick(kv_replica *r, bool heartbeat);
+void digest_pack(kv_replica *r);
+void digest_parted(kv_replica *r, uint32_t index); /* that peer holds nothing any more, and is not asked */
+void fetch_receive(kv_replica *r, peer *p, wire_in *in);
+void bytes_receive(kv_replica *r, peer *p, wire_in *in);
+void ask_held_receive(kv_replica *r, peer *p, wire_in *in);
+void held_receive(kv_replica *r, peer *p, wire_in *in);
+void content_want(kv_replica *r, const kv_meta *meta); /* somebody waits for it */
+void lack_add(kv_replica *r, const shard *s, const kv_ask *ask);
+void lacks_answer(kv_replica *r);
+kv_result evaluate_forget(kv_replica *r, const kv_ask *ask);
 
 /* replica_policy.c */
 void policy_heard(kv_replica *r, peer *p);

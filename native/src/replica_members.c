@@ -66,6 +66,7 @@ kv_status kv_replica_part(kv_replica *r, uint16_t node) {
     list_free(&p->refusals);
     *p = (peer){0};
     policy_parted(r, (uint32_t)index);
+    digest_parted(r, (uint32_t)index);
     for (size_t i = 0; i < r->reads.count; i++) {
         read *one = &LIST(read, &r->reads)[i];
         one->votes &= rest;

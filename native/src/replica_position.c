@@ -33,7 +33,7 @@ kv_status names_check(const kv_ask *a) {
 
 void read_followed(kv_replica *r, shard *s, const kv_ask *a) {
     if (mutated(r, KV_MUTATE_FOLLOWER_LOCAL)) {
-        answer_ask(r, a, s);
+        answer_ask(r, a, s, true);
         return;
     }
     read *one = read_add(r, s, READ_ASK);

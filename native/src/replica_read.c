@@ -8,7 +8,7 @@
 
 /* --- answering --- */
 
-static void answer_value(kv_replica *r, const kv_ask *a, const shard *s) {
+static void answer_value(kv_replica *r, const kv_ask *a, const shard *s, bool patient) {
     kv_caller *c = r->caller;
     kv_reply reply = {.token = a->token, .shard_version = s->applied, .value_size = -1};
     if (s->commit_heard > s->applied) reply.lag = s->commit_heard - s->applied;
@@ -17,6 +17,10 @@ static void answer_value(kv_replica *r, const kv_ask *a, const shard *s) {
                                       : kv_get(c, a->key, a->key_size);
     r->late.judge_ms = 0;
     const kv_answer *answer = kv_caller_answer(c);
+    if (size == KV_ELACKING && patient) {
+        lack_add(r, s, a);
+        return;
+    }
     if (size >= 0) {
         reply.version = answer->version;
         reply.value_size = size;
@@ -33,13 +37,17 @@ static void answer_value(kv_replica *r, const kv_ask *a, const shard *s) {
     } else if (size != kv_ending(KV_ABSENT)) {
         reply.status = size == KV_EKEYSIZE ? KV_ANSWER_REFUSED : KV_ANSWER_UNAVAILABLE;
         reply.error = (int32_t)size;
+        if (size == KV_ELACKING) {
+            reply.version = answer->version;
+            reply.holder = r->late.lacking.origin;
+        }
     }
     reply_add(r, &reply);
 }
 
-void answer_ask(kv_replica *r, const kv_ask *a, const shard *s) {
+void answer_ask(kv_replica *r, const kv_ask *a, const shard *s, bool patient) {
     if (a->kind == KV_REQUEST_GET) {
-        answer_value(r, a, s);
+        answer_value(r, a, s, patient);
         return;
     }
     kv_reply reply = {.token = a->token, .version = s->applied, .shard_version = s->applied, .value_size = -1};
@@ -51,7 +59,7 @@ static void read_end(kv_replica *r, read *one, bool good) {
     switch (one->kind) {
     case READ_ASK:
         if (!good) reply_simple(r, one->asked.ask.token, KV_ANSWER_RETRY);
-        else answer_ask(r, &one->asked.ask, s);
+        else answer_ask(r, &one->asked.ask, s, true);
         if (good && one->follower) r->counts.follower_reads++;
         ask_free(&one->asked);
         break;
@@ -154,7 +162,7 @@ void read_owned(kv_replica *r, shard *s, const kv_ask *a) {
     if (r->failed != KV_OK || s->own.ballot == 0) return;
     if (over && mutated(r, KV_MUTATE_EXPIRE_UNWAITED)) {
         r->late.evaluating = true;
-        answer_ask(r, a, s);
+        answer_ask(r, a, s, false);
         r->late.evaluating = false;
         return;
     }
@@ -170,7 +178,7 @@ void reply_confirmed(kv_replica *r, shard *s, uint64_t position, const kv_reply 
 /* Of some moment, but of one. */
 void read_stale(kv_replica *r, shard *s, const kv_ask *a) {
     if (!shard_is_whole(r, s)) reply_simple(r, a->token, KV_ANSWER_UNAVAILABLE);
-    else answer_ask(r, a, s);
+    else answer_ask(r, a, s, true);
 }
 
 /* --- the check --- */

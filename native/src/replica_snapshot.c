@@ -50,6 +50,30 @@ static int by_hash(const void *left, const void *right) {
     return (a > b) - (a < b);
 }
 
+/* What is kept behind a value, the oldest first: so each comes to stand behind the next one. The newest of it, if it is more
+ * than a message is to have. */
+static void history_put(kv_replica *r, wire_out *out, const kv_record *record) {
+    kv_meta meta;
+    if (KV_LIKELY(!is_meta(record)) || mutated(r, KV_MUTATE_SNAPSHOT_NO_HISTORY)) return;
+    list kept = {0};
+    size_t size = 0;
+    const content *c = kv_meta_decode(record->value, record->value_size, &meta) ? contents_find(&r->contents, &meta) : NULL;
+    for (; c != NULL && c->behind != 0 && size < MESSAGE_SIZE_MAX; c = c->behind_content) {
+        size += c->behind_used;
+        uint64_t *location = list_add(&kept, sizeof *location);
+        if (location == NULL) replica_fail(r, KV_ENOMEM);
+        else *location = c->behind;
+    }
+    for (size_t i = kept.count; i-- > 0 && r->failed == KV_OK;) {
+        found f;
+        record_of(r, LIST(uint64_t, &kept)[i], &f);
+        if (r->failed != KV_OK) break;
+        wire_put8(out, 1);
+        state_put(out, &f.record);
+    }
+    list_free(&kept);
+}
+
 /* Of one table of the index, from the hash on where the walk is; to the table's end, or until the message is full: then the
  * walk goes on from there, and names of one hash stay together. */
 static void table_put(kv_replica *r, wire_out *out, const shard *s, sending *one, kv_index_slot *slots, size_t count,
@@ -67,6 +91,7 @@ static void table_put(kv_replica *r, wire_out *out, const shard *s, sending *one
         }
         record_of(r, slots[i].location, &f);
         if (r->failed != KV_OK || !is_state(r, s, slots[i].location, &f.record)) continue;
+        history_put(r, out, &f.record);
         wire_put8(out, 1);
         state_put(out, &f.record);
     }
@@ -196,6 +221,7 @@ static void state_wipe(kv_replica *r, const shard *s) {
             end.options &= KV_HAS_TABLE;
             end.options |= KV_HAS_SEQUENCE | KV_HAS_BALLOT;
             end.value_size = 0;
+            end.flags &= (uint8_t)~KV_FLAG_META;
             state_append(r, &end);
         }
     } while (hash != 0 && r->failed == KV_OK);
@@ -347,6 +373,7 @@ bool piece_take(kv_replica *r, shard *s, uint64_t ballot, wire_in *in) {
     bool accepted = ballot_heed(r, s, ballot), mine = i->active && ballot == i->ballot;
     bool same = mine && walk == i->walk, older = mine && walk < i->walk;
     bool newer = from > s->commit || mutated(r, KV_MUTATE_SNAPSHOT_DROPS_TAIL);
+    newer |= i->active && from == s->commit; /* What was here went for a snapshot that nobody goes on with. */
     bool wanted = accepted && !older && (newer || same);
     if (wanted && is_far_ahead(same ? i->piece_count : 0, piece)) accepted = wanted = false; /* Refused: another one begins. */
     if (wanted && !same) installing_begin(r, s, from, ballot, walk);

@@ -116,7 +116,8 @@ void wait_for(kv_replica *r, shard *s, uint64_t version, const kv_reply *reply) 
 
 /* The record at `position` is in the log, as the next version. */
 static void proposed(kv_replica *r, shard *s, kv_position position, uint32_t size, uint32_t record_count) {
-    version_entry entry = {.ballot = s->own.ballot, .position = position, .size = size, .record_count = record_count};
+    version_entry entry = {.ballot = s->own.ballot, .position = position, .size = size, .record_count = record_count & INT32_MAX,
+                           .meta = r->late.metas};
     own_end *end = list_add(&r->own_ends, sizeof *end);
     if (end == NULL || log_push(&s->log, &entry) != KV_OK) {
         replica_fail(r, KV_ENOMEM);
@@ -141,6 +142,7 @@ void propose_mark(kv_replica *r, shard *s, uint8_t kind, const kv_request *reque
         record.request = *request;
         record.options |= KV_HAS_REQUEST;
     }
+    r->late.metas = false;
     kv_status status = late_append(r->store, &record, 1, &position, &size);
     if (status != KV_OK) {
         replica_fail(r, status);
@@ -206,13 +208,16 @@ static void next_is(kv_late *late, const shard *s, const kv_request *request, en
     late->tells = tells;
     late->record_count = 0;
     late->expiring = false;
+    late->metas = false;
 }
 
 /* The result as an ending would be; what was appended, if anything, is in r->late. */
 static kv_result evaluate(kv_replica *r, shard *s, const kv_ask *a, const kv_request *request) {
     next_is(&r->late, s, request, what_is_told(a->kind));
+    r->late.data = a->durability == KV_DURABILITY_DATA;
     r->late.evaluating = true;
     kv_result result = a->kind == KV_REQUEST_BATCH ? evaluate_batch(r->caller, a)
+                     : a->kind == KV_REQUEST_FORGET ? evaluate_forget(r, a)
                      : a->table != NULL            ? evaluate_row(r->caller, a)
                                                    : evaluate_key(r->caller, a);
     r->late.evaluating = false;
@@ -220,7 +225,8 @@ static kv_result evaluate(kv_replica *r, shard *s, const kv_ask *a, const kv_req
 }
 
 /* What depends on the state, and would be otherwise in another. */
-static bool is_condition(kv_result result) {
+static bool is_condition(const kv_ask *a, kv_result result) {
+    if (a->kind == KV_REQUEST_FORGET && result == KV_ELACKING) return true; /* Nothing is kept. */
     return result >= 0 || result == kv_ending(KV_ABSENT) || result == KV_ECONFLICT || result == KV_ENOTINT ||
            result == KV_EOVERFLOW || result == KV_EWRONGTYPE;
 }
@@ -250,9 +256,9 @@ static void answer_failed(kv_replica *r, shard *s, const kv_ask *a, kv_result re
     wait_for(r, s, last + 1, &reply);
 }
 
-/* A value that would go to a file of this replica alone, or a batch that no frame holds: a row may bring its table. */
-static kv_status ask_fits(const kv_replica *r, const kv_ask *a) {
-    uint64_t size_max = r->options.store.inline_size_max, size = a->value_size;
+/* What no frame holds, or a batch with too many records: a row may bring its table. */
+static kv_status ask_fits(const kv_ask *a) {
+    uint64_t size_max = LATE_CONTENT_SIZE_MAX, size = a->value_size;
     if (2 * a->operation_count > BATCH_RECORDS_MAX) return KV_EBATCHSIZE;
     for (size_t i = 0; i < a->operation_count; i++) {
         const kv_operation *one = &a->operations[i];
@@ -263,8 +269,15 @@ static kv_status ask_fits(const kv_replica *r, const kv_ask *a) {
     return size <= size_max ? KV_OK : KV_EVALUESIZE;
 }
 
+/* It needs a value whose bytes are elsewhere. They are sent for. */
+static void answer_lacking(kv_replica *r, const kv_ask *a) {
+    content_want(r, &r->late.lacking);
+    reply_add(r, &(kv_reply){.token = a->token, .status = KV_ANSWER_UNAVAILABLE, .error = KV_ELACKING, .value_size = -1,
+                             .holder = r->late.lacking.origin});
+}
+
 static void shard_evaluate(kv_replica *r, shard *s, const kv_ask *a) {
-    kv_status fits = ask_fits(r, a);
+    kv_status fits = ask_fits(a);
     if (fits != KV_OK) {
         reply_add(r, &(kv_reply){.token = a->token, .status = KV_ANSWER_REFUSED, .error = fits});
         return;
@@ -272,7 +285,9 @@ static void shard_evaluate(kv_replica *r, shard *s, const kv_ask *a) {
     kv_request request = {.client = a->client, .number = a->number, .seen = a->seen, .lane = a->lane, .attempt = a->attempt};
     kv_result result = evaluate(r, s, a, a->client != 0 ? &request : NULL);
     if (r->late.record_count == 0) {
-        if (is_condition(result)) answer_failed(r, s, a, result, &request);
+        if (is_condition(a, result)) answer_failed(r, s, a, result, &request);
+        else if (result == KV_ELACKING) answer_lacking(r, a);
+        else if (result == kv_ending(KV_EWAIT)) reply_simple(r, a->token, KV_ANSWER_RETRY);
         else if (result == KV_ENOSPC || result == KV_ENOMEM || result == KV_ECORRUPT)
             reply_simple(r, a->token, KV_ANSWER_UNAVAILABLE);
         else if (result == KV_EPOISONED || result == KV_EDISK) reply_simple(r, a->token, KV_ANSWER_RETRY);

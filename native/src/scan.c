@@ -258,6 +258,7 @@ static kv_status page_add_plain(paging *p, const candidate *one, bool *added) {
     if (store_look_at(c->store, t, &f, &unsaid) != KV_OK) return KV_OK;
     bool values = p->range->with_values;
     if (values && !seen_there(one) && !found_intact_once(c->store, &f)) return KV_OK;
+    if (KV_UNLIKELY(values && (f.record.flags & KV_FLAG_META))) return KV_OK;
     uint32_t value_size = values ? f.record.value_size : 0;
     uint64_t size = t->key_size + value_size;
     kv_status status = gather_room(c, p->gathered.used, size, &to);

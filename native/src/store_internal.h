@@ -249,6 +249,8 @@ bool found_intact_once(const kv_store *store, const found *f); /* the same, a la
 bool found_whole(const kv_store *store, found *f);
 /* For whoever is: KV_ECORRUPT if it is not what was written. */
 kv_status found_value(kv_caller *c, const found *f);
+/* The bytes of a value that is no file; in a replica they may be those of a DATA record, or, KV_ELACKING, not be here. */
+kv_status found_bytes(kv_store *store, const found *f, const uint8_t **bytes, uint64_t *size, kv_fault *fault);
 bool found_tombstone(const found *f);
 bool found_table(const found *f);
 bool found_alive(kv_store *store, const found *f); /* there, no tombstone, not expired */

@@ -20,7 +20,8 @@ typedef struct set {
 static void boot(set *s, uint16_t i) {
     kv_fault fault;
     kv_replica_options options = {.node = i, .members = {1, 2, 3}, .member_count = NODES, .shard_count = 1, .keep_max = 16,
-                                  .piece_tables = 1, .window_size_max = 1, .mutations = s->mutations};
+                                  .piece_tables = 1, .window_size_max = 1, .mutations = s->mutations,
+                                  .inline_max = KV_INLINE_SIZE_MAX};
     options.store.segment_size_min = options.store.segment_size_max = s->segment_size;
     kv_sim_set_recording(s->disks[i], false);
     CHECK_EQ(kv_replica_open(kv_sim_io(s->disks[i]), &options, &fault, &s->nodes[i]), KV_OK);

@@ -98,18 +98,26 @@ static void say_record(bench *b, const kv_record *r) {
     static const char *const names[] = {[KV_KIND_PUT] = "put", [KV_KIND_DELETE] = "delete", [KV_KIND_ROW_PUT] = "row put",
                                         [KV_KIND_ROW_DELETE] = "row delete", [KV_KIND_TABLE_NEW] = "table",
                                         [KV_KIND_TABLE_DROP] = "drop", [KV_KIND_BARRIER] = "barrier",
-                                        [KV_KIND_SESSION] = "failed", [KV_KIND_CONFIG] = "members"};
+                                        [KV_KIND_SESSION] = "failed", [KV_KIND_CONFIG] = "members", [KV_KIND_DATA] = "bytes",
+                                        [KV_KIND_FORGET] = "forget"};
     members m;
     say(b, " %s", names[r->kind]);
     if (r->kind == KV_KIND_CONFIG && members_parse(r->value, r->value_size, &m)) say_nodes(b, &m);
+    if (r->kind == KV_KIND_DATA) {
+        say(b, " %.*s", (int)r->value_size, (const char *)r->value);
+        return;
+    }
     if (r->key_size != 0) say(b, " %.*s", (int)r->key_size, (const char *)r->key);
     if (r->flags & KV_FLAG_EXPIRED) say(b, " (expired)");
+    if (r->flags & KV_FLAG_META) say(b, " (by digest)");
 }
 
 /* A version: its records with a + between them, and its ballot where that is not the message's. */
 static void say_version(bench *b, wire_in *in) {
     uint64_t count = wire_take_varint(in);
-    if (wire_take8(in) != 0) say_ballot(b, wire_take64(in));
+    uint8_t how = wire_take8(in);
+    if (how & VERSION_BALLOT) say_ballot(b, wire_take64(in));
+    if (how & VERSION_GONE) say(b, " gone");
     for (uint64_t i = 0; i < count; i++) {
         kv_record record;
         wire_take_record(in, &record);
@@ -299,11 +307,42 @@ static void say_ping(bench *b, wire_in *in) {
     }
 }
 
+static void say_content(bench *b, wire_in *in) {
+    kv_meta meta;
+    const uint8_t *bytes = wire_take_bytes(in, KV_META_SIZE);
+    KV_ASSERT(bytes != NULL && kv_meta_decode(bytes, KV_META_SIZE, &meta));
+    say(b, " %u.%llu", meta.origin, (unsigned long long)(meta.number & 0xFFFFFFFF));
+}
+
+/* FETCH: what and from where on; BYTES: the same, as it comes. */
+static void say_fetch(bench *b, wire_in *in, bool comes) {
+    uint64_t count = comes ? 1 : wire_take_varint(in);
+    for (uint64_t i = 0; i < count; i++) {
+        if (i != 0) say(b, ",");
+        say_content(b, in);
+        say_number(b, "from ", wire_take_varint(in));
+        uint64_t size = wire_take_varint(in);
+        say_number(b, "size ", size);
+        if (comes) wire_take_bytes(in, size);
+    }
+}
+
+static void say_held(bench *b, wire_in *in, bool asked) {
+    uint64_t count = wire_take_varint(in);
+    for (uint64_t i = 0; i < count; i++) {
+        if (i != 0) say(b, ",");
+        say_content(b, in);
+        if (!asked && wire_take8(in) == 0) say(b, " not");
+    }
+}
+
 static void say_frame(bench *b, uint32_t from, uint32_t to, const frame *f) {
     static const char *const names[WIRE_TYPE_END] = {[WIRE_FLOW] = "FLOW", [WIRE_ACK] = "ACK", [WIRE_PREPARE] = "PREPARE",
                                                      [WIRE_PROMISE] = "PROMISE", [WIRE_CHECK] = "CHECK", [WIRE_CHECKED] = "CHECKED",
                                                      [WIRE_ASK_POSITION] = "ASK_POSITION", [WIRE_POSITION] = "POSITION",
-                                                     [WIRE_PING] = "PING", [WIRE_OFFER] = "OFFER"};
+                                                     [WIRE_PING] = "PING", [WIRE_OFFER] = "OFFER", [WIRE_FETCH] = "FETCH",
+                                                     [WIRE_BYTES] = "BYTES", [WIRE_ASK_HELD] = "ASK_HELD",
+                                                     [WIRE_HELD] = "HELD"};
     wire_in all = {.at = f->bytes, .end = f->bytes + f->size}, body;
     enum wire_type type;
     KV_ASSERT(wire_next(&all, &type, &body));
@@ -319,6 +358,10 @@ static void say_frame(bench *b, uint32_t from, uint32_t to, const frame *f) {
     case WIRE_PING: say_ping(b, &body); break;
     case WIRE_POSITION: say_position(b, &body); break;
     case WIRE_OFFER: say_number(b, "s", wire_take_varint(&body)); break;
+    case WIRE_FETCH:
+    case WIRE_BYTES: say_fetch(b, &body, type == WIRE_BYTES); break;
+    case WIRE_ASK_HELD:
+    case WIRE_HELD: say_held(b, &body, type == WIRE_ASK_HELD); break;
     default: break;
     }
     CHECK(!body.bad && body.at == body.end); /* Nothing of it is left unsaid. */

@@ -46,9 +46,13 @@ typedef struct kv_replica_options {
     uint32_t wait_max;                    /* waits under way, of all shards; the same. 0: 16,384 */
     int32_t damaged;                      /* bool: the disk lost something: no votes, no ownership */
     uint64_t mutations;                   /* rules left out, for tests: KV_MUTATE_* */
+    int64_t inline_max;                   /* larger values go by digest. 0: 4096; KV_INLINE_NOTHING: all values do */
+    uint64_t fetch_size_max;              /* bytes of values being fetched; 0: 4 MiB */
     kv_options store;
     int32_t joins;                        /* bool: its id is none of `members`: it learns, and may be made a member */
 } kv_replica_options;
+
+enum { KV_INLINE_NOTHING = -1 }; /* inline_max 0: the quorum never sees bytes of a value. */
 
 /* Rules that tests leave out, to see them missed. Bits; 0 in every real replica. */
 enum kv_mutation {
@@ -95,6 +99,12 @@ enum kv_mutation {
     KV_MUTATE_FLOOR_IGNORED,         /* changes below the floor are called complete */
     KV_MUTATE_BEHIND_RESTARTS,       /* a replica that is behind a consumer tells it to begin again */
     KV_MUTATE_HEARSAY_IGNORED,       /* an owner that is not heard here is taken for gone, whoever else hears it */
+    KV_MUTATE_META_AS_DATA,          /* under `data` a record is accepted without its bytes */
+    KV_MUTATE_META_EARLY,            /* a META record leaves its origin before its bytes are durable there */
+    KV_MUTATE_DROP_PREVIOUS,         /* nothing is kept behind a META */
+    KV_MUTATE_SNAPSHOT_NO_HISTORY,   /* a snapshot leaves out what is kept behind the newest version */
+    KV_MUTATE_DIGEST_UNCHECKED,      /* fetched bytes are taken for what was asked for */
+    KV_MUTATE_COLLECT_EARLY,         /* bytes that nothing names go before their version is decided */
     KV_MUTATION_COUNT,
 };
 const char *kv_mutation_name(int32_t mutation); /* "ack_before_fsync"; NULL: there is none */
@@ -120,7 +130,8 @@ void kv_replica_lost(kv_replica *replica, uint16_t node);
 /* There is a replica of that id: it is spoken to and heard from now on, until this one is closed. Who is a member of a shard is
  * known without it. KV_EUSAGE: 0, or its own id; KV_ELIMIT: KV_NODES_MAX are known. */
 kv_status kv_replica_meet(kv_replica *replica, uint16_t node);
-/* There is none any more. KV_EUSAGE: it is a member of a shard, as far as this one knows, or not known. */
+/* There is none any more, and bytes of values that it alone has (kv_replica_lag_of) are not got from it. KV_EUSAGE: it is a
+ * member of a shard, as far as this one knows, or not known. */
 kv_status kv_replica_part(kv_replica *replica, uint16_t node);
 
 /* Makes a replica that learns a member of a shard, or ends that; asked of the owner. */
@@ -151,9 +162,15 @@ enum kv_request_kind {
     KV_REQUEST_WAIT,       /* until `key`, or the table of that name, or with `whole` its shard, is newer than `since`:
                               answered where it was asked, owner or not, from what is applied there. OK: the version it
                               has; one that is not above `since` says that the time is up, or that it cannot be told */
+    KV_REQUEST_FORGET,     /* an operator's: a key or row whose bytes are lost falls back to the version kept behind */
     KV_REQUEST_KIND_END,
 };
 enum { KV_READ_NAMES_MAX = 1024 };
+
+enum kv_durability {
+    KV_DURABILITY_VERSION = 0, /* a majority holds the version, and who wrote the value its bytes */
+    KV_DURABILITY_DATA,        /* a majority holds both */
+};
 
 typedef struct kv_ask {
     uint64_t token;     /* comes back with the answer */
@@ -180,6 +197,7 @@ typedef struct kv_ask {
     uint64_t since;     /* WAIT */
     uint64_t ticks;     /* WAIT: so long at most; 0: for ever */
     uint8_t whole;      /* WAIT, bool: for anything in the shard of `key` */
+    uint8_t durability; /* enum kv_durability: of values that are not inline */
 } kv_ask;
 void kv_replica_request(kv_replica *replica, const kv_ask *ask);
 /* The same of several, in their order: what they will touch is fetched side by side. */
@@ -197,7 +215,7 @@ enum kv_answer_status {
     KV_ANSWER_FAILED,      /* a condition did not hold, or the kind was wrong: `error` says which */
     KV_ANSWER_RETRY,       /* not here, or not now; says nothing about earlier attempts */
     KV_ANSWER_UNKNOWN,     /* it may have been executed, and nobody knows any more what came of it */
-    KV_ANSWER_UNAVAILABLE, /* what is asked for cannot be had now */
+    KV_ANSWER_UNAVAILABLE, /* what is asked for cannot be had now. KV_ELACKING: nobody within reach has the value's bytes */
     KV_ANSWER_SEEN,        /* not executed, and no copy ever will be: send it again, with `seen` = version */
     KV_ANSWER_REFUSED,     /* what no replica would take: `error` */
 };
@@ -207,10 +225,11 @@ typedef struct kv_reply {
     int32_t error;      /* a kv_status */
     uint64_t version;   /* of the record written; of a read, what it read; SEEN: what to say; a failed CAS: the current one */
     uint64_t shard_version; /* what the client may take as `seen` from now on */
-    int64_t number;     /* INCR: the sum; APPEND: the size; ROW_APPEND: the row's id */
+    int64_t number;     /* INCR: the sum; APPEND: the size; ROW_APPEND: the row's id; FORGET: the version fallen back to */
     int64_t value_size; /* GET: -1: absent */
     uint64_t value_at;  /* in the bytes */
     uint64_t lag;       /* of a stale read: versions known to be committed and not applied here */
+    uint16_t holder;    /* UNAVAILABLE: who has the bytes, as far as is known; its version is `version` */
 } kv_reply;
 /* All since the last clear. The pointers stay until the next call of any kind. */
 void kv_replica_answers(kv_replica *replica, const kv_reply **replies, size_t *count, const uint8_t **bytes);
@@ -229,7 +248,8 @@ kv_status kv_replica_failure(const kv_replica *replica);
 /* --- reading what is applied here, in a call of one's own. It stands still from one call to the next: nothing in here is
  * done behind a driver's back. --- */
 
-/* A page of a table's changes, as of what is applied here; KV_EOF: not now, the shard is not of one moment. The rows lie in
+/* A page of a table's changes, as of what is applied here; KV_EOF: not now, the shard is not of one moment; KV_ELACKING: the
+ * bytes of a row are not here, as kv_replica_fetch() has it. The rows lie in
  * kv_caller_answer() of kv_replica_caller(). A consumer begins with `since` and `began` 0 and an empty copy; next it asks,
  * any replica, with the page's version and the `through` of its first page. It has an exact copy, of its version, where
  * there is no more and its version has come to the highest `through` that it was shown. */
@@ -272,8 +292,22 @@ kv_status kv_replica_record(kv_replica *replica, uint32_t shard, uint64_t versio
 typedef struct kv_replica_counts {
     uint64_t takeovers, adoptions, step_downs, refusals, cuts, reconnects, deduplicated, evicted, failures_recorded,
         late_flows, expired, follower_reads, committed, promises, offers, snapshots, installed, configs, outsiders, questions,
-        waited;
+        waited, fetched, spoilt, lacking, collected, settled, forgets;
 } kv_replica_counts;
 const kv_replica_counts *kv_replica_count(const kv_replica *replica);
+
+/* How far the bulk lane is behind. */
+typedef struct kv_replica_lag {
+    uint64_t missing_count; /* values whose version is here, and whose bytes are not */
+    uint64_t missing_size;
+    uint64_t missing_ticks; /* the age of the oldest */
+    uint64_t content_count; /* values by digest that are known of at all */
+    uint64_t kept_count;    /* of which the version before is kept, as no majority is known to hold them */
+} kv_replica_lag;
+/* A read of the asker's own, through the caller, has ended with KV_ELACKING: those bytes are sent for before all others. */
+void kv_replica_fetch(kv_replica *replica);
+void kv_replica_lag_of(const kv_replica *replica, kv_replica_lag *out);
+/* Whether the bytes of the nth record of a version that is held are here; KV_ABSENT: that has no value by digest. */
+kv_status kv_replica_content(const kv_replica *replica, uint32_t shard, uint64_t version, uint32_t nth, int32_t *here);
 
 #endif
