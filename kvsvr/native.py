@@ -650,7 +650,16 @@ class ServerHandle:
     __slots__ = ("_path", "_pointer")
 
     def __init__(
-        self, path: str, *, node: int, members: Sequence[int], shard_count: int, client_socket: int, log_pipe: int
+        self,
+        path: str,
+        *,
+        node: int,
+        members: Sequence[int],
+        shard_count: int,
+        client_socket: int,
+        log_pipe: int,
+        password: bytes,
+        announce: str,
     ) -> None:
         self._path = path
         io, out, fault = ffi.new("kv_io **"), ffi.new("kv_server **"), ffi.new("kv_fault *")
@@ -670,6 +679,8 @@ class ServerHandle:
         replica.store.background = 0
         options.client_socket = client_socket
         options.log_pipe = log_pipe
+        options.password = password
+        options.announce = announce.encode()
         status = lib.kv_server_new(io[0], options, fault, out)
         if status != lib.KV_OK:
             raise failure(status, fault, path)
