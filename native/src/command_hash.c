@@ -144,6 +144,10 @@ void hincrbyfloat_run(call *c) {
         say(c, NOT_FLOAT);
         return;
     }
+    if (isinf((double)by)) {
+        say(c, "ERR value is NaN or Infinity");
+        return;
+    }
     entry *e = hash_of_key(c, 1);
     if (e == NULL) return;
     entry *row = view_row(c->view, e, arg(c, 2));

@@ -42,35 +42,43 @@ static const expiry_option *expiry_option_of(text word) {
 
 /* --- SET and its kin --- */
 
+/* Of SET, and of GETEX, which has PERSIST and no others but expiries. The same expiry may come again, and counts. */
 typedef struct set_options {
-    bool only_absent, only_there, get, keep;
+    bool only_absent, only_there, get, keep, persist;
     const expiry_option *expiry;
     text moment;
 } set_options;
 
-static bool set_options_read(call *c, set_options *o) {
-    *o = (set_options){0};
-    for (size_t i = 3; i < c->count; i++) {
-        const expiry_option *expiry = expiry_option_of(arg(c, i));
-        if (arg_is(c, i, "NX") && !o->only_there) o->only_absent = true;
-        else if (arg_is(c, i, "XX") && !o->only_absent) o->only_there = true;
-        else if (arg_is(c, i, "GET")) o->get = true;
-        else if (arg_is(c, i, "KEEPTTL") && o->expiry == NULL) o->keep = true;
-        else if (expiry != NULL && o->expiry == NULL && !o->keep && i + 1 < c->count) {
-            o->expiry = expiry;
-            o->moment = arg(c, ++i);
-        } else return false;
+static bool option_read(call *c, size_t *i, bool of_set, set_options *o) {
+    const expiry_option *expiry = expiry_option_of(arg(c, *i));
+    if (expiry != NULL) {
+        bool good = (o->expiry == NULL || o->expiry == expiry) && !o->keep && !o->persist && *i + 1 < c->count;
+        o->expiry = expiry;
+        if (good) o->moment = arg(c, ++*i);
+        return good;
     }
-    return true;
+    if (!of_set) {
+        o->persist = true;
+        return arg_is(c, *i, "PERSIST") && o->expiry == NULL;
+    }
+    if (arg_is(c, *i, "NX") && !o->only_there) return o->only_absent = true;
+    if (arg_is(c, *i, "XX") && !o->only_absent) return o->only_there = true;
+    if (arg_is(c, *i, "GET")) return o->get = true;
+    return arg_is(c, *i, "KEEPTTL") && o->expiry == NULL && (o->keep = true);
+}
+
+static bool set_options_read(call *c, size_t from, set_options *o) {
+    bool good = true;
+    *o = (set_options){0};
+    for (size_t i = from; good && i < c->count; i++) good = option_read(c, &i, from == 3, o);
+    if (!good) say(c, SYNTAX);
+    return good;
 }
 
 void set_run(call *c) {
     set_options o;
     int64_t expires_ms = 0;
-    if (!set_options_read(c, &o)) {
-        say(c, SYNTAX);
-        return;
-    }
+    if (!set_options_read(c, 3, &o)) return;
     if (o.expiry != NULL && !moment_of(c, o.moment, o.expiry->seconds, o.expiry->from_now, &expires_ms)) return;
     bool rests = o.only_absent || o.only_there || o.get || o.keep;
     entry *e = rests ? view_key(c->view, arg(c, 1)) : view_find(c->view, arg(c, 1));
@@ -117,17 +125,14 @@ void getdel_run(call *c) {
 }
 
 void getex_run(call *c) {
-    const expiry_option *expiry = c->count > 2 ? expiry_option_of(arg(c, 2)) : NULL;
-    bool persists = c->count == 3 && arg_is(c, 2, "PERSIST");
+    set_options o;
     int64_t expires_ms = 0;
-    if (c->count != 2 && !persists && (expiry == NULL || c->count != 4)) {
-        say(c, SYNTAX);
-        return;
-    }
-    if (expiry != NULL && !moment_of(c, arg(c, 3), expiry->seconds, expiry->from_now, &expires_ms)) return;
+    if (!set_options_read(c, 2, &o)) return;
     entry *e = view_key(c->view, arg(c, 1));
-    if (!say_old(c, e) || e->is == KIND_NONE) return;
-    if (expiry != NULL || (persists && e->expires_ms != 0)) view_expire(c->view, e, expires_ms);
+    bool there = e->is == KIND_STRING;
+    if (there && o.expiry != NULL && !moment_of(c, o.moment, o.expiry->seconds, o.expiry->from_now, &expires_ms)) return;
+    if (!say_old(c, e) || !there) return;
+    if (o.expiry != NULL || (o.persist && e->expires_ms != 0)) view_expire(c->view, e, expires_ms);
 }
 
 /* --- reads --- */
