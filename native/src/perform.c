@@ -165,15 +165,23 @@ void perform_answered(kv_server *server, op *o, const kv_reply *reply) {
     else has_read(server, o);
 }
 
+static void reply_count_wrong(kv_server *server, op *o) {
+    resp_put_error(&o->reply, "ERR wrong number of arguments for '%s' command", o->command->name);
+    server->figures.errors++;
+    op_done(server, o);
+}
+
 void perform_begin(kv_server *server, op *o) {
     size_t count;
     uint32_t flags = o->command->flags;
     enum spread spread = spread_of(server, o, &count);
-    bool in_parts = (flags & COMMAND_SLOTS) != 0 && (spread == SPREAD_MANY || count > PART_KEYS_MAX) && o->parent == NULL;
+    bool in_pairs = o->command->step != 2 || o->word_count % 2 != 0; /* Else it says so itself. */
+    bool in_parts = (flags & COMMAND_SLOTS) != 0 && in_pairs && (spread == SPREAD_MANY || count > PART_KEYS_MAX);
     o->phase = PHASE_READ;
     if (spread == SPREAD_BAD) request_give_up(server, o, words_of(KV_EKEYSIZE));
     else if ((flags & COMMAND_ALL) != 0 && needs_all(o)) make_sure(server, o);
-    else if (in_parts) part_all(server, o, count);
+    else if (in_parts && o->parent == NULL) part_all(server, o, count);
+    else if (spread == SPREAD_MANY && !in_pairs) reply_count_wrong(server, o);
     else if (spread == SPREAD_MANY) request_give_up(server, o, "CROSSSLOT Keys in request don't hash to the same slot");
     else if (spread == SPREAD_ONE) ask_read(server, o);
     else if (op_view(o) == NULL) request_give_up(server, o, NO_MEMORY);
