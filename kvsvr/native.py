@@ -710,6 +710,19 @@ class ServerHandle:
         lib.kv_server_free(pointer)
 
 
+def commands() -> list[dict[str, Any]]:
+    """What the server knows of its commands, by name: the fields of kv_command_facts, None where there is no text."""
+    facts = ffi.new("kv_command_facts *")
+    found = []
+    for index in range(lib.kv_command_look(0, facts)):
+        lib.kv_command_look(index, facts)
+        row = {name: getattr(facts, name) for name, _ in ffi.typeof("kv_command_facts").fields}
+        for name in ("name", "group", "summary", "differs"):
+            row[name] = None if row[name] == ffi.NULL else ffi.string(row[name]).decode()
+        found.append(row)
+    return found
+
+
 _STATS_FIELDS: Final = ffi.typeof("kv_stats").fields
 
 

@@ -87,6 +87,9 @@ static op *op_begin(kv_server *server, const uint8_t *bytes, size_t size, const 
     o->done = o->waits = false;
     o->phase = PHASE_REQUEST;
     o->parent = o->parts = o->queue = NULL;
+    o->mate = o->group = o->behind = NULL;
+    o->behind_last = &o->behind;
+    o->leads = false;
     o->part_count = 0;
     o->since = server->ticks;
     o->ask = (kv_ask){0};
@@ -189,6 +192,7 @@ static void replies_move(kv_server *server, client *c) {
 }
 
 void op_done(kv_server *server, op *o) {
+    if (o->leads) perform_release(server, o);
     if (o->reply.failed && o->client != NULL) client_close(server, o->client); /* It would get half a reply. */
     if (o->reply.failed && o->parent != NULL) o->parent->reply.failed = true;
     o->reply.failed = false;

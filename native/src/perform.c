@@ -8,6 +8,10 @@
  * A batch is executed once, however often it is sent, and one that was refused was not executed; so each run has a number
  * of its own, and the reply of the last one counts. Why it is so: docs/decisions/0034.
  *
+ * Of those that want to write to one slot, one is under way at a time here, and who comes meanwhile waits for it. Then all who
+ * wait go together: one read, one view, over which they run one after the other, one batch. So a hot key costs a round trip
+ * for as many as wait for it, and nobody is refused for what another client of the same replica does.
+ *
  * A command of several slots is done in parts, an op for each slot, and their replies are put together. What looks at all
  * keys makes sure of every shard first, and then reads what is applied here. */
 #include <stdlib.h>
@@ -15,10 +19,11 @@
 
 #include "command.h"
 
-enum { PART_KEYS_MAX = 512, NAMES_MAX = 1024 };
+enum { PART_KEYS_MAX = 512, NAMES_MAX = 1024, GROUP_MAX = 64 };
 
 static void part_all(kv_server *server, op *o, size_t key_count);
 static void make_sure(kv_server *server, op *o);
+static void ask_read(kv_server *server, op *o);
 
 size_t command_key_count(const kv_command *command, size_t word_count) {
     if (command->first == 0 || word_count <= (size_t)command->first) return 0;
@@ -82,8 +87,8 @@ static enum spread spread_of(const kv_server *server, const op *o, size_t *count
 
 /* --- one run --- */
 
-static call call_of(kv_server *server, op *o) {
-    return (call){.server = server, .client = o->client, .op = o, .command = o->command, .view = o->view,
+static call call_of(kv_server *server, op *o, view *v) {
+    return (call){.server = server, .client = o->client, .op = o, .command = o->command, .view = v,
                   .bytes = o->bytes.bytes, .words = o->words, .count = o->word_count, .out = &o->reply,
                   .protocol = op_protocol(o)};
 }
@@ -91,8 +96,83 @@ static call call_of(kv_server *server, op *o) {
 static void run_all(kv_server *server, op *o) {
     view_begin(o->view, kv_replica_caller(server->replica), wall_ms());
     o->reply.size = 0;
-    call c = call_of(server, o);
+    call c = call_of(server, o, o->view);
     o->command->run(&c);
+    for (op *mate = o->group; mate != NULL; mate = mate->mate) {
+        mate->reply.size = 0;
+        c = call_of(server, mate, o->view);
+        mate->command->run(&c);
+    }
+}
+
+/* It and its group are answered, as what they said is what has come to be. */
+static void all_done(kv_server *server, op *o) {
+    op *mate = o->group;
+    o->group = NULL;
+    op_done(server, o);
+    for (op *next; mate != NULL; mate = next) {
+        next = mate->mate;
+        op_done(server, mate);
+    }
+}
+
+/* --- who is under way in a slot --- */
+
+/* A transaction goes alone: what it watches is to be as the store has it, and not as others before it left it. */
+static void lead(kv_server *server, op *o) {
+    op **last = &o->group;
+    server->leaders[o->slot] = o;
+    o->leads = true;
+    for (size_t count = 1; count < GROUP_MAX && !is_exec(o) && o->behind != NULL && !is_exec(o->behind); count++) {
+        *last = o->behind;
+        last = &o->behind->mate;
+        o->behind = o->behind->mate;
+    }
+    *last = NULL;
+    if (o->behind == NULL) o->behind_last = &o->behind;
+    ask_read(server, o);
+}
+
+void perform_release(kv_server *server, op *leader) {
+    op *next = leader->behind;
+    leader->leads = false;
+    server->leaders[leader->slot] = NULL;
+    if (next == NULL) return;
+    next->behind = next->mate;
+    next->behind_last = next->mate == NULL ? &next->behind : leader->behind_last;
+    next->mate = NULL;
+    lead(server, next);
+}
+
+/* What reads only waits for nobody. */
+static void take_turn(kv_server *server, op *o) {
+    key_walk w = walk_begin(o);
+    text key;
+    if ((o->command->flags & COMMAND_WRITE) == 0 || !walk_next(o, &w, &key)) {
+        ask_read(server, o);
+        return;
+    }
+    o->slot = kv_slot_of(key.at, key.size);
+    op *leader = server->leaders[o->slot];
+    if (leader == NULL) {
+        lead(server, o);
+        return;
+    }
+    *leader->behind_last = o;
+    leader->behind_last = &o->mate;
+}
+
+/* One of them cannot be done together with the others, or at all: the first goes alone, and then the rest. */
+static bool dissolved(kv_server *server, op *o) {
+    op *last = o->group;
+    if (last == NULL) return false;
+    while (last->mate != NULL) last = last->mate;
+    last->mate = o->behind;
+    if (o->behind == NULL) o->behind_last = &last->mate;
+    o->behind = o->group;
+    o->group = NULL;
+    ask_read(server, o);
+    return true;
 }
 
 static void give_up_view(kv_server *server, op *o) {
@@ -101,22 +181,26 @@ static void give_up_view(kv_server *server, op *o) {
     else request_give_up(server, o, "UNAVAILABLE what is asked for cannot be read here");
 }
 
-/* The names that it reads, so that who owns them can see what of them is over. */
-static void ask_read(kv_server *server, op *o) {
-    view *v = op_view(o);
+static void names_add(view *v, const op *o) {
     key_walk w = walk_begin(o);
     text key;
+    while (v->operations.count < NAMES_MAX && walk_next(o, &w, &key)) {
+        kv_operation *one = list_add(&v->operations, sizeof *one);
+        if (one == NULL) return; /* It is the deletes of what is over that would wait. */
+        *one = (kv_operation){.key = key.at, .key_size = (uint32_t)key.size};
+    }
+}
+
+/* The names that are read, so that who owns them can see what of them is over. */
+static void ask_read(kv_server *server, op *o) {
+    view *v = op_view(o);
     o->phase = PHASE_READ;
     if (v == NULL) {
         request_give_up(server, o, NO_MEMORY);
         return;
     }
     o->ask = (kv_ask){.kind = KV_REQUEST_READ};
-    while (v->operations.count < NAMES_MAX && walk_next(o, &w, &key)) {
-        kv_operation *one = list_add(&v->operations, sizeof *one);
-        if (one == NULL) break; /* It is the deletes of what is over that would wait. */
-        *one = (kv_operation){.key = key.at, .key_size = (uint32_t)key.size};
-    }
+    for (const op *one = o; one != NULL; one = one == o ? o->group : one->mate) names_add(v, one);
     if (v->operations.count == 0) {
         request_give_up(server, o, NO_MEMORY);
         return;
@@ -130,9 +214,9 @@ static void has_read(kv_server *server, op *o) {
     view *v = o->view;
     run_all(server, o);
     if (!view_finish(v)) {
-        give_up_view(server, o);
+        if (!dissolved(server, o)) give_up_view(server, o);
     } else if (v->operations.count == 0) {
-        op_done(server, o);
+        all_done(server, o);
     } else {
         o->phase = PHASE_WRITE;
         o->ask = (kv_ask){.kind = KV_REQUEST_BATCH,
@@ -152,8 +236,9 @@ static bool time_is_over(const kv_server *server, const op *o) {
 static void has_written(kv_server *server, op *o, const kv_reply *reply) {
     bool stands = reply->status == KV_ANSWER_OK || (reply->status == KV_ANSWER_FAILED && reply->error == KV_ABSENT);
     bool conflict = reply->status == KV_ANSWER_FAILED && !stands;
-    if (stands) op_done(server, o);
-    else if (!conflict) request_give_up(server, o, words_of(reply->error));
+    if (stands) all_done(server, o);
+    else if (!conflict && !dissolved(server, o)) request_give_up(server, o, words_of(reply->error));
+    else if (!conflict) return;
     else if (time_is_over(server, o)) request_give_up(server, o, "TRYAGAIN others write to these keys all the time");
     else ask_read(server, o);
 }
@@ -183,7 +268,7 @@ void perform_begin(kv_server *server, op *o) {
     else if (in_parts && o->parent == NULL) part_all(server, o, count);
     else if (spread == SPREAD_MANY && !in_pairs) reply_count_wrong(server, o);
     else if (spread == SPREAD_MANY) request_give_up(server, o, "CROSSSLOT Keys in request don't hash to the same slot");
-    else if (spread == SPREAD_ONE) ask_read(server, o);
+    else if (spread == SPREAD_ONE) take_turn(server, o);
     else if (op_view(o) == NULL) request_give_up(server, o, NO_MEMORY);
     else {
         run_all(server, o);

@@ -77,6 +77,11 @@ void request_pass(kv_server *server, op *o) {
 
 void request_give_up(kv_server *server, op *o, const char *why) {
     if (o->phase != PHASE_REQUEST) o->reply.size = 0; /* What it would have said. */
+    for (op *mate = o->group, *next; mate != NULL; mate = next) {
+        next = mate->mate;
+        request_give_up(server, mate, why);
+    }
+    o->group = NULL;
     if (o->from == 0) resp_put_error(op_reply(o), "%s", why);
     else link_pass_back(server, o, &(kv_reply){.status = KV_ANSWER_RETRY}, NULL);
     server->figures.errors++;

@@ -199,10 +199,12 @@ static kv_status server_begin(kv_server *server) {
     const kv_replica_options *replica = &server->options.replica;
     server->shard_count = server->options.replica.shard_count;
     server->seen = calloc(server->shard_count, sizeof *server->seen);
+    server->leaders = calloc(KV_SLOT_COUNT, sizeof(op *));
     server->samples = samples_make(server->shard_count);
     server->cursors = cursors_new((uint64_t)time(NULL) << 22);
     server->channels = channels_new();
-    if (server->seen == NULL || server->samples == NULL || server->cursors == NULL || server->channels == NULL) return KV_ENOMEM;
+    if (server->seen == NULL || server->samples == NULL || server->leaders == NULL) return KV_ENOMEM;
+    if (server->cursors == NULL || server->channels == NULL) return KV_ENOMEM;
     server->start_ms = server->now_ms = clock_ms();
     for (uint32_t i = 0; i < replica->member_count; i++) {
         if (replica->members[i] == replica->node) continue;
@@ -262,6 +264,7 @@ void kv_server_free(kv_server *server) {
     cursors_free(server->cursors);
     channels_free(server->channels);
     free(server->samples);
+    free(server->leaders);
     free(server->seen);
     pthread_mutex_destroy(&server->lock);
     pthread_cond_destroy(&server->wanted);

@@ -113,7 +113,11 @@ struct op {
     uint32_t part_count;
     void (*joined)(kv_server *server, op *o); /* all parts are done */
     text cursor;           /* FLUSHALL: how far it has come; malloc'ed */
-    uint64_t left;         /* FLUSHALL: how often it goes on */
+    bool leads;            /* it is the one of its slot that is under way */
+    uint16_t slot;
+    op *mate;              /* the next in one of these: */
+    op *group;             /* those that run with it, over one view */
+    op *behind, **behind_last; /* those that wait for it */
 
     /* What is asked of the replica. */
     kv_ask ask;
@@ -194,6 +198,7 @@ struct kv_server {
     bool asked;            /* since it was last flushed */
     uint32_t shard_count;
     uint64_t *seen;        /* by shard: the highest version heard of */
+    op **leaders;          /* by slot: what reads and writes there now; NULL: nothing */
     uint32_t *samples;     /* by shard: a number which, as a key, lies in it */
     cursors *cursors;
     channels *channels;
@@ -277,6 +282,7 @@ uint32_t command_order(const client *c, const kv_command *command);
 void perform_begin(kv_server *server, op *o);
 void perform_answered(kv_server *server, op *o, const kv_reply *reply);
 void part_done(kv_server *server, op *parent);
+void perform_release(kv_server *server, op *leader); /* it is done: who waited for it is next */
 /* How many keys it names, and the nth. */
 size_t command_key_count(const kv_command *command, size_t word_count);
 size_t command_key_at(const kv_command *command, size_t n);

@@ -19,7 +19,9 @@ import redis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from kvsvr.native import commands
 from tests.cluster.conftest import Replicas, free_ports, until
+from tests.node.commands_page import missing
 
 EXAMPLES: Final = int(os.environ.get("KVSVR_REDIS_EXAMPLES", "60"))
 CLOCK_SLACK_MS: Final = 2000
@@ -256,3 +258,10 @@ def test_commands_are_answered_as_by_redis(
     compare()
     theirs.close()
     ours.close()
+
+
+def test_every_command_of_redis_is_there_or_said_to_be_missing(original: Callable[[int], redis.Redis]) -> None:
+    with original(2) as theirs:
+        names = {name.decode() for name in theirs.execute_command("COMMAND LIST")}
+    names = {name for name in names if "|" not in name}
+    assert names - {one["name"] for one in commands()} == missing()
