@@ -44,7 +44,7 @@ void cursors_free(cursors *all) {
 uint64_t cursor_make(cursors *all, uint8_t space, text after) {
     uint8_t *name = malloc(after.size + 1);
     if (name == NULL) return 0;
-    memcpy(name, after.at, after.size);
+    if (after.size != 0) memcpy(name, after.at, after.size);
     while (all->next - all->first == COUNT || (all->first != all->next && all->size + after.size > SIZE_MAX_ALL)) forget_first(all);
     all->places[all->next % COUNT] = (place){name, after.size, space};
     all->size += after.size;

@@ -23,6 +23,7 @@ enum { PART_KEYS_MAX = 512, NAMES_MAX = 1024, GROUP_MAX = 64 };
 
 static void part_all(kv_server *server, op *o, size_t key_count);
 static void make_sure(kv_server *server, op *o);
+static void joined_sure(kv_server *server, op *o);
 static void ask_read(kv_server *server, op *o);
 
 size_t command_key_count(const kv_command *command, size_t word_count) {
@@ -270,6 +271,7 @@ void perform_begin(kv_server *server, op *o) {
     else if (spread == SPREAD_MANY) request_give_up(server, o, "CROSSSLOT Keys in request don't hash to the same slot");
     else if (spread == SPREAD_ONE) take_turn(server, o);
     else if (op_view(o) == NULL) request_give_up(server, o, NO_MEMORY);
+    else if ((flags & COMMAND_ALL) != 0) joined_sure(server, o);
     else {
         run_all(server, o);
         if (view_finish(o->view)) op_done(server, o);
@@ -306,6 +308,10 @@ static void parts_fail(kv_server *server, op *o) {
 
 /* The first error among the parts, which is then the reply. */
 static bool parts_failed(kv_server *server, op *o) {
+    if (o->reply.failed) { /* Of a part, for want of memory: nothing can be put together. */
+        op_done(server, o);
+        return true;
+    }
     for (const op *part = o->parts; part != NULL; part = part->next) {
         if (part->reply.size == 0 || part->reply.bytes[0] != '-') continue;
         o->reply.size = 0;
@@ -432,11 +438,26 @@ static void part_all(kv_server *server, op *o, size_t count) {
 
 /* --- all shards --- */
 
+/* Here is something that may be read: of no shard a snapshot is just coming in. */
+static bool all_whole(const kv_server *server) {
+    bool whole = true;
+    kv_shard_state state;
+    for (uint32_t shard = 0; shard < server->shard_count; shard++) {
+        kv_replica_shard(server->replica, shard, &state);
+        whole &= state.whole != 0;
+    }
+    return whole;
+}
+
 static void joined_sure(kv_server *server, op *o) {
     if (parts_failed(server, o)) return;
     op_drop(server, o->parts);
     o->parts = NULL;
     o->phase = PHASE_READ;
+    if (!all_whole(server)) {
+        request_give_up(server, o, "UNAVAILABLE a shard is just being copied to this replica");
+        return;
+    }
     run_all(server, o);
     if (!view_finish(o->view)) give_up_view(server, o);
     else if (o->parts == NULL) op_done(server, o); /* Else it goes on with what it found. */

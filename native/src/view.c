@@ -6,7 +6,7 @@
 
 #include "kv/xxh64.h"
 
-enum { BLOCK_SIZE = 4096, KEEP_SIZE = 4096, SLOTS_MIN = 16, PAGE_COUNT = 512, NEARLY_EMPTY = 64 };
+enum { BLOCK_SIZE = 4096, KEEP_SIZE = 4096, KEEP_COUNT = 64, SLOTS_MIN = 16, PAGE_COUNT = 512, NEARLY_EMPTY = 64 };
 
 struct view_block {
     view_block *next;
@@ -60,11 +60,16 @@ text view_copy(view *v, const void *bytes, size_t size) {
     return (text){to, size};
 }
 
+static void list_empty(list *l) {
+    if (l->capacity > KEEP_COUNT) list_free(l);
+    else list_clear(l);
+}
+
 void view_begin(view *v, kv_caller *caller, int64_t now_ms) {
     blocks_free(v, true);
-    list_clear(&v->entries);
-    list_clear(&v->operations);
-    list_clear(&v->expectations);
+    list_empty(&v->entries);
+    list_empty(&v->operations);
+    list_empty(&v->expectations);
     if (v->slot_count > SLOTS_MIN) {
         free(v->slots);
         v->slots = NULL;
