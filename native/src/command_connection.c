@@ -237,6 +237,7 @@ static void kill(call *c) {
 }
 
 static void set_info(call *c) {
+    static const char bad[] = "ERR lib-name and lib-ver cannot contain spaces, newlines or special characters.";
     client *from = c->client;
     bool name = arg_is(c, 2, "LIB-NAME"), version = arg_is(c, 2, "LIB-VER");
     char *to = name ? from->library : from->library_version;
@@ -244,7 +245,7 @@ static void set_info(call *c) {
     if (!name && !version) {
         text word = arg(c, 2);
         resp_put_error(c->out, "ERR Unrecognized option '%.*s'", (int)(word.size < 128 ? word.size : 128), (const char *)word.at);
-    } else if (set_name(c, arg(c, 3), to, size, "ERR lib-name and lib-ver cannot contain spaces, newlines or special characters.")) {
+    } else if (set_name(c, arg(c, 3), to, size, bad)) {
         say_ok(c);
     }
 }

@@ -51,8 +51,8 @@ static uint64_t resident_size(void) {
 static void info_memory(const kv_server *s, wire_out *out) {
     u64 size = resident_size();
     (void)s;
-    put(out, "used_memory:%llu\r\nused_memory_rss:%llu\r\nused_memory_human:%.2fM\r\nmaxmemory:0\r\nmaxmemory_policy:noeviction\r\n",
-        size, size, (double)size / (1 << 20));
+    put(out, "used_memory:%llu\r\nused_memory_rss:%llu\r\nused_memory_human:%.2fM\r\n", size, size, (double)size / (1 << 20));
+    put(out, "maxmemory:0\r\nmaxmemory_policy:noeviction\r\n");
 }
 
 static void info_persistence(const kv_server *s, wire_out *out) {
@@ -79,8 +79,8 @@ static uint32_t shards_owned(const kv_server *s) {
 }
 
 static void info_replication(const kv_server *s, wire_out *out) {
-    put(out, "role:master\r\nconnected_slaves:0\r\nmaster_repl_offset:0\r\nreplica_id:%u\r\nreplicas:%u\r\n", s->options.replica.node,
-        s->link_count + 1);
+    put(out, "role:master\r\nconnected_slaves:0\r\nmaster_repl_offset:0\r\n");
+    put(out, "replica_id:%u\r\nreplicas:%u\r\n", s->options.replica.node, s->link_count + 1);
     put(out, "links:%llu\r\nshards:%u\r\nshards_owned:%u\r\n", (u64)s->figures.links, s->shard_count, shards_owned(s));
 }
 
@@ -114,9 +114,10 @@ static bool is_wanted(const call *c, const char *name) {
 }
 
 void info_run(call *c) {
-    static const info_section ALL[] = {{"Server", info_server},           {"Clients", info_clients}, {"Memory", info_memory},
-                                       {"Persistence", info_persistence}, {"Stats", info_stats},     {"Replication", info_replication},
-                                       {"CPU", info_cpu},                 {"Cluster", info_cluster}, {"Keyspace", info_keyspace}};
+    static const info_section ALL[] = {
+        {"Server", info_server}, {"Clients", info_clients}, {"Memory", info_memory}, {"Persistence", info_persistence},
+        {"Stats", info_stats}, {"Replication", info_replication}, {"CPU", info_cpu}, {"Cluster", info_cluster},
+        {"Keyspace", info_keyspace}};
     wire_out out = {0};
     for (size_t i = 0; i < sizeof ALL / sizeof ALL[0]; i++) {
         if (!is_wanted(c, ALL[i].name)) continue;

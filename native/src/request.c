@@ -64,7 +64,8 @@ void request_ask(kv_server *server, op *o) {
         o->ask.number = ++server->number;
         o->ask.seen = server->seen[o->shard];
     }
-    if (ask_size(ask) > WIRE_FRAME_SIZE_MAX / 2) request_give_up(server, o, "ERR it is larger than a request between replicas may be");
+    bool fits = ask_size(ask) <= WIRE_FRAME_SIZE_MAX / 2;
+    if (!fits) request_give_up(server, o, "ERR it is larger than a request between replicas may be");
     else if (server->answering) put_off(server, o, &server->following);
     else ask_now(server, o);
 }

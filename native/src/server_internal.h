@@ -4,7 +4,9 @@
  *   client.c       connections of clients: commands in, replies out, in their order
  *   request.c      what is asked of replicas on a client's behalf, here or elsewhere, until there is an answer
  *   link.c         connections to peers: frames of the replica, requests that are passed on
- *   perform.c      a command that reads, decides and writes, from the read to the batch; parts of several slots
+ *   op.c           commands from their words to their replies, and what they are kept in
+ *   perform.c      a command that reads, decides and writes, from the read to the batch
+ *   parts.c        a command of several slots, or about all keys
  *   view.c         what such a command sees and would write
  *   cursors.c      where SCANs are; channels.c: who listens to what
  *   command*.c     the commands, by what they are about; command.c has what they share, command_table.c their table
@@ -234,6 +236,8 @@ void client_send(kv_server *server, client *c);
 void client_close(kv_server *server, client *c);
 void clients_free(kv_server *server);
 bool input_room(input *in, size_t size);
+
+/* op.c */
 /* Where the reply of an op is written. */
 wire_out *op_reply(op *o);
 void op_done(kv_server *server, op *o);
@@ -244,6 +248,7 @@ view *op_view(op *o); /* empty; NULL: no memory */
 op *op_part(kv_server *server, op *parent); /* without words */
 bool op_add_word(op *o, text word);
 op *op_keep(kv_server *server, const op *o); /* the words of it, for a transaction */
+void op_free(kv_server *server, op *o);
 void op_drop(kv_server *server, op *o);      /* what op_keep() gave, and what hangs on it by `next` */
 void client_forget_multi(kv_server *server, client *c);
 void client_unwatch(client *c);
@@ -281,8 +286,15 @@ uint32_t command_order(const client *c, const kv_command *command);
 /* perform.c */
 void perform_begin(kv_server *server, op *o);
 void perform_answered(kv_server *server, op *o, const kv_reply *reply);
-void part_done(kv_server *server, op *parent);
+bool perform_run(kv_server *server, op *o);
 void perform_release(kv_server *server, op *leader); /* it is done: who waited for it is next */
+/* parts.c */
+enum { PART_KEYS_MAX = 512 };
+void parts_split(kv_server *server, op *o, size_t key_count); /* by slot, and so many keys at most */
+void parts_make_sure(kv_server *server, op *o);
+void perform_sure(kv_server *server, op *o); /* every shard was made sure of */
+void part_done(kv_server *server, op *parent);
+
 /* How many keys it names, and the nth. */
 size_t command_key_count(const kv_command *command, size_t word_count);
 size_t command_key_at(const kv_command *command, size_t n);
