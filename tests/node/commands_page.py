@@ -62,9 +62,9 @@ have been executed.
 **Keys of several slots.** With several replicas, keys are spread by the slots of Redis Cluster, `{tag}` included.
 MGET, MSET, DEL, UNLINK, EXISTS and TOUCH are done for each slot by itself: another client may see a part of it, and
 if one part fails, the others may have been done. Everything else wants its keys in one slot, and says CROSSSLOT else.
-With one replica there is one shard (`shards`), and any keys go together; so
-they do in a set of several that was made with `shards = 1`, where one replica owns everything. Caches want that which set
-many keys and their ends in one transaction, as Django's and aiocache do.
+With one replica there is one shard (`shards`), and any keys go together; so they do in a set of several that was made
+with `shards = 1`, where one replica owns everything. Caches want that which set many keys, and when they end, in one
+transaction, as those of Django and aiocache do.
 
 **Commands that read and then write** (all but SET, GET, DEL of one key, INCR, APPEND and their like) run again when
 another write came between, until `request_ms` is over: then TRYAGAIN, and nothing was done ([decision
