@@ -650,7 +650,16 @@ class ServerHandle:
     __slots__ = ("_path", "_pointer")
 
     def __init__(
-        self, path: str, *, node: int, members: Sequence[int], shard_count: int, client_socket: int, log_pipe: int
+        self,
+        path: str,
+        *,
+        node: int,
+        members: Sequence[int],
+        shard_count: int,
+        client_socket: int,
+        log_pipe: int,
+        password: bytes,
+        announce: str,
     ) -> None:
         self._path = path
         io, out, fault = ffi.new("kv_io **"), ffi.new("kv_server **"), ffi.new("kv_fault *")
@@ -670,6 +679,8 @@ class ServerHandle:
         replica.store.background = 0
         options.client_socket = client_socket
         options.log_pipe = log_pipe
+        options.password = password
+        options.announce = announce.encode()
         status = lib.kv_server_new(io[0], options, fault, out)
         if status != lib.KV_OK:
             raise failure(status, fault, path)
@@ -697,6 +708,19 @@ class ServerHandle:
     def free(self) -> None:
         pointer, self._pointer = self._pointer, ffi.NULL
         lib.kv_server_free(pointer)
+
+
+def commands() -> list[dict[str, Any]]:
+    """What the server knows of its commands, by name: the fields of kv_command_facts, None where there is no text."""
+    facts = ffi.new("kv_command_facts *")
+    found = []
+    for index in range(lib.kv_command_look(0, facts)):
+        lib.kv_command_look(index, facts)
+        row = {name: getattr(facts, name) for name, _ in ffi.typeof("kv_command_facts").fields}
+        for name in ("name", "group", "summary", "differs"):
+            row[name] = None if row[name] == ffi.NULL else ffi.string(row[name]).decode()
+        found.append(row)
+    return found
 
 
 _STATS_FIELDS: Final = ffi.typeof("kv_stats").fields

@@ -5,7 +5,8 @@ dir = "/var/lib/kvsvr"               # KVSVR_DIR, --dir
 listen = "127.0.0.1:7101"            # KVSVR_LISTEN, --listen            clients
 peer_listen = "127.0.0.1:7201"       # KVSVR_PEER_LISTEN, --peer-listen  the other replicas
 set = "kvsvr"                        # KVSVR_SET, --set                  the same for all of a set, and for no other
-shards = 64                          # KVSVR_SHARDS, --shards            fixed when the set is made
+shards = 64                          # KVSVR_SHARDS, --shards            fixed when the set is made; alone: 1
+password = "..."                     # KVSVR_PASSWORD                    what clients have to say first
 secret_file = "/etc/kvsvr/secret"    # KVSVR_SECRET_FILE, --secret-file  what only replicas of the set know
 [peers]                              # KVSVR_PEERS="2=host:port,3=host:port", --peer 2=host:port --peer 3=host:port
 2 = "127.0.0.1:7202"
@@ -25,12 +26,14 @@ from kvsvr.errors import UsageError, shown
 
 Address = tuple[str, int]
 
-NAMES: Final = ("id", "dir", "listen", "peer_listen", "set", "shards", "secret_file", "peers")
-DEFAULTS: Final = {"listen": "127.0.0.1:7101", "peer_listen": "127.0.0.1:7201", "set": "kvsvr", "shards": 64}
+NAMES: Final = ("id", "dir", "listen", "peer_listen", "set", "shards", "secret_file", "password", "peers")
+DEFAULTS: Final = {"listen": "127.0.0.1:7101", "peer_listen": "127.0.0.1:7201", "set": "kvsvr"}
+SHARDS_DEFAULT: Final = 64
 PREFIX: Final = "KVSVR_"
 NODE_MAX: Final = 65_535
 SHARDS_MAX: Final = 1024
 SECRET_SIZE_MIN: Final = 16
+PASSWORD_SIZE_MAX: Final = 127
 SIZES: Final = (1, 3, 5)
 
 
@@ -46,16 +49,17 @@ class ServerConfig:
     set_name: str
     shard_count: int
     secret: bytes
+    password: bytes = b""
 
     def __post_init__(self) -> None:
         if self.node in self.peers:
             raise UsageError(f"peers: {self.node} is this replica's own id; name the others")
         if len(self.peers) + 1 not in SIZES:
             raise UsageError(f"peers: a set has 1, 3 or 5 replicas, not {len(self.peers) + 1}: name all the others")
-        if not _is_loopback(self.client_address):
+        if not _is_loopback(self.client_address) and not self.password:
             raise UsageError(
                 f"listen: {_text(self.client_address)} can be reached from elsewhere, and clients are not asked who "
-                "they are: listen on 127.0.0.1, and let who is elsewhere come through something that asks"
+                "they are: listen on 127.0.0.1, or set a password"
             )
         if self.peers and not self.secret and not _is_loopback(self.peer_address):
             raise UsageError(
@@ -76,15 +80,18 @@ def load(file: Path | None, environment: Mapping[str, str], flags: Mapping[str, 
     for name in ("id", "dir"):
         if name not in found:
             raise UsageError(f"{name} is not said: in the file, as {_variable(name)}, or as --{name}")
+    peers = _peers(found.get("peers", {}))
     return ServerConfig(
         node=_number("id", found["id"], NODE_MAX),
         directory=Path(_string("dir", found["dir"])),
         client_address=address("listen", found["listen"]),
         peer_address=address("peer_listen", found["peer_listen"]),
-        peers=_peers(found.get("peers", {})),
+        peers=peers,
         set_name=_string("set", found["set"]),
-        shard_count=_number("shards", found["shards"], SHARDS_MAX),
+        # Alone there is nobody to share the work with, and in one shard a command may be about any keys.
+        shard_count=_number("shards", found.get("shards", SHARDS_DEFAULT if peers else 1), SHARDS_MAX),
         secret=_secret(found.get("secret_file")),
+        password=_password(found.get("password", "")),
     )
 
 
@@ -145,6 +152,12 @@ def _secret(file: Any) -> bytes:
     if len(secret) < SECRET_SIZE_MIN:
         raise UsageError(f"secret_file: {file} holds {len(secret)} bytes; a secret has at least {SECRET_SIZE_MIN}")
     return secret
+
+
+def _password(value: Any) -> bytes:
+    if not isinstance(value, str) or len(value.encode()) > PASSWORD_SIZE_MAX or "\0" in value:
+        raise UsageError(f"password is a text of up to {PASSWORD_SIZE_MAX} bytes")
+    return value.encode()
 
 
 def _is_loopback(where: Address) -> bool:

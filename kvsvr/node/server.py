@@ -48,6 +48,8 @@ class Server:
             shard_count=config.shard_count,
             client_socket=listener.detach(),
             log_pipe=writer,
+            password=config.password,
+            announce="{}:{}".format(*config.client_address),
         )
         self._links: Links | None = None
         if config.peers:

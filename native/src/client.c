@@ -2,15 +2,17 @@
  *
  * What a client costs is bounded: bytes of commands by the largest command, commands under way by OPS_MAX (then it is not
  * read from any more), replies that it does not read by owed_size_max (then it is cut). */
+#include <arpa/inet.h>
 #include <errno.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include "server_internal.h"
+#include "command.h"
 
 enum { OPS_MAX = 1024, READ_SIZE = 1 << 16, INPUT_MIN = 1 << 14, ROUNDS_MAX = 16, ACCEPT_MAX = 64 };
 
@@ -31,110 +33,24 @@ bool input_room(input *in, size_t size) {
     return true;
 }
 
-/* --- ops --- */
-
-static op *op_make(kv_server *server) {
-    op *o = calloc(1, sizeof *o);
-    op **place = o == NULL ? NULL : list_add(&server->ops, sizeof *place);
-    if (place == NULL) {
-        free(o);
-        return NULL;
-    }
-    *place = o;
-    o->index = (uint32_t)server->ops.count - 1;
-    return o;
-}
-
-static void op_free(kv_server *server, op *o) {
-    enum { KEEP_SIZE = 1 << 16 };
-    o->life++; /* What is said to its token from now on is said to nobody. */
-    o->done = true;
-    o->client = NULL;
-    if (o->bytes.capacity > KEEP_SIZE) wire_free(&o->bytes);
-    if (o->reply.capacity > KEEP_SIZE) wire_free(&o->reply);
-    o->reply.size = 0;
-    o->next = server->free_ops;
-    server->free_ops = o;
-}
-
-/* Its words are those that the reader has, or none. */
-static op *op_begin(kv_server *server, const uint8_t *bytes, size_t size, const resp_reader *words) {
-    op *o = server->free_ops;
-    if (o != NULL) server->free_ops = o->next;
-    else o = op_make(server);
-    if (o == NULL) return NULL;
-    size_t count = words == NULL ? 0 : words->count;
-    resp_word *larger = count <= o->word_capacity ? o->words : realloc(o->words, count * sizeof *larger);
-    o->bytes.size = 0;
-    wire_put_bytes(&o->bytes, bytes, size);
-    if (o->bytes.failed || (larger == NULL && count != 0)) {
-        o->bytes.failed = false;
-        op_free(server, o);
-        return NULL;
-    }
-    o->words = larger;
-    if (count > o->word_capacity) o->word_capacity = count;
-    if (count != 0) memcpy(o->words, words->words, count * sizeof *o->words);
-    o->word_count = count;
-    o->next = NULL;
-    o->client = NULL;
-    o->command = NULL;
-    o->done = o->waits = false;
-    o->ask = (kv_ask){0};
-    o->passed_to = o->from = 0;
-    return o;
-}
-
-op *op_new(kv_server *server, client *c, const uint8_t *bytes) {
-    op *o = op_begin(server, bytes, c->reader.used, &c->reader);
-    if (o == NULL) return NULL;
-    o->client = c;
-    *c->last = o;
-    c->last = &o->next;
-    c->op_count++;
-    return o;
-}
-
-op *op_foreign(kv_server *server, const uint8_t *bytes, size_t size) { return op_begin(server, bytes, size, NULL); }
-
-op *op_of(kv_server *server, uint64_t token) {
-    uint32_t index = (uint32_t)token;
-    op *o = index < server->ops.count ? LIST(op *, &server->ops)[index] : NULL;
-    return o != NULL && o->life == token >> 32 && !o->done ? o : NULL;
-}
-
-wire_out *op_reply(op *o) { return o->client != NULL && o->client->first == o ? &o->client->out : &o->reply; }
-
-static void replies_move(kv_server *server, client *c) {
-    while (c->first != NULL && c->first->done) {
-        op *o = c->first;
-        c->first = o->next;
-        if (c->first == NULL) c->last = &c->first;
-        c->op_count--;
-        if (o->reply.size != 0) wire_put_bytes(&c->out, o->reply.bytes, o->reply.size);
-        op_free(server, o);
-    }
-}
-
-void op_done(kv_server *server, op *o) {
-    client *c = o->client;
-    o->done = true;
-    if (c == NULL) {
-        op_free(server, o);
-        return;
-    }
-    replies_move(server, c);
-    if (c->first == NULL) c->running = 0;
-    client_dirty(server, c);
-}
-
-/* --- connections --- */
-
 void client_dirty(kv_server *server, client *c) {
     if (c->dirty) return;
     c->dirty = true;
     c->next_dirty = server->dirty;
     server->dirty = c;
+}
+
+static void address_of(int fd, char *out, size_t size) {
+    struct sockaddr_storage address = {0};
+    socklen_t length = sizeof address;
+    char host[INET6_ADDRSTRLEN] = "?";
+    getpeername(fd, (struct sockaddr *)&address, &length);
+    const struct sockaddr_in *four = (const struct sockaddr_in *)(const void *)&address;
+    const struct sockaddr_in6 *six = (const struct sockaddr_in6 *)(const void *)&address;
+    bool is_six = address.ss_family == AF_INET6;
+    if (is_six) inet_ntop(AF_INET6, &six->sin6_addr, host, sizeof host);
+    else if (address.ss_family == AF_INET) inet_ntop(AF_INET, &four->sin_addr, host, sizeof host);
+    snprintf(out, size, is_six ? "[%s]:%u" : "%s:%u", host, ntohs(is_six ? six->sin6_port : four->sin_port));
 }
 
 static void client_new(kv_server *server, int fd) {
@@ -150,6 +66,10 @@ static void client_new(kv_server *server, int fd) {
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &yes, sizeof yes);
     *c = (client){.source = {SOURCE_CLIENT, fd}, .protocol = RESP_2, .id = ++server->client_last, .events = EPOLLIN};
     c->last = &c->first;
+    c->queue_last = &c->queue;
+    c->known = server->options.password[0] == 0;
+    c->since_ms = server->now_ms;
+    address_of(fd, c->address, sizeof c->address);
     if (!server_watch(server, &c->source, EPOLLIN)) {
         free(c);
         close(fd);
@@ -170,6 +90,21 @@ void clients_accept(kv_server *server) {
     }
 }
 
+/* The transaction is over, however it ended, and with it what was watched. */
+void client_forget_multi(kv_server *server, client *c) {
+    op_drop(server, c->queue);
+    c->queue = NULL;
+    c->queue_last = &c->queue;
+    c->queue_size = 0;
+    c->multi = c->spoilt = false;
+    client_unwatch(c);
+}
+
+void client_unwatch(client *c) {
+    for (size_t i = 0; i < c->watched.count; i++) free((void *)(uintptr_t)LIST(watched_key, &c->watched)[i].name.at);
+    list_clear(&c->watched);
+}
+
 /* Its ops go on, for nobody: what was asked of a replica cannot be taken back. */
 void client_close(kv_server *server, client *c) {
     if (c->source.fd < 0) return;
@@ -180,6 +115,8 @@ void client_close(kv_server *server, client *c) {
         o->client = NULL;
         if (o->done) op_free(server, o);
     }
+    client_forget_multi(server, c);
+    channels_leave(server, c);
     if (c->prev != NULL) c->prev->next = c->next;
     else server->clients = c->next;
     if (c->next != NULL) c->next->prev = c->prev;
@@ -192,6 +129,7 @@ static void client_free(client *c) {
     resp_free(&c->reader);
     free(c->in.bytes);
     wire_free(&c->out);
+    list_free(&c->watched);
     free(c);
 }
 
@@ -207,14 +145,14 @@ static void interest(kv_server *server, client *c) {
 /* Whether a command may begin beside those of its client that are under way. */
 static bool may_begin(const client *c, const kv_command *command) {
     if (c->first == NULL) return true;
-    uint32_t kind = command == NULL ? 0 : command->flags & (COMMAND_READ | COMMAND_WRITE | COMMAND_ALONE);
+    uint32_t kind = command_order(c, command);
     if (kind == 0) return true; /* It is answered in its place. */
     return !((c->running | kind) & COMMAND_ALONE) && (c->running == 0 || c->running == kind);
 }
 
 /* Commands that are there and may begin. */
 void client_go_on(kv_server *server, client *c) {
-    resp_limits limits = {.word_count_max = 1 << 20, .word_size_max = server->options.word_size_max, .known = true};
+    resp_limits limits = {.word_count_max = 1 << 20, .word_size_max = server->options.word_size_max, .known = c->known};
     c->blocked = false;
     while (c->source.fd >= 0 && !c->closing && c->op_count < OPS_MAX) {
         uint8_t *bytes = c->in.bytes + c->in.begin;
@@ -243,7 +181,7 @@ void client_go_on(kv_server *server, client *c) {
         if (o == NULL) continue;
         o->command = command;
         server->figures.commands++;
-        if (command != NULL) c->running |= command->flags & (COMMAND_READ | COMMAND_WRITE | COMMAND_ALONE);
+        c->running |= command_order(c, command);
         command_begin(server, o);
     }
 }
@@ -279,8 +217,11 @@ void client_send(kv_server *server, client *c) {
     while (c->sent < c->out.size) {
         ssize_t done = send(c->source.fd, c->out.bytes + c->sent, c->out.size - c->sent, MSG_NOSIGNAL);
         if (done < 0 && errno == EINTR) continue;
-        if (done < 0 && errno != EAGAIN) c->closing = true;
-        if (done < 0) break;
+        if (done < 0 && errno == EAGAIN) break;
+        if (done < 0) {
+            client_close(server, c); /* Nobody will read the rest. */
+            return;
+        }
         c->sent += (size_t)done;
         server->figures.sent_size += (size_t)done;
     }
@@ -306,6 +247,9 @@ void clients_free(kv_server *server) {
         op *o = LIST(op *, &server->ops)[i];
         wire_free(&o->bytes);
         wire_free(&o->reply);
+        if (o->view != NULL) view_free(o->view);
+        free(o->view);
+        free((void *)(uintptr_t)o->cursor.at);
         free(o->words);
         free(o);
     }

@@ -70,6 +70,10 @@ class Replicas:
         self._processes[id_].send_signal(signal.SIGTERM)
         return self._ended(id_)
 
+    def wait(self, id_: int) -> int:
+        """Until it has ended by itself; its exit code."""
+        return self._ended(id_)
+
     def _ended(self, id_: int) -> int:
         process = self._processes[id_]
         code = process.wait(timeout=READY_S)

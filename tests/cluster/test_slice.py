@@ -6,11 +6,12 @@ import os
 import signal
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import redis
 
-from tests.cluster.conftest import Replicas
+from tests.cluster.conftest import Replicas, until
 
 
 @pytest.mark.parametrize("count", [1, 3])
@@ -100,6 +101,7 @@ def test_a_minority_answers_nothing_and_goes_on_when_there_is_a_majority(replica
     assert client.set("key", "1")
     for id_ in (2, 3):
         os.kill(nodes.pid(id_), signal.SIGSTOP)
+        until(lambda id_=id_: Path(f"/proc/{nodes.pid(id_)}/stat").read_text().split()[2] == "T")  # type: ignore[misc]
     with pytest.raises(redis.ResponseError, match="Hash slot not served"):
         client.get("key")
     for id_ in (2, 3):
