@@ -4,7 +4,8 @@
  * on asks again. A frame is size (4), type (1), body, as docs/protocol/wire.md has it; types from PASS on are the server's:
  *
  *     PASS     token 8, then the request                  to the owner of its shard
- *     PASSED   token 8, then the answer                   back */
+ *     PASSED   token 8, then the answer                   back
+ *     LEAVE    leave.c */
 #include <errno.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
@@ -52,6 +53,7 @@ static void link_take(kv_server *server, const arrival *one) {
     link_close(server, l, "another connection took its place");
     setsockopt(one->fd, IPPROTO_TCP, TCP_NODELAY, &yes, sizeof yes);
     l->source.fd = one->fd;
+    l->leaving = false;
     if (!server_watch(server, &l->source, EPOLLIN)) {
         close(one->fd);
         l->source.fd = -1;
@@ -208,11 +210,13 @@ static bool frames_take(kv_server *server, peer_link *l) {
         if (size == 0 || size > WIRE_FRAME_SIZE_MAX) return false;
         if ((uint64_t)(end - at) < size + 4) break;
         uint8_t *next = at + size + 4;
+        if (type > LINK_LEAVE) return false;
         if (type >= LINK_PASS) {
             if (run != at) good = kv_replica_receive(server->replica, l->node, run, (size_t)(at - run)) == KV_OK;
             wire_in body = {.at = at + WIRE_HEAD_SIZE, .end = next};
             if (type == LINK_PASS) pass_receive(server, l, &body, at, (size_t)(next - at));
-            else passed_receive(server, &body);
+            else if (type == LINK_PASSED) passed_receive(server, &body);
+            else leave_receive(server, l, &body);
             run = next;
         }
         at = next;

@@ -10,7 +10,7 @@
 
 #include "server_internal.h"
 
-enum { SHARD_COUNT = 64, EVENTS_MAX = 128, CLIENTS_DEFAULT = 10000, TICK_MS = 5, REQUEST_MS = 5000 };
+enum { SHARD_COUNT = 64, EVENTS_MAX = 128, CLIENTS_DEFAULT = 10000, TICK_MS = 5, REQUEST_MS = 5000, STOP_MS = 3000 };
 static const uint64_t WORD_SIZE_MAX = (uint64_t)512 << 20, OWED_SIZE_MAX = (uint64_t)256 << 20;
 
 static uint64_t clock_ms(void) {
@@ -59,9 +59,12 @@ static void *sync_run(void *context) {
         uint64_t upto = server->sync_wanted;
         pthread_mutex_unlock(&server->lock);
         kv_status status = kv_flow_sync(flow, (kv_position){.segment = (uint32_t)(upto >> 32), .offset = (uint32_t)upto});
+        int error = errno;
         pthread_mutex_lock(&server->lock);
+        server->sync_count++;
         if (status == KV_OK) server->synced = upto;
-        else server->sync_failed = status;
+        else server->sync_error = error;
+        if (status != KV_OK) server->sync_failed = status;
         server_ring(server);
         if (status != KV_OK || !kv_flow_wants_prepare(flow)) continue;
         pthread_mutex_unlock(&server->lock);
@@ -89,6 +92,7 @@ static kv_status hear_bell(kv_server *server) {
     pthread_mutex_lock(&server->lock);
     uint64_t synced = server->synced;
     kv_status failed = server->sync_failed;
+    if (server->looks_done != server->looks_wanted) look_show(server);
     pthread_mutex_unlock(&server->lock);
     links_arrive(server);
     if (failed != KV_OK) return failed;
@@ -122,6 +126,7 @@ static void tick(kv_server *server) {
     server->next_tick_ms = server->now_ms + server->options.tick_ms;
     kv_replica_tick(server->replica);
     requests_tick(server);
+    if (server->leaving) leave_send(server);
 }
 
 /* Answers let commands go on that waited for them, which ask for more: until nobody does. */
@@ -146,8 +151,9 @@ static void work_off(kv_server *server) {
 kv_status kv_server_run(kv_server *server, kv_fault *fault) {
     struct epoll_event events[EVENTS_MAX];
     kv_status status = KV_OK;
+    bool gone = false;
     server->now_ms = server->next_tick_ms = clock_ms();
-    while (status == KV_OK && !atomic_load(&server->stop)) {
+    while (status == KV_OK && !gone) {
         uint64_t left = server->next_tick_ms > server->now_ms ? server->next_tick_ms - server->now_ms : 0;
         int count = epoll_wait(server->epoll, events, EVENTS_MAX, (int)left);
         server->now_ms = clock_ms();
@@ -155,16 +161,20 @@ kv_status kv_server_run(kv_server *server, kv_fault *fault) {
         tick(server);
         work_off(server);
         if (status == KV_OK) status = kv_replica_failure(server->replica);
+        gone = status == KV_OK && atomic_load(&server->stops) != 0 && leave_step(server);
     }
     if (status != KV_OK) {
         fault->status = status;
+        pthread_mutex_lock(&server->lock);
+        fault->os_error = server->sync_error;
+        pthread_mutex_unlock(&server->lock);
         snprintf(fault->what, sizeof fault->what, "the replica cannot go on: %s", kv_status_name(status));
     }
     return status;
 }
 
 void kv_server_stop(kv_server *server) {
-    atomic_store(&server->stop, true);
+    atomic_fetch_add(&server->stops, 1);
     server_ring(server);
 }
 
@@ -176,13 +186,15 @@ static void default_options(kv_server_options *o) {
     if (o->request_ms == 0) o->request_ms = REQUEST_MS;
     if (o->word_size_max == 0) o->word_size_max = WORD_SIZE_MAX;
     if (o->owed_size_max == 0) o->owed_size_max = OWED_SIZE_MAX;
+    if (o->stop_ms == 0) o->stop_ms = STOP_MS;
 }
 
 static kv_status server_begin(kv_server *server) {
     const kv_replica_options *replica = &server->options.replica;
     server->shard_count = replica->shard_count == 0 ? SHARD_COUNT : replica->shard_count;
     server->seen = calloc(server->shard_count, sizeof *server->seen);
-    if (server->seen == NULL) return KV_ENOMEM;
+    server->shown_shards = calloc(server->shard_count, sizeof *server->shown_shards);
+    if (server->seen == NULL || server->shown_shards == NULL) return KV_ENOMEM;
     for (uint32_t i = 0; i < replica->member_count; i++) {
         if (replica->members[i] == replica->node) continue;
         server->links[server->link_count++] = (peer_link){.source = {SOURCE_LINK, -1}, .node = replica->members[i]};
@@ -209,6 +221,7 @@ kv_status kv_server_new(kv_io *io, const kv_server_options *options, kv_fault *f
     default_options(&server->options);
     pthread_mutex_init(&server->lock, NULL);
     pthread_cond_init(&server->wanted, NULL);
+    pthread_cond_init(&server->looked, NULL);
     kv_status status = io->random(io, (uint8_t *)&server->identity, sizeof server->identity);
     if (status != KV_OK) io->free(io);
     else status = kv_replica_open(io, &options->replica, fault, &server->replica);
@@ -238,9 +251,9 @@ void kv_server_free(kv_server *server) {
     if (server->epoll >= 0) close(server->epoll);
     list_free(&server->waiting);
     free(server->seen);
+    free(server->shown_shards);
     pthread_mutex_destroy(&server->lock);
     pthread_cond_destroy(&server->wanted);
+    pthread_cond_destroy(&server->looked);
     free(server);
 }
-
-void kv_server_look(const kv_server *server, kv_server_figures *out) { *out = server->figures; }

@@ -4,6 +4,8 @@
  *   client.c       connections of clients: commands in, replies out, in their order
  *   request.c      what is asked of replicas on a client's behalf, here or elsewhere, until there is an answer
  *   link.c         connections to peers: frames of the replica, requests that are passed on
+ *   leave.c        a stop: shards are handed over first
+ *   look.c         figures, for who asks from outside
  *   command.c      the table of commands, and those that are about the connection or the server
  *   command_key.c  those about keys
  *
@@ -106,6 +108,7 @@ typedef struct peer_link {
     wire_out out;
     size_t sent;
     bool writing;          /* epoll tells when it can be written */
+    bool leaving;          /* it said so: nothing is handed over to it */
 } peer_link;
 
 struct kv_server {
@@ -136,10 +139,18 @@ struct kv_server {
     pthread_cond_t wanted;
     uint64_t sync_wanted, synced; /* under the lock */
     kv_status sync_failed;
+    int sync_error;        /* errno of that */
+    uint64_t sync_count;
     bool ends;
     arrival arrived[KV_MEMBERS_MAX]; /* connections to be taken over; under the lock */
     uint32_t arrived_count;
-    atomic_bool stop;
+    uint64_t looks_wanted, looks_done; /* under the lock, and what was seen last */
+    pthread_cond_t looked;
+    kv_server_figures shown;
+    kv_server_shard *shown_shards;
+    atomic_int stops;      /* how often it was told to */
+    bool leaving, draining; /* nobody is let in; no command is read */
+    uint64_t leave_until_ms;
     kv_server_figures figures;
 };
 
@@ -183,6 +194,15 @@ void link_close(kv_server *server, peer_link *l, const char *why);
 bool link_pass_on(kv_server *server, uint16_t node, const op *o);
 void link_pass_back(kv_server *server, const op *o, const kv_reply *reply, const uint8_t *bytes);
 void links_free(kv_server *server);
+
+/* leave.c */
+bool leave_step(kv_server *server); /* once a round while it is told to stop; true: it is over */
+void leave_send(kv_server *server); /* at a tick */
+void leave_receive(kv_server *server, peer_link *l, wire_in *in);
+enum { LINK_LEAVE = 202 }; /* the type of what it sends */
+
+/* look.c */
+void look_show(kv_server *server); /* holds the lock */
 
 /* command.c */
 void command_begin(kv_server *server, op *o);

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -27,6 +29,18 @@ def free_ports(count: int) -> list[int]:
     for one in sockets:
         one.close()
     return ports
+
+
+def free_base(count: int) -> int:
+    """The first of so many consecutive ports that nobody listens on now. Below those that connections are given, so that
+    none of these takes one in between."""
+    for _ in range(100):
+        base = random.randrange(10_000, 30_000)
+        with contextlib.ExitStack() as held, contextlib.suppress(OSError):
+            for port in range(base, base + count):
+                held.enter_context(socket.socket()).bind(("127.0.0.1", port))
+            return base
+    raise AssertionError("no ports are free")
 
 
 class Replicas:

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from kvsvr.errors import CorruptionError, KvError, UsageError
-from kvsvr.ops.cli import backup, doctor, export, get, import_, put, scan, serve, stats, table, verify
+from kvsvr.ops.cli import backup, doctor, export, get, import_, launch, put, replicas, scan, serve, stats, table, verify
 from kvsvr.ops.cli.common import DAMAGE, FAILED, USAGE, wants_json
 
 
@@ -47,14 +47,17 @@ def _tell(ctx: click.Context, error: BaseException, message: str) -> None:
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="kvsvr")
 def commands() -> None:
-    """Look into a kvsvr store, write to it, move it, examine it.
+    """Look into a kvsvr store, write to it, move it, examine it; and run sets of replicas that Redis clients talk to.
 
-    DIR is the store's directory. Keys and values are UTF-8 text unless --hex says otherwise. Data goes to stdout,
-    everything for people to stderr. Exit codes: 0 fine, 1 failed or absent, 2 usage, 3 degraded, 4 damage.
+    DIR is the store's directory, of launch and its like the set's. Keys and values are UTF-8 text unless --hex says
+    otherwise. Data goes to stdout, everything for people to stderr. Exit codes: 0 fine, 1 failed or absent, 2 usage,
+    3 degraded, 4 damage.
     """
 
 
-for _module in (get, put, scan, table, import_, export, verify, doctor, stats, serve):
+for _module in (get, put, scan, table, import_, export, verify, doctor, stats, serve, launch):
     commands.add_command(_module.command)
 commands.add_command(backup.backup_command)
 commands.add_command(backup.restore_command)
+for _command in (replicas.status_command, replicas.stop_command, replicas.kill_command):
+    commands.add_command(_command)
