@@ -59,12 +59,10 @@ static void *sync_run(void *context) {
         uint64_t upto = server->sync_wanted;
         pthread_mutex_unlock(&server->lock);
         kv_status status = kv_flow_sync(flow, (kv_position){.segment = (uint32_t)(upto >> 32), .offset = (uint32_t)upto});
-        int error = errno;
         pthread_mutex_lock(&server->lock);
         server->sync_count++;
         if (status == KV_OK) server->synced = upto;
-        else server->sync_error = error;
-        if (status != KV_OK) server->sync_failed = status;
+        else server->sync_failed = status;
         server_ring(server);
         if (status != KV_OK || !kv_flow_wants_prepare(flow)) continue;
         pthread_mutex_unlock(&server->lock);
@@ -164,10 +162,9 @@ kv_status kv_server_run(kv_server *server, kv_fault *fault) {
         gone = status == KV_OK && atomic_load(&server->stops) != 0 && leave_step(server);
     }
     if (status != KV_OK) {
+        kv_status first = kv_flow_poison(kv_replica_flow(server->replica), &fault->os_error);
+        if (status == KV_EPOISONED && first != KV_OK) status = first; /* What began it says more than what came of it. */
         fault->status = status;
-        pthread_mutex_lock(&server->lock);
-        fault->os_error = server->sync_error;
-        pthread_mutex_unlock(&server->lock);
         snprintf(fault->what, sizeof fault->what, "the replica cannot go on: %s", kv_status_name(status));
     }
     return status;

@@ -139,7 +139,6 @@ struct kv_server {
     pthread_cond_t wanted;
     uint64_t sync_wanted, synced; /* under the lock */
     kv_status sync_failed;
-    int sync_error;        /* errno of that */
     uint64_t sync_count;
     bool ends;
     arrival arrived[KV_MEMBERS_MAX]; /* connections to be taken over; under the lock */

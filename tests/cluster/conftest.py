@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import random
 import signal
@@ -16,6 +17,8 @@ from typing import Any
 
 import pytest
 import redis
+
+from kvsvr.node.report import Report, State
 
 READY_S = 30
 
@@ -32,8 +35,8 @@ def free_ports(count: int) -> list[int]:
 
 
 def free_base(count: int) -> int:
-    """The first of so many consecutive ports that nobody listens on now. Below those that connections are given, so that
-    none of these takes one in between."""
+    """The first of so many consecutive ports that nobody listens on now. Below those that connections are given, so
+    that none of these takes one in between."""
     for _ in range(100):
         base = random.randrange(10_000, 30_000)
         with contextlib.ExitStack() as held, contextlib.suppress(OSError):
@@ -46,8 +49,10 @@ def free_base(count: int) -> int:
 class Replicas:
     """The processes of one set. Replicas count from 1."""
 
-    def __init__(self, directory: Path, count: int) -> None:
+    def __init__(self, directory: Path, count: int, *flags: str) -> None:
+        """`flags`: for each of them."""
         self.directory = directory
+        self.flags = flags
         self.ids = range(1, count + 1)
         ports = free_ports(2 * count)
         self.ports = dict(zip(self.ids, ports[:count], strict=True))
@@ -58,11 +63,12 @@ class Replicas:
 
     def start(self, id_: int) -> None:
         peers = [f"--peer={other}=127.0.0.1:{self.peer_ports[other]}" for other in self.ids if other != id_]
-        arguments = ["serve", f"--id={id_}", f"--dir={self.directory / str(id_)}", *peers]
+        arguments = ["serve", f"--id={id_}", f"--dir={self.directory / str(id_)}", *peers, *self.flags]
+        arguments += [f"--status-file={self.directory / f'{id_}.status'}"]
         arguments += [f"--listen=127.0.0.1:{self.ports[id_]}", f"--peer-listen=127.0.0.1:{self.peer_ports[id_]}"]
         with open(self.directory / f"{id_}.log", "a") as log:
             process = subprocess.Popen(
-                [sys.executable, "-c", "from kvsvr.ops.cli import main; main()", *arguments],
+                [sys.executable, "-m", "kvsvr.ops.cli", *arguments],
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
@@ -72,24 +78,42 @@ class Replicas:
         line = process.stdout.readline()
         assert line == f"ready 127.0.0.1:{self.ports[id_]}\n", (self.directory / f"{id_}.log").read_text()
 
+    def report(self, id_: int) -> Report | None:
+        """What it says of itself."""
+        return Report.read(self.directory / f"{id_}.status")
+
+    def served(self) -> bool:
+        """Each of them serves, and each shard has one owner."""
+        reports = [self.report(id_) for id_ in self.ids]
+        owned = sum(one.figures.get("shards_owned", 0) for one in reports if one is not None)
+        return owned == 64 and all(one is not None and one.state is State.SERVING for one in reports)
+
+    def events(self, id_: int) -> list[dict[str, Any]]:
+        """What it has logged."""
+        return [json.loads(line) for line in (self.directory / f"{id_}.log").read_text().splitlines() if line[0] == "{"]
+
     def client(self, id_: int, **options: Any) -> redis.Redis:
         return redis.Redis(port=self.ports[id_], socket_timeout=10, **options)
 
     def kill(self, id_: int) -> None:
         self._processes[id_].kill()
-        self._ended(id_)
+        self.ended(id_)
 
     def stop(self, id_: int) -> int:
         """Its exit code."""
         self._processes[id_].send_signal(signal.SIGTERM)
-        return self._ended(id_)
+        return self.ended(id_)
 
-    def _ended(self, id_: int) -> int:
+    def ended(self, id_: int) -> int:
+        """Its exit code, once it has ended."""
         process = self._processes[id_]
         code = process.wait(timeout=READY_S)
         assert process.stdout is not None
         process.stdout.close()
         return code
+
+    def running(self, id_: int) -> bool:
+        return self._processes[id_].poll() is None
 
     def pid(self, id_: int) -> int:
         return self._processes[id_].pid
@@ -99,16 +123,16 @@ class Replicas:
             if process.poll() is None:
                 os.kill(process.pid, signal.SIGCONT)
                 process.kill()
-            self._ended(id_)
+            self.ended(id_)
 
 
 @pytest.fixture
-def replicas(tmp_path: Path) -> Iterator[Callable[[int], Replicas]]:
+def replicas(tmp_path: Path) -> Iterator[Callable[..., Replicas]]:
     """replicas(3) starts a set of three, which ends with the test."""
     started: list[Replicas] = []
 
-    def start(count: int) -> Replicas:
-        started.append(Replicas(tmp_path, count))
+    def start(count: int, *flags: str) -> Replicas:
+        started.append(Replicas(tmp_path, count, *flags))
         return started[-1]
 
     yield start

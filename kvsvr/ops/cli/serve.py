@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import socket
 import threading
 from contextlib import suppress
 from pathlib import Path
@@ -54,20 +55,33 @@ def command(config: Path | None, peers: tuple[str, ...], **flags: Any) -> None:
 
 
 def _run(server: Server, ready: str) -> None:
+    """Python's handlers run in the main thread and the loop is in C all the time, so the loop is another one's.
+
+    The main thread reads from a socket: a signal may be delivered to any thread, as after SIGSTOP and SIGCONT, and then
+    interrupts no wait of this one, but a byte always comes.
+    """
     failure: list[BaseException] = []
+    hearing, ringing = socket.socketpair()
+    ringing.setblocking(False)
 
     def run() -> None:
         try:
             server.run(lambda: click.echo(ready))
         except BaseException as error:
             failure.append(error)
+        ended.set()
+        ringing.send(b"\0")
 
-    # Signals are for the main thread, and the loop is in C all the time.
+    ended = threading.Event()
     thread = threading.Thread(target=run, name="kvsvr-loop")
+    signal.set_wakeup_fd(ringing.fileno(), warn_on_full_buffer=False)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: server.stop())
     thread.start()
+    while not ended.is_set():
+        hearing.recv(64)
     thread.join()
+    signal.set_wakeup_fd(-1)
     if failure:
         raise failure[0]
 
