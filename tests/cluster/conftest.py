@@ -66,6 +66,7 @@ class Replicas:
         arguments = ["serve", f"--id={id_}", f"--dir={self.directory / str(id_)}", *peers, *self.flags]
         arguments += [f"--status-file={self.directory / f'{id_}.status'}"]
         arguments += [f"--listen=127.0.0.1:{self.ports[id_]}", f"--peer-listen=127.0.0.1:{self.peer_ports[id_]}"]
+        (self.directory / f"{id_}.status").unlink(missing_ok=True)
         with open(self.directory / f"{id_}.log", "a") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "kvsvr.ops.cli", *arguments],
@@ -93,7 +94,7 @@ class Replicas:
         return [json.loads(line) for line in (self.directory / f"{id_}.log").read_text().splitlines() if line[0] == "{"]
 
     def client(self, id_: int, **options: Any) -> redis.Redis:
-        return redis.Redis(port=self.ports[id_], socket_timeout=10, **options)
+        return redis.Redis(port=self.ports[id_], **{"socket_timeout": 10, **options})
 
     def kill(self, id_: int) -> None:
         self._processes[id_].kill()
