@@ -34,7 +34,7 @@ LOOK_S: Final = 0.25
 STOP_S: Final = 15.0
 """A replica that has not ended so long after SIGTERM is killed."""
 ASK_S: Final = 10.0
-TAIL_SIZE: Final = 1 << 16
+SPREAD_S: Final = 3.0
 
 
 class Log:
@@ -88,6 +88,7 @@ class Launcher:
         self._health = Health.STOPPED
         self._ready = False
         self._looked_at = 0.0
+        self._owned_since: float | None = None
 
     def stop(self) -> None:
         self._stopping = True
@@ -153,7 +154,7 @@ class Launcher:
         for child, one in zip(self._children, status.replicas, strict=True):
             serves = one.state is State.SERVING
             child.served_since = (child.served_since or now) if serves else None
-        if not self._ready and self._whole(status):
+        if not self._ready and self._whole(status, now):
             self._ready = True
             self._health = status.state
             self._say("ready", {"status": status})
@@ -163,12 +164,20 @@ class Launcher:
             self._say("health", {"state": status.state})
             self._write()
 
-    def _whole(self, status: SetStatus) -> bool:
-        """Every replica serves that can be had, every shard has an owner, and a command gets its answer from each."""
+    def _whole(self, status: SetStatus, now: float) -> bool:
+        """Every replica serves that can be had, every shard has an owner, and a command gets its answer from each.
+
+        Who came last owns nothing at first: that shards are spread is waited for, but not long.
+        """
         there = [one for one in status.replicas if not one.given_up]
         if status.state not in (Health.HEALTHY, Health.DEGRADED) or status.owned != status.shard_count:
             return False
-        return all(one.state is State.SERVING and answers(one.address) for one in there)
+        if any(one.state is not State.SERVING for one in there):
+            return False
+        self._owned_since = self._owned_since or now
+        if any(one.shards == 0 for one in there) and now - self._owned_since < SPREAD_S:
+            return False
+        return all(answers(one.address) for one in there)
 
     def _write(self) -> None:
         said = {

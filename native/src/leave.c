@@ -71,8 +71,9 @@ void leave_receive(kv_server *server, peer_link *l, wire_in *in) {
         in->bad |= number >= server->shard_count || i >= KV_SHARDS_MAX;
         if (!in->bad) shards[i] = (uint16_t)number;
     }
+    if (in->bad) return;
     l->leaving = true;
-    if (in->bad || server->leaving) return;
+    if (server->leaving) return;
     kv_replica_takeover(server->replica, shards, count);
     server->asked = true;
 }

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -43,6 +44,7 @@ QUIET: Final = ("starting", "serving", "waiting", "stopping", "left", "stopped",
     help="With --detach: at most so long.",
 )
 @click.option("--verbose", is_flag=True, help="Show all that the replicas log.")
+@click.option("--with-stdin", is_flag=True, help="Stop when stdin ends: for programs that start it and may be killed.")
 @json_option
 @click.pass_context
 def command(
@@ -53,6 +55,7 @@ def command(
     detach: bool,
     wait_s: float,
     verbose: bool,
+    with_stdin: bool,
     as_json: bool,
 ) -> None:
     """Run a set of replicas on this machine: make it where there is none, start it, restart what dies, until Ctrl-C.
@@ -70,9 +73,17 @@ def command(
     one = launcher.Launcher(place, lambda event, fields: _told(event, fields, verbose=verbose))
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: one.stop())
+    if with_stdin:
+        threading.Thread(target=_wait_for_stdin, args=(one,), daemon=True).start()
     whole = one.run()
     say("stopped; the same command starts it again")
     ctx.exit(0 if whole else DEGRADED)
+
+
+def _wait_for_stdin(one: launcher.Launcher) -> None:
+    while os.read(0, 4096):
+        pass
+    one.stop()
 
 
 def _detach(place: Place, wait_s: float) -> SetStatus:
