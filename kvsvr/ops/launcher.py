@@ -284,12 +284,13 @@ def end_launcher(place: Place) -> int | None:
 
 
 def answers(address: str) -> bool:
-    """Whether a read of a key that is not there gets its answer: that needs an owner, and a majority behind it."""
+    """Whether a read gets its answer, which needs an owner and a majority behind it. Where a password is wanted, being
+    told so has to do."""
     host, _, port = address.rpartition(":")
     try:
         with socket.create_connection((host.strip("[]"), int(port)), ASK_S) as connection:
             connection.sendall(b"GET kvsvr:is-there-a-majority\r\n")
-            return connection.recv(1) in (b"$", b"_")
+            return connection.recv(64).startswith((b"$", b"_", b"-NOAUTH"))
     except OSError:
         return False
 

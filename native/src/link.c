@@ -210,13 +210,12 @@ static bool frames_take(kv_server *server, peer_link *l) {
         if (size == 0 || size > WIRE_FRAME_SIZE_MAX) return false;
         if ((uint64_t)(end - at) < size + 4) break;
         uint8_t *next = at + size + 4;
-        if (type > LINK_LEAVE) return false;
         if (type >= LINK_PASS) {
             if (run != at) good = kv_replica_receive(server->replica, l->node, run, (size_t)(at - run)) == KV_OK;
             wire_in body = {.at = at + WIRE_HEAD_SIZE, .end = next};
             if (type == LINK_PASS) pass_receive(server, l, &body, at, (size_t)(next - at));
             else if (type == LINK_PASSED) passed_receive(server, &body);
-            else leave_receive(server, l, &body);
+            else if (type == LINK_LEAVE) leave_receive(server, l, &body);
             run = next;
         }
         at = next;

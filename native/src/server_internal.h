@@ -198,7 +198,7 @@ void links_free(kv_server *server);
 bool leave_step(kv_server *server); /* once a round while it is told to stop; true: it is over */
 void leave_send(kv_server *server); /* at a tick */
 void leave_receive(kv_server *server, peer_link *l, wire_in *in);
-enum { LINK_LEAVE = 202 }; /* the type of what it sends */
+enum { LINK_LEAVE = 203 }; /* the type of what it sends */
 
 /* look.c */
 void look_show(kv_server *server); /* holds the lock */

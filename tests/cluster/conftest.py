@@ -85,9 +85,10 @@ class Replicas:
 
     def served(self) -> bool:
         """Each of them serves, and each shard has one owner."""
-        reports = [self.report(id_) for id_ in self.ids]
-        owned = sum(one.figures.get("shards_owned", 0) for one in reports if one is not None)
-        return owned == 64 and all(one is not None and one.state is State.SERVING for one in reports)
+        reports = [report for id_ in self.ids if (report := self.report(id_)) is not None]
+        owned = sum(one.figures.get("shards_owned", 0) for one in reports)
+        whole = len(reports) == len(self.ids) and all(one.state is State.SERVING for one in reports)
+        return whole and owned == len(reports[0].owners)
 
     def events(self, id_: int) -> list[dict[str, Any]]:
         """What it has logged."""
@@ -118,6 +119,15 @@ class Replicas:
 
     def pid(self, id_: int) -> int:
         return self._processes[id_].pid
+
+    def pause(self, id_: int) -> None:
+        """SIGSTOP, and until it has come to all its threads: one that runs goes on for a while."""
+        os.kill(self.pid(id_), signal.SIGSTOP)
+        threads = list(Path(f"/proc/{self.pid(id_)}/task").iterdir())
+        until(lambda: all(" T " in (thread / "stat").read_text() for thread in threads))
+
+    def wake(self, id_: int) -> None:
+        os.kill(self.pid(id_), signal.SIGCONT)
 
     def close(self) -> None:
         for id_, process in self._processes.items():

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import os
 import random
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -38,9 +37,9 @@ def kill_one(nodes: Replicas, chance: random.Random) -> None:
 def stop_one(nodes: Replicas, chance: random.Random) -> None:
     """It wakes up owning what others have taken over."""
     victim = chance.choice(nodes.ids)
-    os.kill(nodes.pid(victim), signal.SIGSTOP)
+    nodes.pause(victim)
     time.sleep(chance.choice([0.05, 0.3, 1.0]))
-    os.kill(nodes.pid(victim), signal.SIGCONT)
+    nodes.wake(victim)
 
 
 def kill_all(nodes: Replicas, chance: random.Random) -> None:

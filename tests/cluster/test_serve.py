@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
 import resource
-import signal
 import socket
 import subprocess
 import sys
@@ -92,12 +90,12 @@ def test_a_stop_waits_for_nobody_for_ever(replicas: Start) -> None:
         assert writer.set("key", b"x" * 1_000_000)
         client.sendall(b"GET key\r\n" * 50)
         for id_ in (2, 3):
-            os.kill(nodes.pid(id_), signal.SIGSTOP)
+            nodes.pause(id_)
         began = time.monotonic()
         assert nodes.stop(1) == 0
     assert time.monotonic() - began < READY_S / 2
     for id_ in (2, 3):
-        os.kill(nodes.pid(id_), signal.SIGCONT)
+        nodes.wake(id_)
     assert [nodes.stop(id_) for id_ in (2, 3)] == [0, 0]
 
 

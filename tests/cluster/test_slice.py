@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import threading
 from collections.abc import Callable
 
@@ -99,11 +97,11 @@ def test_a_minority_answers_nothing_and_goes_on_when_there_is_a_majority(replica
     client = nodes.client(1)
     assert client.set("key", "1")
     for id_ in (2, 3):
-        os.kill(nodes.pid(id_), signal.SIGSTOP)
+        nodes.pause(id_)
     with pytest.raises(redis.ResponseError, match="Hash slot not served"):
         client.get("key")
     for id_ in (2, 3):
-        os.kill(nodes.pid(id_), signal.SIGCONT)
+        nodes.wake(id_)
     assert client.get("key") == b"1"
     client.close()
 
