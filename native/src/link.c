@@ -53,7 +53,7 @@ static void link_take(kv_server *server, const arrival *one) {
     link_close(server, l, "another connection took its place");
     setsockopt(one->fd, IPPROTO_TCP, TCP_NODELAY, &yes, sizeof yes);
     l->source.fd = one->fd;
-    l->leaving = false;
+    l->leaving = l->ended = false;
     if (!server_watch(server, &l->source, EPOLLIN)) {
         close(one->fd);
         l->source.fd = -1;
@@ -88,6 +88,7 @@ void link_flush(kv_server *server, peer_link *l) {
         if (done < 0 && errno == EINTR) continue;
         if (done < 0 && errno == EAGAIN) break;
         if (done < 0) {
+            l->ended = true;
             link_close(server, l, "it cannot be written to");
             return;
         }
@@ -244,6 +245,7 @@ void link_readable(kv_server *server, peer_link *l) {
         got = recv(l->source.fd, l->in.bytes + l->in.end, room, MSG_DONTWAIT);
         if (got < 0 && (errno == EAGAIN || errno == EINTR)) return;
         if (got <= 0) {
+            l->ended = true;
             link_close(server, l, got == 0 ? "it was closed" : "it was cut");
             return;
         }

@@ -125,6 +125,7 @@ static void tick(kv_server *server) {
     kv_replica_tick(server->replica);
     requests_tick(server);
     if (server->leaving) leave_send(server);
+    else leave_noticed(server);
 }
 
 /* Answers let commands go on that waited for them, which ask for more: until nobody does. */

@@ -4,7 +4,7 @@
  *   client.c       connections of clients: commands in, replies out, in their order
  *   request.c      what is asked of replicas on a client's behalf, here or elsewhere, until there is an answer
  *   link.c         connections to peers: frames of the replica, requests that are passed on
- *   leave.c        a stop: shards are handed over first
+ *   leave.c        a stop: shards are handed over first; peers that end
  *   look.c         figures, for who asks from outside
  *   command.c      the table of commands, and those that are about the connection or the server
  *   command_key.c  those about keys
@@ -109,6 +109,7 @@ typedef struct peer_link {
     size_t sent;
     bool writing;          /* epoll tells when it can be written */
     bool leaving;          /* it said so: nothing is handed over to it */
+    bool ended;            /* the other end closed it, and nothing has come of that yet */
 } peer_link;
 
 struct kv_server {
@@ -198,6 +199,7 @@ void links_free(kv_server *server);
 bool leave_step(kv_server *server); /* once a round while it is told to stop; true: it is over */
 void leave_send(kv_server *server); /* at a tick */
 void leave_receive(kv_server *server, peer_link *l, wire_in *in);
+void leave_noticed(kv_server *server); /* at a tick */
 enum { LINK_LEAVE = 203 }; /* the type of what it sends */
 
 /* look.c */

@@ -21,7 +21,7 @@ from kvsvr.ops.cli.replicas import directory_option, print_status, to_json
 from kvsvr.ops.place import Place, make_or_find
 from kvsvr.ops.status import SetStatus, launcher_pid, look
 
-QUIET: Final = ("starting", "serving", "waiting", "stopping", "left", "stopped", "link_up", "link_down")
+QUIET: Final = ("starting", "serving", "waiting", "stopping", "left", "stopped", "link_up", "link_down", "takes_over")
 """Events of replicas that are said at once by others, or belong to a start or an end."""
 
 
