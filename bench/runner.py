@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from bench import heap
 from bench.adapters.base import Adapter
 from bench.cells.base import GENERATIONS, Cell, Holds, Work, load
 from bench.cells.tables import load_tables
@@ -67,6 +68,7 @@ def run(
         outcome.limit_rates.append(measure_limits())
         for stage in plan.stages:
             data = plan.data_of(stage.setting)
+            heap.prepare(stage.setting)
             for name in rotated(list(plan.peers), repetition, plan.repeat):
                 try:
                     with Stand(plan, data, plan.peers[name]()) as stand:

@@ -19,7 +19,7 @@ def snapshot(run: Run, section: Section) -> None:
             _look_back(run, frozen, tables, section)
             held = db.stats()["snapshot_size"]
         section.lines.append(f"held on to {megabytes(held)} for it")
-        before = size_of(run.store)
+        before, held_before = size_of(run.store), db.stats()["flow_size"]
         began = time.perf_counter()
         db.compact()
         seconds = time.perf_counter() - began
@@ -28,7 +28,8 @@ def snapshot(run: Run, section: Section) -> None:
             f"compacted in {seconds:.2f} s: {megabytes(before)} on disk before, {megabytes(after)} after; "
             f"{megabytes(live)} of it are live records"
         )
-        if after >= before:
+        # Not what the disk gives: of a small store that is mostly the segment that is made ahead, at any moment.
+        if db.stats()["flow_size"] >= held_before:
             section.failures.append("compaction gave nothing back")
         _look(run, db, section)
 

@@ -1,7 +1,7 @@
 """What a cell is: what it needs of a store, what of it is timed, in which unit, and how the answers are checked.
 
 Timed loops are alike for everyone: the callable is a local name, the loop does nothing but call it. `limits.py` runs
-the same loops around an empty call, which shows what of a figure is the loop. Reads are timed in chunks of CHUNK_COUNT,
+the same loops around an empty call, which shows what of a figure is the loop. Reads are timed in chunks,
 and every timed answer is checked between chunks. Writes are timed in one piece, because a pause would give background
 work time that nobody counts; what they wrote is read back afterwards, up to CHECK_COUNT_MAX keys of it.
 
@@ -24,7 +24,9 @@ from bench.results import RATE
 Share = TypeVar("Share")
 Better = Literal["more", "less"]
 
-CHUNK_COUNT = 10_000
+CHUNK_COUNT = 10_000  # Answers that are held at once,
+CHUNK_SIZE = 16 << 20  # and bytes of values in them, both at most.
+ANSWERS_SIZE_MAX = 1 << 30  # Of values, where writes forbid a pause to check them.
 CHECK_COUNT_MAX = 50_000
 WARM_COUNT = 50_000  # Untimed gets before the timed ones: caches of all peers start warm.
 MANY = 100  # Keys per get_many and per batch.
@@ -137,6 +139,11 @@ def time_answers(call: Callable[[Any], Any], arguments: Iterable[Any]) -> tuple[
     started = perf_counter()
     answers = [call(argument) for argument in arguments]
     return perf_counter() - started, answers
+
+
+def at_once(setting: Setting, per_call: int = 1) -> int:
+    """Calls whose answers, of `per_call` values each, make a chunk."""
+    return max(1, min(CHUNK_COUNT, CHUNK_SIZE // setting.value_size) // per_call)
 
 
 def chunks(items: Sequence[Any], count: int) -> list[Any]:

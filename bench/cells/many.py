@@ -5,7 +5,6 @@ from collections.abc import Sequence
 
 from bench.adapters.base import Adapter
 from bench.cells.base import (
-    CHUNK_COUNT,
     EMPTY,
     FULL,
     LOADED,
@@ -15,6 +14,7 @@ from bench.cells.base import (
     Holds,
     Timing,
     Work,
+    at_once,
     check_written,
     chunks,
     time_answers,
@@ -31,7 +31,7 @@ def run_get_many(adapter: Adapter, work: Work) -> Timing:
     with adapter.reads() as reads:
         groups = chunks(work.data.reads, MANY)
         time_each(reads.get_many, groups[-WARM_COUNT // MANY :])
-        for chunk in chunks(groups, CHUNK_COUNT // MANY):
+        for chunk in chunks(groups, at_once(work.setting, MANY)):
             chunk_seconds, answers = time_answers(reads.get_many, chunk)
             seconds += chunk_seconds
             for keys, answer in zip(chunk, answers, strict=True):

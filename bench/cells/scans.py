@@ -5,7 +5,7 @@ from itertools import islice
 from time import perf_counter
 
 from bench.adapters.base import FULL_SCAN, SCAN, Adapter, Pair
-from bench.cells.base import CHUNK_COUNT, LOADED, SOME_MAX, Cell, Timing, Work, chunks
+from bench.cells.base import LOADED, SOME_MAX, Cell, Timing, Work, at_once, chunks
 from bench.data import WrongAnswer
 
 GROUP = "scans"
@@ -20,7 +20,7 @@ def run_full_scan(adapter: Adapter, work: Work) -> Timing:
         while True:
             started = perf_counter()
             iterator = iterator or reads.scan_all()
-            pairs = list(islice(iterator, CHUNK_COUNT))
+            pairs = list(islice(iterator, at_once(work.setting)))
             seconds += perf_counter() - started
             if not pairs:
                 break
@@ -38,7 +38,7 @@ def run_scan_50(adapter: Adapter, work: Work) -> Timing:
     places = {key: i for i, key in enumerate(ordered)}
     with adapter.reads() as reads:
         scan = reads.scan
-        for chunk in chunks(starts, CHUNK_COUNT // SCAN_COUNT):
+        for chunk in chunks(starts, at_once(work.setting, SCAN_COUNT)):
             started = perf_counter()
             answers = [scan(start, SCAN_COUNT) for start in chunk]
             seconds += perf_counter() - started

@@ -5,7 +5,6 @@ from typing import Any
 
 from bench.adapters.base import Adapter
 from bench.cells.base import (
-    CHUNK_COUNT,
     EMPTY,
     FULL,
     LOADED,
@@ -14,6 +13,7 @@ from bench.cells.base import (
     Holds,
     Timing,
     Work,
+    at_once,
     check_written,
     chunks,
     spread,
@@ -45,18 +45,20 @@ def run_delete(adapter: Adapter, work: Work) -> Timing:
 
 
 def run_get_hit(adapter: Adapter, work: Work) -> Timing:
-    return _time_gets(adapter, work.data.reads, lambda keys, answers: work.data.check(keys, answers, 0))
+    return _time_gets(adapter, work, work.data.reads, lambda keys, answers: work.data.check(keys, answers, 0))
 
 
 def run_get_miss(adapter: Adapter, work: Work) -> Timing:
-    return _time_gets(adapter, work.data.absent, check_absent)
+    return _time_gets(adapter, work, work.data.absent, check_absent)
 
 
-def _time_gets(adapter: Adapter, keys: list[bytes], check: Callable[[list[bytes], list[Any]], None]) -> Timing:
+def _time_gets(
+    adapter: Adapter, work: Work, keys: list[bytes], check: Callable[[list[bytes], list[Any]], None]
+) -> Timing:
     seconds = 0.0
     with adapter.reads() as reads:
         time_each(reads.get, keys[-WARM_COUNT:])
-        for chunk in chunks(keys, CHUNK_COUNT):
+        for chunk in chunks(keys, at_once(work.setting)):
             chunk_seconds, answers = time_answers(reads.get, chunk)
             seconds += chunk_seconds
             check(chunk, answers)

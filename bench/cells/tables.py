@@ -9,13 +9,13 @@ from time import perf_counter
 
 from bench.adapters.base import TABLES, Adapter
 from bench.cells.base import (
-    CHUNK_COUNT,
     EMPTY,
     SOME_MAX,
     Cell,
     Holds,
     Timing,
     Work,
+    at_once,
     chunks,
     spread,
     time_pairs,
@@ -63,7 +63,7 @@ def run_last(adapter: Adapter, work: Work) -> Timing:
     tables = [bytes(bytearray(table)) for table in tables]  # Objects of their own, in the order of use.
     with adapter.reads() as reads:
         last = reads.last
-        for chunk in chunks(tables, CHUNK_COUNT // LAST_COUNT):
+        for chunk in chunks(tables, at_once(work.setting, LAST_COUNT)):
             started = perf_counter()
             answers = [last(table, LAST_COUNT) for table in chunk]
             seconds += perf_counter() - started

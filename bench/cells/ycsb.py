@@ -18,7 +18,7 @@ from time import perf_counter
 from typing import Any
 
 from bench.adapters.base import SCAN, Adapter
-from bench.cells.base import EXACT, FULL, SOME_MAX, Cell, Holds, Timing, Work
+from bench.cells.base import ANSWERS_SIZE_MAX, EXACT, FULL, SOME_MAX, Cell, Holds, Timing, Work
 from bench.data import KEY_SIZE, WrongAnswer
 
 GROUP = "YCSB"
@@ -135,7 +135,9 @@ def check_value(work: Work, key: bytes, answer: bytes | None, written: set[bytes
 
 
 def run_scans(adapter: Adapter, work: Work) -> Timing:
-    count = min(work.data.key_count // 4, SOME_MAX // 20)  # A scan is worth fifty reads, and its answer is checked.
+    # A scan is worth fifty reads, and its answer is checked: they are held until then.
+    held_max = ANSWERS_SIZE_MAX // (SCAN_COUNT_MAX // 2 * work.setting.value_size)
+    count = min(work.data.key_count // 4, SOME_MAX // 20, held_max)
     steps = scan_steps_of(work, count)
     with adapter.mix() as mix:
         seconds, answers = time_scan_steps(mix.scan, mix.put, steps)
