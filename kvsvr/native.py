@@ -660,6 +660,8 @@ class ServerHandle:
         client_socket: int,
         log_pipe: int,
         limits: Mapping[str, int],
+        password: bytes,
+        announce: str,
     ) -> None:
         """`limits`: fields of kv_server_options, by name."""
         self._path = path
@@ -683,6 +685,8 @@ class ServerHandle:
         options.log_pipe = log_pipe
         for name, value in limits.items():
             setattr(options, name, value)
+        options.password = password
+        options.announce = announce.encode()
         status = lib.kv_server_new(io[0], options, fault, out)
         if status != lib.KV_OK:
             raise failure(status, fault, path)
@@ -713,6 +717,19 @@ class ServerHandle:
     def free(self) -> None:
         pointer, self._pointer = self._pointer, ffi.NULL
         lib.kv_server_free(pointer)
+
+
+def commands() -> list[dict[str, Any]]:
+    """What the server knows of its commands, by name: the fields of kv_command_facts, None where there is no text."""
+    facts = ffi.new("kv_command_facts *")
+    found = []
+    for index in range(lib.kv_command_look(0, facts)):
+        lib.kv_command_look(index, facts)
+        row = {name: getattr(facts, name) for name, _ in ffi.typeof("kv_command_facts").fields}
+        for name in ("name", "group", "summary", "differs"):
+            row[name] = None if row[name] == ffi.NULL else ffi.string(row[name]).decode()
+        found.append(row)
+    return found
 
 
 _STATS_FIELDS: Final = ffi.typeof("kv_stats").fields

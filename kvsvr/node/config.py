@@ -5,7 +5,8 @@ dir = "/var/lib/kvsvr"               # KVSVR_DIR, --dir                  files a
 listen = "127.0.0.1:7101"            # KVSVR_LISTEN, --listen            clients
 peer_listen = "127.0.0.1:7201"       # KVSVR_PEER_LISTEN, --peer-listen  the other replicas
 set = "kvsvr"                        # KVSVR_SET, --set                  the same for all of a set, and for no other
-shards = 64                          # KVSVR_SHARDS, --shards            fixed when the set is made
+shards = 64                          # KVSVR_SHARDS, --shards            fixed when the set is made; alone: 1
+password = "..."                     # KVSVR_PASSWORD                    what clients have to say first
 secret_file = "/etc/kvsvr/secret"    # KVSVR_SECRET_FILE, --secret-file  what only replicas of the set know
 status_file = "/run/kvsvr/status"    # KVSVR_STATUS_FILE, --status-file  how it is, for `kvsvr status`
 clients_max = 10000                  # KVSVR_CLIENTS_MAX and so on, --clients-max; who comes then is sent away
@@ -36,7 +37,6 @@ DEFAULTS: Final[dict[str, Any]] = {
     "listen": "127.0.0.1:7101",
     "peer_listen": "127.0.0.1:7201",
     "set": "kvsvr",
-    "shards": 64,
     "peers": {},
     "clients_max": 10_000,
     "request_ms": 5_000,
@@ -44,11 +44,13 @@ DEFAULTS: Final[dict[str, Any]] = {
     "word_size_max": "512 MiB",
     "owed_size_max": "256 MiB",
 }
-NAMES: Final = ("id", "dir", *DEFAULTS, "secret_file", "status_file")
+NAMES: Final = ("id", "dir", *DEFAULTS, "shards", "secret_file", "password", "status_file")
+SHARDS_DEFAULT: Final = 64
 PREFIX: Final = "KVSVR_"
 NODE_MAX: Final = 65_535
 SHARDS_MAX: Final = 1024
 SECRET_SIZE_MIN: Final = 16
+PASSWORD_SIZE_MAX: Final = 127
 SIZES: Final = (1, 3, 5)
 UNITS: Final = {"": 1, "b": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
 
@@ -78,6 +80,7 @@ class ServerConfig:
     secret: bytes
     status_file: Path | None
     limits: Limits
+    password: bytes
 
 
 def load(file: Path | None, environment: Mapping[str, str], flags: Mapping[str, Any]) -> ServerConfig:
@@ -100,7 +103,7 @@ def load(file: Path | None, environment: Mapping[str, str], flags: Mapping[str, 
         peer_address=said.address("peer_listen"),
         peers=said.peers(),
         set_name=said.string("set"),
-        shard_count=said.number("shards", SHARDS_MAX),
+        shard_count=_shard_count(said),
         secret=said.secret(),
         status_file=said.path("status_file") if said.has("status_file") else None,
         limits=Limits(
@@ -110,6 +113,7 @@ def load(file: Path | None, environment: Mapping[str, str], flags: Mapping[str, 
             word_size_max=said.size("word_size_max", 512 << 20),
             owed_size_max=said.size("owed_size_max", 1 << 40),
         ),
+        password=said.password(),
     )
     _check_set(config, said)
     return config
@@ -134,11 +138,11 @@ def _check_set(config: ServerConfig, said: _Said) -> None:
         raise said.wrong("peers", f"name the others of the set; {config.node} is this replica's own id")
     if count not in SIZES:
         raise said.wrong("peers", f"name all the others: a set has 1, 3 or 5 replicas, not {count}")
-    if not _is_loopback(config.client_address):
+    if not _is_loopback(config.client_address) and not config.password:
         raise said.wrong(
             "listen",
             f"is {text_of(config.client_address)}, which can be reached from elsewhere, and clients are not asked who "
-            "they are: listen on 127.0.0.1, and let who is elsewhere come through something that asks",
+            "they are: listen on 127.0.0.1, or set a password",
         )
     if config.peers and not config.secret and not _is_loopback(config.peer_address):
         raise said.wrong(
@@ -238,6 +242,12 @@ class _Said:
                 )
         return found
 
+    def password(self) -> bytes:
+        value = self._value("password") if self.has("password") else ""
+        if not isinstance(value, str) or len(value.encode()) > PASSWORD_SIZE_MAX or "\0" in value:
+            raise self.wrong("password", f"is a text of up to {PASSWORD_SIZE_MAX} bytes")
+        return value.encode()
+
     def secret(self) -> bytes:
         if not self.has("secret_file"):
             return b""
@@ -251,6 +261,13 @@ class _Said:
                 "secret_file", f"is {file} with {len(secret)} bytes; a secret has at least {SECRET_SIZE_MIN}"
             )
         return secret
+
+
+def _shard_count(said: _Said) -> int:
+    """Alone there is nobody to share the work with, and in one shard a command may be about any keys."""
+    if said.has("shards"):
+        return said.number("shards", SHARDS_MAX)
+    return SHARDS_DEFAULT if said.peers() else 1
 
 
 def _variable(name: str) -> str:

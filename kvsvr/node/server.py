@@ -54,6 +54,8 @@ class Server:
                 client_socket=clients.detach(),
                 log_pipe=self._writer,
                 limits=asdict(config.limits),
+                password=config.password,
+                announce=text_of(config.client_address),
             )
         except BaseException as error:
             self._monitor.ended(error)

@@ -2,15 +2,17 @@
  *
  * What a client costs is bounded: bytes of commands by the largest command, commands under way by OPS_MAX (then it is not
  * read from any more), replies that it does not read by owed_size_max (then it is cut). */
+#include <arpa/inet.h>
 #include <errno.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include "server_internal.h"
+#include "command.h"
 
 enum { OPS_MAX = 1024, READ_SIZE = 1 << 16, INPUT_MIN = 1 << 14, ROUNDS_MAX = 16, ACCEPT_MAX = 64 };
 
@@ -52,6 +54,9 @@ static void op_free(kv_server *server, op *o) {
     o->client = NULL;
     if (o->bytes.capacity > KEEP_SIZE) wire_free(&o->bytes);
     if (o->reply.capacity > KEEP_SIZE) wire_free(&o->reply);
+    if (o->view != NULL) view_begin(o->view, NULL, 0);
+    free((void *)(uintptr_t)o->cursor.at);
+    o->cursor = (text){0};
     o->reply.size = 0;
     o->next = server->free_ops;
     server->free_ops = o;
@@ -80,6 +85,13 @@ static op *op_begin(kv_server *server, const uint8_t *bytes, size_t size, const 
     o->client = NULL;
     o->command = NULL;
     o->done = o->waits = false;
+    o->phase = PHASE_REQUEST;
+    o->parent = o->parts = o->queue = NULL;
+    o->mate = o->group = o->behind = NULL;
+    o->behind_last = &o->behind;
+    o->leads = false;
+    o->part_count = 0;
+    o->since = server->ticks;
     o->ask = (kv_ask){0};
     o->passed_to = o->from = 0;
     return o;
@@ -97,13 +109,76 @@ op *op_new(kv_server *server, client *c, const uint8_t *bytes) {
 
 op *op_foreign(kv_server *server, const uint8_t *bytes, size_t size) { return op_begin(server, bytes, size, NULL); }
 
+view *op_view(op *o) {
+    if (o->view == NULL) o->view = calloc(1, sizeof *o->view);
+    if (o->view != NULL) view_begin(o->view, NULL, 0);
+    return o->view;
+}
+
+op *op_part(kv_server *server, op *parent) {
+    op *o = op_begin(server, NULL, 0, NULL);
+    if (o == NULL) return NULL;
+    o->parent = parent;
+    o->next = parent->parts;
+    parent->parts = o;
+    parent->part_count++;
+    return o;
+}
+
+bool op_add_word(op *o, text word) {
+    resp_word *larger = o->words;
+    if (o->word_count == o->word_capacity) {
+        size_t capacity = o->word_capacity == 0 ? 8 : 2 * o->word_capacity;
+        larger = realloc(o->words, capacity * sizeof *larger);
+        if (larger == NULL) return false;
+        o->words = larger;
+        o->word_capacity = capacity;
+    }
+    larger[o->word_count++] = (resp_word){o->bytes.size, word.size};
+    wire_put_bytes(&o->bytes, word.at, word.size);
+    return !o->bytes.failed;
+}
+
+op *op_keep(kv_server *server, const op *o) {
+    resp_reader words = {.words = o->words, .count = o->word_count};
+    op *kept = op_begin(server, o->bytes.bytes, o->bytes.size, &words);
+    if (kept != NULL) kept->command = o->command;
+    return kept;
+}
+
+void op_drop(kv_server *server, op *o) {
+    for (op *next; o != NULL; o = next) {
+        next = o->next;
+        op_free(server, o);
+    }
+}
+
+/* The transaction is over, however it ended, and with it what was watched. */
+void client_forget_multi(kv_server *server, client *c) {
+    op_drop(server, c->queue);
+    c->queue = NULL;
+    c->queue_last = &c->queue;
+    c->queue_size = 0;
+    c->multi = c->spoilt = false;
+    client_unwatch(c);
+}
+
+void client_unwatch(client *c) {
+    for (size_t i = 0; i < c->watched.count; i++) free((void *)(uintptr_t)LIST(watched_key, &c->watched)[i].name.at);
+    list_clear(&c->watched);
+}
+
 op *op_of(kv_server *server, uint64_t token) {
     uint32_t index = (uint32_t)token;
     op *o = index < server->ops.count ? LIST(op *, &server->ops)[index] : NULL;
     return o != NULL && o->life == token >> 32 && !o->done ? o : NULL;
 }
 
-wire_out *op_reply(op *o) { return o->client != NULL && o->client->first == o ? &o->client->out : &o->reply; }
+/* What is performed is run again, maybe, and its reply thrown away: it waits with the op until it is done. */
+wire_out *op_reply(op *o) {
+    bool at_once = o->phase == PHASE_REQUEST && o->client != NULL && o->client->first == o;
+    return at_once ? &o->client->out : &o->reply;
+}
 
 static void replies_move(kv_server *server, client *c) {
     while (c->first != NULL && c->first->done) {
@@ -117,8 +192,21 @@ static void replies_move(kv_server *server, client *c) {
 }
 
 void op_done(kv_server *server, op *o) {
+    if (o->leads) perform_release(server, o);
+    if (o->reply.failed && o->client != NULL) client_close(server, o->client); /* It would get half a reply. */
+    if (o->reply.failed && o->parent != NULL) o->parent->reply.failed = true;
+    o->reply.failed = false;
     client *c = o->client;
     o->done = true;
+    bool ran = o->phase != PHASE_REQUEST && o->command != NULL && o->command->run == exec_run;
+    if (ran && c != NULL) client_unwatch(c);
+    op_drop(server, o->queue);
+    op_drop(server, o->parts);
+    o->queue = o->parts = NULL;
+    if (o->parent != NULL) {
+        part_done(server, o->parent);
+        return;
+    }
     if (c == NULL) {
         op_free(server, o);
         return;
@@ -137,6 +225,19 @@ void client_dirty(kv_server *server, client *c) {
     server->dirty = c;
 }
 
+static void address_of(int fd, char *out, size_t size) {
+    struct sockaddr_storage address = {0};
+    socklen_t length = sizeof address;
+    char host[INET6_ADDRSTRLEN] = "?";
+    getpeername(fd, (struct sockaddr *)&address, &length);
+    const struct sockaddr_in *four = (const struct sockaddr_in *)(const void *)&address;
+    const struct sockaddr_in6 *six = (const struct sockaddr_in6 *)(const void *)&address;
+    bool is_six = address.ss_family == AF_INET6;
+    if (is_six) inet_ntop(AF_INET6, &six->sin6_addr, host, sizeof host);
+    else if (address.ss_family == AF_INET) inet_ntop(AF_INET, &four->sin_addr, host, sizeof host);
+    snprintf(out, size, is_six ? "[%s]:%u" : "%s:%u", host, ntohs(is_six ? six->sin6_port : four->sin_port));
+}
+
 static void client_new(kv_server *server, int fd) {
     int yes = 1;
     client *c = calloc(1, sizeof *c);
@@ -150,6 +251,10 @@ static void client_new(kv_server *server, int fd) {
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &yes, sizeof yes);
     *c = (client){.source = {SOURCE_CLIENT, fd}, .protocol = RESP_2, .id = ++server->client_last, .events = EPOLLIN};
     c->last = &c->first;
+    c->queue_last = &c->queue;
+    c->known = server->options.password[0] == 0;
+    c->since_ms = server->now_ms;
+    address_of(fd, c->address, sizeof c->address);
     if (!server_watch(server, &c->source, EPOLLIN)) {
         free(c);
         close(fd);
@@ -180,6 +285,8 @@ void client_close(kv_server *server, client *c) {
         o->client = NULL;
         if (o->done) op_free(server, o);
     }
+    client_forget_multi(server, c);
+    channels_leave(server, c);
     if (c->prev != NULL) c->prev->next = c->next;
     else server->clients = c->next;
     if (c->next != NULL) c->next->prev = c->prev;
@@ -192,6 +299,7 @@ static void client_free(client *c) {
     resp_free(&c->reader);
     free(c->in.bytes);
     wire_free(&c->out);
+    list_free(&c->watched);
     free(c);
 }
 
@@ -207,14 +315,14 @@ static void interest(kv_server *server, client *c) {
 /* Whether a command may begin beside those of its client that are under way. */
 static bool may_begin(const client *c, const kv_command *command) {
     if (c->first == NULL) return true;
-    uint32_t kind = command == NULL ? 0 : command->flags & (COMMAND_READ | COMMAND_WRITE | COMMAND_ALONE);
+    uint32_t kind = command_order(c, command);
     if (kind == 0) return true; /* It is answered in its place. */
     return !((c->running | kind) & COMMAND_ALONE) && (c->running == 0 || c->running == kind);
 }
 
 /* Commands that are there and may begin. */
 void client_go_on(kv_server *server, client *c) {
-    resp_limits limits = {.word_count_max = 1 << 20, .word_size_max = server->options.word_size_max, .known = true};
+    resp_limits limits = {.word_count_max = 1 << 20, .word_size_max = server->options.word_size_max, .known = c->known};
     c->blocked = false;
     while (c->source.fd >= 0 && !c->closing && !server->draining && c->op_count < OPS_MAX) {
         uint8_t *bytes = c->in.bytes + c->in.begin;
@@ -243,7 +351,7 @@ void client_go_on(kv_server *server, client *c) {
         if (o == NULL) continue;
         o->command = command;
         server->figures.commands++;
-        if (command != NULL) c->running |= command->flags & (COMMAND_READ | COMMAND_WRITE | COMMAND_ALONE);
+        c->running |= command_order(c, command);
         command_begin(server, o);
     }
 }
@@ -306,6 +414,9 @@ void clients_free(kv_server *server) {
         op *o = LIST(op *, &server->ops)[i];
         wire_free(&o->bytes);
         wire_free(&o->reply);
+        if (o->view != NULL) view_free(o->view);
+        free(o->view);
+        free((void *)(uintptr_t)o->cursor.at);
         free(o->words);
         free(o);
     }

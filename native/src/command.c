@@ -1,170 +1,107 @@
-/* command.c -- the table of commands, and those that are about the connection or the server. */
-#include <stdio.h>
+/* command.c -- how a command begins, and what the files of commands share. */
+#include "command.h"
+
+#include <math.h>
 #include <stdlib.h>
 #include <strings.h>
 
-#include "command.h"
+enum { NAME_SIZE_MAX = 32, QUEUE_SIZE_MAX = 64 << 20 };
 
-enum { NAME_SIZE_MAX = 32 };
+/* --- words --- */
 
-bool word_is(const op *o, size_t n, const char *text) {
-    return o->words[n].size == strlen(text) && strncasecmp((const char *)word_at(o, n), text, o->words[n].size) == 0;
+bool text_is(text t, const char *word) {
+    return t.size == strlen(word) && strncasecmp((const char *)t.at, word, t.size) == 0;
 }
 
-bool word_number(const op *o, size_t n, int64_t *out) { return resp_number(word_at(o, n), o->words[n].size, out); }
+bool word_is(const op *o, size_t n, const char *word) { return text_is(word_text(o, n), word); }
+bool word_number(const op *o, size_t n, int64_t *out) { return text_number(word_text(o, n), out); }
 
-void reply_error(kv_server *server, op *o, const char *text) {
+/* As strtold() has it, all of it, and nothing before. */
+bool text_float(text t, long double *out) {
+    char copy[256], *end;
+    if (t.size == 0 || t.size >= sizeof copy || t.at[0] == ' ' || (t.at[0] >= '\t' && t.at[0] <= '\r')) return false;
+    memcpy(copy, t.at, t.size);
+    copy[t.size] = 0;
+    *out = strtold(copy, &end);
+    return end == copy + t.size && !isnan((double)*out);
+}
+
+bool arg_number(call *c, size_t n, int64_t *out) {
+    bool good = text_number(arg(c, n), out);
+    if (!good) say(c, NOT_INTEGER);
+    return good;
+}
+
+int op_protocol(const op *o) {
+    while (o->client == NULL && o->parent != NULL) o = o->parent;
+    return o->client == NULL ? RESP_2 : o->client->protocol;
+}
+
+/* --- replies --- */
+
+void reply_error(kv_server *server, op *o, const char *error) {
     server->figures.errors++;
-    resp_put_error(op_reply(o), "%s", text);
+    resp_put_error(op_reply(o), "%s", error);
     op_done(server, o);
 }
 
-static void reply_ok(kv_server *server, op *o) {
-    resp_put_simple(op_reply(o), "OK");
-    op_done(server, o);
+void say(call *c, const char *error) {
+    c->server->figures.errors++;
+    resp_put_error(c->out, "%s", error);
 }
 
-/* --- the connection --- */
+void say_count(call *c) {
+    c->server->figures.errors++;
+    resp_put_error(c->out, "ERR wrong number of arguments for '%s' command", c->command->name);
+}
 
-static void ping_begin(kv_server *server, op *o) {
-    if (o->word_count > 2) {
-        reply_error(server, o, "ERR wrong number of arguments for 'ping' command");
-        return;
+void say_ok(call *c) { resp_put_simple(c->out, "OK"); }
+void say_value(call *c, text value) { resp_put_bulk(c->out, value.at, value.size); }
+
+void say_subcommand(call *c) {
+    char name[NAME_SIZE_MAX];
+    text word = arg(c, 1);
+    size_t size = strlen(c->command->name);
+    for (size_t i = 0; i <= size; i++) {
+        char letter = c->command->name[i];
+        name[i] = (char)(letter >= 'a' && letter <= 'z' ? letter - 32 : letter);
     }
-    if (o->word_count == 2) resp_put_bulk(op_reply(o), word_at(o, 1), o->words[1].size);
-    else resp_put_simple(op_reply(o), "PONG");
-    op_done(server, o);
+    c->server->figures.errors++;
+    resp_put_error(c->out, "ERR unknown subcommand '%.*s'. Try %s HELP.", (int)(word.size < 128 ? word.size : 128),
+                   (const char *)word.at, name);
 }
 
-static void echo_begin(kv_server *server, op *o) {
-    resp_put_bulk(op_reply(o), word_at(o, 1), o->words[1].size);
-    op_done(server, o);
-}
-
-static void quit_begin(kv_server *server, op *o) {
-    o->client->closing = true;
-    reply_ok(server, o);
-}
-
-static void select_begin(kv_server *server, op *o) {
-    int64_t number;
-    if (!word_number(o, 1, &number)) reply_error(server, o, "ERR value is not an integer or out of range");
-    else if (number != 0) reply_error(server, o, "ERR DB index is out of range");
-    else reply_ok(server, o);
-}
-
-static void put_pair(wire_out *out, const char *name, const char *text) {
-    resp_put_text(out, name);
-    resp_put_text(out, text);
-}
-
-static void hello_begin(kv_server *server, op *o) {
-    int64_t protocol = o->client->protocol;
-    if (o->word_count > 1 && !word_number(o, 1, &protocol)) {
-        reply_error(server, o, "ERR Protocol version is not an integer or out of range");
-        return;
-    }
-    if (protocol < RESP_2 || protocol > RESP_3) {
-        reply_error(server, o, "NOPROTO unsupported protocol version");
-        return;
-    }
-    for (size_t i = 2; i < o->word_count; i++) {
-        if (word_is(o, i, "SETNAME") && i + 1 < o->word_count) {
-            i++;
-            snprintf(o->client->name, sizeof o->client->name, "%.*s", (int)o->words[i].size, (const char *)word_at(o, i));
-            continue;
-        }
-        resp_put_error(op_reply(o), "ERR Syntax error in HELLO option '%.*s'", (int)o->words[i].size,
-                       (const char *)word_at(o, i));
-        op_done(server, o);
-        return;
-    }
-    o->client->protocol = (int)protocol;
-    wire_out *out = op_reply(o);
-    resp_put_map(out, 7, (int)protocol);
-    put_pair(out, "server", "redis");
-    put_pair(out, "version", REDIS_VERSION);
-    resp_put_text(out, "proto");
-    resp_put_number(out, protocol);
-    resp_put_text(out, "id");
-    resp_put_number(out, (int64_t)o->client->id);
-    put_pair(out, "mode", server->link_count == 0 ? "standalone" : "cluster");
-    put_pair(out, "role", "master");
-    resp_put_text(out, "modules");
-    resp_put_array(out, 0);
-    op_done(server, o);
-}
-
-static void unknown_subcommand(kv_server *server, op *o, const char *command) {
-    server->figures.errors++;
-    resp_put_error(op_reply(o), "ERR unknown subcommand '%.*s'. Try %s HELP.",
-                   (int)(o->words[1].size < 128 ? o->words[1].size : 128), (const char *)word_at(o, 1), command);
-    op_done(server, o);
-}
-
-static void client_begin(kv_server *server, op *o) {
-    client *c = o->client;
-    if (word_is(o, 1, "ID") && o->word_count == 2) {
-        resp_put_number(op_reply(o), (int64_t)c->id);
-        op_done(server, o);
-    } else if (word_is(o, 1, "GETNAME") && o->word_count == 2) {
-        if (c->name[0] == 0) resp_put_null(op_reply(o), c->protocol);
-        else resp_put_text(op_reply(o), c->name);
-        op_done(server, o);
-    } else if (word_is(o, 1, "SETNAME") && o->word_count == 3) {
-        snprintf(c->name, sizeof c->name, "%.*s", (int)o->words[2].size, (const char *)word_at(o, 2));
-        reply_ok(server, o);
-    } else if (word_is(o, 1, "SETINFO") && o->word_count == 4) {
-        reply_ok(server, o);
-    } else {
-        unknown_subcommand(server, o, "CLIENT");
+const char *words_of(int32_t error) {
+    switch (error) {
+    case KV_EWRONGTYPE: return WRONG_TYPE;
+    case KV_ENOTINT: return NOT_INTEGER;
+    case KV_EOVERFLOW: return "ERR increment or decrement would overflow";
+    case KV_EVALUESIZE: return "ERR string exceeds maximum allowed size (proto-max-bulk-len)";
+    case KV_EBATCHSIZE: return "ERR it writes more than one batch takes";
+    case KV_EKEYSIZE: return "ERR a key has 1 to 65,535 bytes";
+    case KV_ENOSPC: return "MISCONF the disk is full: what would grow the log is refused";
+    default: return "ERR the replica refused it";
     }
 }
 
-static void command_command_begin(kv_server *server, op *o) {
-    if (o->word_count == 2 && word_is(o, 1, "COUNT")) resp_put_number(op_reply(o), (int64_t)COMMAND_COUNT);
-    else resp_put_array(op_reply(o), 0);
-    op_done(server, o);
+bool is_string(call *c, entry *e) {
+    if (e->is != KIND_HASH) return true;
+    e->expected = true;
+    say(c, WRONG_TYPE);
+    return false;
 }
 
-static void info_begin(kv_server *server, op *o) {
-    char text[1024];
-    const kv_server_figures *f = &server->figures;
-    int size = snprintf(text, sizeof text,
-                        "# Server\r\nredis_version:%s\r\nredis_mode:%s\r\nprocess_id:%d\r\n\r\n"
-                        "# Clients\r\nconnected_clients:%llu\r\n\r\n"
-                        "# Stats\r\ntotal_connections_received:%llu\r\ntotal_commands_processed:%llu\r\n",
-                        REDIS_VERSION, server->link_count == 0 ? "standalone" : "cluster", (int)getpid(),
-                        (unsigned long long)server->client_count, (unsigned long long)f->connections,
-                        (unsigned long long)f->commands);
-    resp_put_bulk(op_reply(o), text, (size_t)size);
-    op_done(server, o);
+entry *hash_of_key(call *c, size_t n) {
+    entry *e = view_find(c->view, arg(c, n));
+    if (e->is != KIND_STRING) return e;
+    e->expected = true;
+    say(c, WRONG_TYPE);
+    return NULL;
 }
 
-/* --- the table, by name --- */
+/* --- beginning --- */
 
-const kv_command COMMANDS[] = {
-    {"append", 3, COMMAND_WRITE, 1, 1, 1, append_begin, number_answered, "adds bytes to the end of a value"},
-    {"client", -2, COMMAND_STRANGER, 0, 0, 0, client_begin, NULL, "about this connection"},
-    {"command", -1, COMMAND_STRANGER, 0, 0, 0, command_command_begin, NULL, "about commands"},
-    {"decr", 2, COMMAND_WRITE, 1, 1, 1, incr_begin, number_answered, "takes one from a number"},
-    {"decrby", 3, COMMAND_WRITE, 1, 1, 1, incr_begin, number_answered, "takes from a number"},
-    {"del", 2, COMMAND_WRITE, 1, 1, 1, del_begin, deleted_answered, "deletes keys"},
-    {"echo", 2, COMMAND_STRANGER, 0, 0, 0, echo_begin, NULL, "says it again"},
-    {"get", 2, COMMAND_READ, 1, 1, 1, get_begin, value_answered, "the value of a key"},
-    {"hello", -1, COMMAND_STRANGER, 0, 0, 0, hello_begin, NULL, "chooses the protocol"},
-    {"incr", 2, COMMAND_WRITE, 1, 1, 1, incr_begin, number_answered, "adds one to a number"},
-    {"incrby", 3, COMMAND_WRITE, 1, 1, 1, incr_begin, number_answered, "adds to a number"},
-    {"info", -1, 0, 0, 0, 0, info_begin, NULL, "figures of the server"},
-    {"ping", -1, COMMAND_STRANGER, 0, 0, 0, ping_begin, NULL, "is somebody there?"},
-    {"quit", -1, COMMAND_STRANGER, 0, 0, 0, quit_begin, NULL, "ends the connection"},
-    {"select", 2, 0, 0, 0, 0, select_begin, NULL, "there is database 0"},
-    {"set", -3, COMMAND_WRITE, 1, 1, 1, set_begin, ok_answered, "writes a value"},
-    {"strlen", 2, COMMAND_READ, 1, 1, 1, get_begin, length_answered, "the length of a value"},
-};
-const size_t COMMAND_COUNT = sizeof COMMANDS / sizeof COMMANDS[0];
-
-static int by_name(const void *name, const void *entry) { return strcmp(name, ((const kv_command *)entry)->name); }
+static int by_name(const void *name, const void *one) { return strcmp(name, ((const kv_command *)one)->name); }
 
 const kv_command *command_find(const uint8_t *name, size_t size) {
     char lower[NAME_SIZE_MAX];
@@ -172,6 +109,15 @@ const kv_command *command_find(const uint8_t *name, size_t size) {
     for (size_t i = 0; i < size; i++) lower[i] = (char)(name[i] >= 'A' && name[i] <= 'Z' ? name[i] + 32 : name[i]);
     lower[size] = 0;
     return bsearch(lower, COMMANDS, COMMAND_COUNT, sizeof COMMANDS[0], by_name);
+}
+
+static bool is_queued(const client *c, const kv_command *command) {
+    return c->multi && command != NULL && (command->flags & COMMAND_NOW) == 0;
+}
+
+/* A queued one does nothing yet, and is answered in its place. */
+uint32_t command_order(const client *c, const kv_command *command) {
+    return command == NULL || is_queued(c, command) ? 0 : command->flags & COMMAND_ORDER;
 }
 
 /* The words of a command that is not known, as Redis repeats them. */
@@ -186,18 +132,65 @@ static void unknown(kv_server *server, op *o) {
     op_done(server, o);
 }
 
-void command_begin(kv_server *server, op *o) {
+/* Whether it may be asked at all; if not, it is answered. */
+static bool is_allowed(kv_server *server, op *o) {
     const kv_command *command = o->command;
+    const client *c = o->client;
+    int count = (int)o->word_count;
+    if (!c->known && (command == NULL || (command->flags & COMMAND_STRANGER) == 0)) {
+        reply_error(server, o, "NOAUTH Authentication required.");
+        return false;
+    }
     if (command == NULL) {
         unknown(server, o);
-        return;
+        return false;
     }
-    int count = (int)o->word_count;
     if (command->arity < 0 ? count < -command->arity : count != command->arity) {
         server->figures.errors++;
         resp_put_error(op_reply(o), "ERR wrong number of arguments for '%s' command", command->name);
         op_done(server, o);
+        return false;
+    }
+    bool listens = c->protocol < RESP_3 && c->channel_count + c->pattern_count != 0;
+    if (listens && (command->flags & COMMAND_LISTENER) == 0) {
+        server->figures.errors++;
+        resp_put_error(op_reply(o),
+                       "ERR Can't execute '%s': only (P|S)SUBSCRIBE / (P|S)UNSUBSCRIBE / PING / QUIT / RESET are allowed in "
+                       "this context", command->name);
+        op_done(server, o);
+        return false;
+    }
+    return true;
+}
+
+static void queue(kv_server *server, op *o) {
+    client *c = o->client;
+    if (o->command->flags & COMMAND_DIRECT) {
+        c->spoilt = true;
+        reply_error(server, o, "ERR Command not allowed inside a transaction");
         return;
     }
-    command->begin(server, o);
+    op *kept = c->queue_size + o->bytes.size > QUEUE_SIZE_MAX ? NULL : op_keep(server, o);
+    if (kept == NULL) {
+        c->spoilt = true;
+        reply_error(server, o, NO_MEMORY);
+        return;
+    }
+    *c->queue_last = kept;
+    c->queue_last = &kept->next;
+    c->queue_size += o->bytes.size;
+    resp_put_simple(op_reply(o), "QUEUED");
+    op_done(server, o);
+}
+
+void command_begin(kv_server *server, op *o) {
+    client *c = o->client;
+    c->last_command = o->command;
+    if (!is_allowed(server, o)) {
+        c->spoilt = c->multi;
+    } else if (is_queued(c, o->command)) {
+        queue(server, o);
+    } else if (o->command->begin == NULL || !o->command->begin(server, o)) {
+        perform_begin(server, o);
+    }
 }

@@ -1,121 +1,121 @@
-/* command_key.c -- commands about keys that have a value. */
+/* command_key.c -- commands about keys, whatever they hold: deleting, asking, and when they end. */
 #include "command.h"
 
-/* What a replica refuses, in the words of Redis. */
-static const char *words_of(int32_t error) {
-    switch (error) {
-    case KV_EWRONGTYPE: return "WRONGTYPE Operation against a key holding the wrong kind of value";
-    case KV_ENOTINT: return "ERR value is not an integer or out of range";
-    case KV_EOVERFLOW: return "ERR increment or decrement would overflow";
-    case KV_EVALUESIZE: return "ERR string exceeds maximum allowed size (proto-max-bulk-len)";
-    case KV_EKEYSIZE: return "ERR a key has 1 to 65,535 bytes";
-    case KV_ENOSPC: return "MISCONF the disk is full: what would grow the log is refused";
-    default: return "ERR the replica refused it";
+/* DEL and UNLINK. */
+void del_run(call *c) {
+    int64_t count = 0;
+    for (size_t i = 1; i < c->count; i++) {
+        entry *e = view_key(c->view, arg(c, i));
+        if (e->is == KIND_NONE) continue;
+        view_delete(c->view, e);
+        count++;
     }
+    resp_put_number(c->out, count);
 }
 
-static bool refused(kv_server *server, op *o, const kv_reply *reply) {
-    if (reply->status == KV_ANSWER_OK) return false;
-    reply_error(server, o, words_of(reply->error));
+/* EXISTS and TOUCH. */
+void exists_run(call *c) {
+    int64_t count = 0;
+    for (size_t i = 1; i < c->count; i++) count += view_key(c->view, arg(c, i))->is != KIND_NONE;
+    resp_put_number(c->out, count);
+}
+
+void type_run(call *c) {
+    static const char *const NAMES[] = {"none", "string", "hash"};
+    resp_put_simple(c->out, NAMES[view_key(c->view, arg(c, 1))->is]);
+}
+
+/* --- when they end --- */
+
+typedef struct expire_when {
+    bool absent, there, later, sooner;
+} expire_when;
+
+static bool when_read(call *c, expire_when *w) {
+    *w = (expire_when){0};
+    for (size_t i = 3; i < c->count; i++) {
+        if (arg_is(c, i, "NX")) w->absent = true;
+        else if (arg_is(c, i, "XX")) w->there = true;
+        else if (arg_is(c, i, "GT")) w->later = true;
+        else if (arg_is(c, i, "LT")) w->sooner = true;
+        else {
+            text word = arg(c, i);
+            c->server->figures.errors++;
+            resp_put_error(c->out, "ERR Unsupported option %.*s", (int)(word.size < 128 ? word.size : 128), (const char *)word.at);
+            return false;
+        }
+    }
+    if (w->absent && (w->there || w->later || w->sooner)) {
+        say(c, "ERR NX and XX, GT or LT options at the same time are not compatible");
+        return false;
+    }
+    if (w->later && w->sooner) say(c, "ERR GT and LT options at the same time are not compatible");
+    return !(w->later && w->sooner);
+}
+
+/* Never is later than any moment. */
+static bool when_holds(const expire_when *w, int64_t now, int64_t wanted) {
+    if (w->absent && now != 0) return false;
+    if (w->there && now == 0) return false;
+    if (w->later && (now == 0 || wanted <= now)) return false;
+    return !(w->sooner && now != 0 && wanted >= now);
+}
+
+static bool is_moment(const kv_command *command) { return strstr(command->name, "at") != NULL; }
+static bool is_seconds(const kv_command *command) { return command->name[0] != 'p'; }
+
+/* From now, or since 1970; in ms. False: there is no such moment. */
+static bool moment(const kv_command *command, int64_t number, int64_t now_ms, int64_t *out) {
+    if (is_seconds(command) && __builtin_mul_overflow(number, 1000, &number)) return false;
+    if (!is_moment(command) && __builtin_add_overflow(number, now_ms, &number)) return false;
+    *out = number > 0 ? number : 1; /* All before now are the same; 0 would be never. */
     return true;
 }
 
-static void ask_key(op *o, uint8_t kind) {
-    o->ask = (kv_ask){.kind = kind, .key = word_at(o, 1), .key_size = o->words[1].size};
-}
-
-void get_begin(kv_server *server, op *o) {
-    ask_key(o, KV_REQUEST_GET);
-    request_ask(server, o);
-}
-
-void value_answered(kv_server *server, op *o, const kv_reply *reply, const uint8_t *bytes) {
-    if (refused(server, o, reply)) return;
-    int protocol = o->client == NULL ? RESP_2 : o->client->protocol;
-    if (reply->value_size < 0) resp_put_null(op_reply(o), protocol);
-    else resp_put_bulk(op_reply(o), bytes, (size_t)reply->value_size);
-    op_done(server, o);
-}
-
-void length_answered(kv_server *server, op *o, const kv_reply *reply, const uint8_t *bytes) {
-    (void)bytes;
-    if (refused(server, o, reply)) return;
-    resp_put_number(op_reply(o), reply->value_size < 0 ? 0 : reply->value_size);
-    op_done(server, o);
-}
-
-/* SET key value, EX or PX. */
-void set_begin(kv_server *server, op *o) {
-    ask_key(o, KV_REQUEST_PUT);
-    o->ask.value = word_at(o, 2);
-    o->ask.value_size = o->words[2].size;
-    for (size_t i = 3; i < o->word_count; i += 2) {
-        bool seconds = word_is(o, i, "EX"), good = (seconds || word_is(o, i, "PX")) && i + 1 < o->word_count;
-        int64_t ttl;
-        if (!good || o->ask.ttl_ms != 0) {
-            reply_error(server, o, "ERR syntax error");
-            return;
-        }
-        if (!word_number(o, i + 1, &ttl)) {
-            reply_error(server, o, "ERR value is not an integer or out of range");
-            return;
-        }
-        if (ttl <= 0 || ttl > INT64_MAX / 2000) {
-            reply_error(server, o, "ERR invalid expire time in 'set' command");
-            return;
-        }
-        o->ask.ttl_ms = seconds ? ttl * 1000 : ttl;
-    }
-    request_ask(server, o);
-}
-
-void ok_answered(kv_server *server, op *o, const kv_reply *reply, const uint8_t *bytes) {
-    (void)bytes;
-    if (refused(server, o, reply)) return;
-    resp_put_simple(op_reply(o), "OK");
-    op_done(server, o);
-}
-
-void del_begin(kv_server *server, op *o) {
-    ask_key(o, KV_REQUEST_DELETE);
-    o->ask.argument = -1;
-    request_ask(server, o);
-}
-
-void deleted_answered(kv_server *server, op *o, const kv_reply *reply, const uint8_t *bytes) {
-    (void)bytes;
-    bool absent = reply->status == KV_ANSWER_FAILED && reply->error == KV_ABSENT;
-    if (!absent && refused(server, o, reply)) return;
-    resp_put_number(op_reply(o), !absent);
-    op_done(server, o);
-}
-
-void incr_begin(kv_server *server, op *o) {
-    int64_t by = 1;
-    bool down = word_at(o, 0)[0] == 'd' || word_at(o, 0)[0] == 'D';
-    ask_key(o, KV_REQUEST_INCR);
-    if (o->word_count == 3 && !word_number(o, 2, &by)) {
-        reply_error(server, o, "ERR value is not an integer or out of range");
+/* EXPIRE, PEXPIRE, EXPIREAT, PEXPIREAT. */
+void expire_run(call *c) {
+    expire_when w;
+    int64_t number, expires_ms;
+    if (!when_read(c, &w) || !arg_number(c, 2, &number)) return;
+    if (!moment(c->command, number, c->view->now_ms, &expires_ms)) {
+        c->server->figures.errors++;
+        resp_put_error(c->out, "ERR invalid expire time in '%s' command", c->command->name);
         return;
     }
-    if (down && by == INT64_MIN) {
-        reply_error(server, o, "ERR decrement would overflow");
+    entry *e = view_key(c->view, arg(c, 1));
+    bool done = e->is != KIND_NONE && when_holds(&w, e->expires_ms, expires_ms);
+    if (done) view_expire(c->view, e, expires_ms);
+    resp_put_number(c->out, done);
+}
+
+/* Without conditions, and for later: one request. A hash without fields would say 1; there is none but for a moment. */
+bool expire_begin(kv_server *server, op *o) {
+    int64_t number;
+    if (o->word_count != 3 || is_moment(o->command) || !word_number(o, 2, &number)) return false;
+    if (number <= 0 || number > INT64_MAX / 2000) return false;
+    ask_key(o, KV_REQUEST_EXPIRE);
+    o->ask.ttl_ms = is_seconds(o->command) ? number * 1000 : number;
+    request_ask(server, o);
+    return true;
+}
+
+void persist_run(call *c) {
+    entry *e = view_key(c->view, arg(c, 1));
+    bool done = e->is != KIND_NONE && e->expires_ms != 0;
+    if (done) view_expire(c->view, e, 0);
+    resp_put_number(c->out, done);
+}
+
+/* The owner deletes what is over: whatever is still here is not, and has some time left. */
+void ttl_run(call *c) {
+    const kv_command *command = c->command;
+    bool moments = strstr(command->name, "expiretime") != NULL;
+    const entry *e = view_key(c->view, arg(c, 1));
+    if (e->is == KIND_NONE || e->expires_ms == 0) {
+        resp_put_number(c->out, e->is == KIND_NONE ? -2 : -1);
         return;
     }
-    o->ask.argument = down ? -by : by;
-    request_ask(server, o);
-}
-
-void number_answered(kv_server *server, op *o, const kv_reply *reply, const uint8_t *bytes) {
-    (void)bytes;
-    if (refused(server, o, reply)) return;
-    resp_put_number(op_reply(o), reply->number);
-    op_done(server, o);
-}
-
-void append_begin(kv_server *server, op *o) {
-    ask_key(o, KV_REQUEST_APPEND);
-    o->ask.value = word_at(o, 2);
-    o->ask.value_size = o->words[2].size;
-    request_ask(server, o);
+    int64_t ms = moments ? e->expires_ms : e->expires_ms - c->view->now_ms;
+    if (ms < 0) ms = 0;
+    resp_put_number(c->out, is_seconds(command) ? (ms + 500) / 1000 : ms);
 }

@@ -29,9 +29,21 @@ static kv_status find_now(kv_caller *c, const uint8_t *table, size_t table_size,
     return store_find_trusted(c, &t, out, alive);
 }
 
+/* All of a table: its newest record is one of a row, maybe, so its key's own does not tell. */
+static kv_status expect_table(kv_caller *c, const kv_expectation *one) {
+    table_state state;
+    if (key_check(one->table_size) != KV_OK) return KV_EKEYSIZE;
+    kv_status status = store_find_table(c, one->table, one->table_size, &state);
+    if (status == KV_EWRONGTYPE) return one->version == 0 ? KV_OK : KV_ECONFLICT;
+    if (status != KV_OK) return status;
+    c->answer.version = state.id == 0 ? 0 : state.version;
+    return c->answer.version == one->version ? KV_OK : KV_ECONFLICT;
+}
+
 static kv_status expect_one(kv_caller *c, const kv_expectation *one) {
     found now;
     bool alive;
+    if (one->table != NULL && one->key == NULL) return expect_table(c, one);
     kv_status status = find_now(c, one->table, one->table_size, one->key, one->key_size, &now, &alive);
     /* It was a row of a table, and there is a value now: another thing, and no longer what was read. */
     if (status == KV_EWRONGTYPE) status = KV_OK;

@@ -5,6 +5,7 @@
  *
  *     PASS     token 8, then the request                  to the owner of its shard
  *     PASSED   token 8, then the answer                   back
+ *     ADDRESS  where clients of this one go               when the link is new
  *     LEAVE    leave.c */
 #include <errno.h>
 #include <netinet/in.h>
@@ -16,7 +17,7 @@
 
 #include "server_internal.h"
 
-enum { LINK_PASS = 200, LINK_PASSED = 201, LINK_READ_SIZE = 1 << 18, LINK_OWED_MAX = 64 << 20 };
+enum { LINK_PASS = 200, LINK_PASSED = 201, LINK_ADDRESS = 202, LINK_READ_SIZE = 1 << 18, LINK_OWED_MAX = 64 << 20 };
 
 static peer_link *link_to(kv_server *server, uint16_t node) {
     for (uint32_t i = 0; i < server->link_count; i++)
@@ -59,6 +60,9 @@ static void link_take(kv_server *server, const arrival *one) {
         l->source.fd = -1;
         return;
     }
+    wire_begin(&l->out, (enum wire_type)LINK_ADDRESS);
+    wire_put_bytes(&l->out, (const uint8_t *)server->options.announce, strlen(server->options.announce));
+    wire_end(&l->out);
     server->figures.links++;
     server_event(server, "{\"event\": \"link_up\", \"node\": %u}", l->node);
 }
@@ -124,10 +128,30 @@ static const uint8_t *take_string(wire_in *in, size_t *size) {
     return length == 0 ? NULL : wire_take_bytes(in, length - 1);
 }
 
+static void put_operation(wire_out *out, const kv_operation *one) {
+    wire_put8(out, one->value == NULL && one->value_size == KV_EXPIRY_ONLY);
+    wire_put64(out, (uint64_t)one->ttl_ms);
+    put_string(out, one->key, one->key_size);
+    put_string(out, one->table, one->table_size);
+    put_string(out, one->value, one->value_size);
+}
+
+static void put_batch(wire_out *out, const kv_ask *ask) {
+    wire_put_varint(out, ask->operation_count);
+    for (size_t i = 0; i < ask->operation_count; i++) put_operation(out, &ask->operations[i]);
+    wire_put_varint(out, ask->expectation_count);
+    for (size_t i = 0; i < ask->expectation_count; i++) {
+        const kv_expectation *one = &ask->expectations[i];
+        wire_put_varint(out, one->version);
+        put_string(out, one->key, one->key_size);
+        put_string(out, one->table, one->table_size);
+    }
+}
+
 bool link_pass_on(kv_server *server, uint16_t node, const op *o) {
     peer_link *l = link_to(server, node);
     const kv_ask *ask = &o->ask;
-    if (l == NULL || l->source.fd < 0 || ask->operation_count != 0) return false;
+    if (l == NULL || l->source.fd < 0) return false;
     wire_out *out = &l->out;
     wire_begin(out, (enum wire_type)LINK_PASS);
     wire_put64(out, ask->token);
@@ -142,8 +166,55 @@ bool link_pass_on(kv_server *server, uint16_t node, const op *o) {
     put_string(out, ask->key, ask->key_size);
     put_string(out, ask->table, ask->table_size);
     put_string(out, ask->value, ask->value_size);
+    put_batch(out, ask);
     wire_end(out);
     return !out->failed;
+}
+
+static uint32_t take_name(wire_in *in, const uint8_t **name) {
+    size_t size;
+    *name = take_string(in, &size);
+    if (size > UINT32_MAX) in->bad = true;
+    return (uint32_t)size;
+}
+
+static void take_operation(wire_in *in, kv_operation *one) {
+    size_t size;
+    bool expiry_only = wire_take8(in) != 0;
+    *one = (kv_operation){0};
+    one->ttl_ms = (int64_t)wire_take64(in);
+    one->key_size = take_name(in, &one->key);
+    one->table_size = take_name(in, &one->table);
+    one->value = take_string(in, &size);
+    one->value_size = one->value == NULL && expiry_only ? KV_EXPIRY_ONLY : size;
+    if (one->key == NULL && (one->table == NULL || one->value == NULL)) in->bad = true;
+}
+
+static void take_expectation(wire_in *in, kv_expectation *one) {
+    *one = (kv_expectation){.version = wire_take_varint(in)};
+    one->key_size = take_name(in, &one->key);
+    one->table_size = take_name(in, &one->table);
+    if (one->key == NULL && one->table == NULL) in->bad = true;
+}
+
+/* Into the lists of a view, which are there for such. A count that is not true ends with the bytes. */
+static void take_batch(wire_in *in, view *v, kv_ask *ask) {
+    uint64_t count = wire_take_varint(in);
+    for (uint64_t i = 0; i < count && !in->bad; i++) {
+        kv_operation *one = list_add(&v->operations, sizeof *one);
+        if (one == NULL) in->bad = true;
+        else take_operation(in, one);
+    }
+    count = wire_take_varint(in);
+    for (uint64_t i = 0; i < count && !in->bad; i++) {
+        kv_expectation *one = list_add(&v->expectations, sizeof *one);
+        if (one == NULL) in->bad = true;
+        else take_expectation(in, one);
+    }
+    ask->operations = LIST(kv_operation, &v->operations);
+    ask->operation_count = v->operations.count;
+    ask->expectations = LIST(kv_expectation, &v->expectations);
+    ask->expectation_count = v->expectations.count;
 }
 
 static void pass_receive(kv_server *server, peer_link *l, wire_in *in, uint8_t *bytes, size_t size) {
@@ -165,7 +236,10 @@ static void pass_receive(kv_server *server, peer_link *l, wire_in *in, uint8_t *
     ask->key = take_string(in, &ask->key_size);
     ask->table = take_string(in, &ask->table_size);
     ask->value = take_string(in, &ask->value_size);
-    if (in->bad || ask->attempt == 0 || (ask->key == NULL && ask->table == NULL)) op_done(server, o);
+    view *v = op_view(o);
+    if (v == NULL) in->bad = true;
+    else take_batch(in, v, ask);
+    if (in->bad || ask->attempt == 0 || (ask->key == NULL && ask->table == NULL && ask->operation_count == 0)) op_done(server, o);
     else request_pass(server, o);
 }
 
@@ -199,6 +273,13 @@ static void passed_receive(kv_server *server, wire_in *in) {
     request_answer(server, o, &reply, bytes);
 }
 
+static void address_receive(peer_link *l, const wire_in *in) {
+    size_t size = (size_t)(in->end - in->at);
+    if (size >= sizeof l->client_address) return;
+    memcpy(l->client_address, in->at, size);
+    l->client_address[size] = 0;
+}
+
 /* --- in --- */
 
 /* Frames of the replica that follow one another go to it in one piece. */
@@ -216,6 +297,7 @@ static bool frames_take(kv_server *server, peer_link *l) {
             wire_in body = {.at = at + WIRE_HEAD_SIZE, .end = next};
             if (type == LINK_PASS) pass_receive(server, l, &body, at, (size_t)(next - at));
             else if (type == LINK_PASSED) passed_receive(server, &body);
+            else if (type == LINK_ADDRESS) address_receive(l, &body);
             else if (type == LINK_LEAVE) leave_receive(server, l, &body);
             run = next;
         }

@@ -29,6 +29,7 @@ typedef struct item {
     uint8_t kind;
     uint8_t flags;
     bool append;     /* a row under an id of its own, which is in `bytes` */
+    bool expire;     /* only the table's expiry: written with what is new of the tables */
     uint8_t bytes[KV_BIG_SIZE]; /* or the kv_big that stands for its value */
     uint8_t row_id[KV_ROW_ID_SIZE];
 } item;
@@ -40,6 +41,8 @@ typedef struct batch_table {
     table_state state; /* before the batch, but for row count and next row: those are as of after it */
     uint64_t id;       /* it has, or gets */
     bool is_new;
+    bool expires;      /* it gets another expiry */
+    uint64_t expires_ms;
     size_t last;       /* its last item that is written; its record becomes the head */
     size_t written_count;
 } batch_table;
@@ -196,6 +199,7 @@ static kv_status item_plan(kv_caller *c, envelope *e, size_t i) {
     item *one = &e->items[i];
     kv_store *store = c->store;
     found old;
+    if (KV_UNLIKELY(one->expire)) return KV_OK;
     if (KV_UNLIKELY(one->table != NO_TABLE)) return row_plan(c, e, i);
     kv_status status = store_find(store, &one->at, &old, &c->answer.fault);
     if (status != KV_OK && status != KV_ABSENT) return status;
@@ -214,15 +218,20 @@ static kv_status item_plan(kv_caller *c, envelope *e, size_t i) {
     return KV_OK;
 }
 
-/* The tables that come into being, as items behind the others: there is room for them. */
+/* The tables that come into being, or get another expiry, as items behind the others: there is room for them. What has
+ * none of its rows written is its own newest record. */
 static void plan_new_tables(envelope *e) {
     for (size_t i = 0; i < e->table_count; i++) {
-        const batch_table *table = &e->tables[i];
+        batch_table *table = &e->tables[i];
         const found *before = &table->state.at;
-        if (!table->is_new) continue;
+        if (!table->is_new && !(table->expires && table->id != 0)) continue;
+        if (table->written_count == 0) table->last = e->count;
+        table->written_count++;
         item *one = &e->items[e->count++];
         *one = (item){.at = table->state.key, .kind = KV_KIND_TABLE_NEW, .table = (int32_t)i};
         if (before->location == 0 || found_tombstone(before)) one->flags = KV_FLAG_CREATED;
+        one->expires_ms = table->expires ? table->expires_ms : table->is_new ? 0 : before->record.expires_ms;
+        if (e->first == NULL) e->first = one;
         kv_record record = item_record(e, one);
         one->size = (uint32_t)kv_record_size(&record);
     }
@@ -452,17 +461,31 @@ kv_result kv_delete_many(kv_caller *c, const kv_many *many, int durable) {
 /* --- batches --- */
 
 /* The batch's entry for a table. A new one counts as a name: its key is not written as well. KV_EUSAGE: it was. */
-static kv_status batch_find_table(kv_caller *c, envelope *e, const kv_operation *operation, name_set *names, int32_t *out) {
+static kv_status batch_find_table(kv_caller *c, envelope *e, const uint8_t *key, size_t key_size, name_set *names,
+                                  int32_t *out) {
     /* From the last: operations on one table usually follow one another. */
     for (size_t i = e->table_count; i-- > 0;) {
         const batch_table *one = &e->tables[i];
         *out = (int32_t)i;
-        if (one->key_size == operation->table_size && memcmp(one->key, operation->table, one->key_size) == 0) return KV_OK;
+        if (one->key_size == key_size && memcmp(one->key, key, key_size) == 0) return KV_OK;
     }
     *out = (int32_t)e->table_count;
-    e->tables[e->table_count++] = (batch_table){.key = operation->table, .key_size = operation->table_size};
-    uint64_t hash = store_hash(c->store, operation->table, operation->table_size);
+    e->tables[e->table_count++] = (batch_table){.key = key, .key_size = key_size};
+    uint64_t hash = store_hash(c->store, key, key_size);
     return seen_before(names->seen, names->capacity, hash) ? KV_EUSAGE : KV_OK;
+}
+
+static bool expires_only(const kv_operation *operation) {
+    return operation->value == NULL && operation->table == NULL && operation->value_size == KV_EXPIRY_ONLY;
+}
+
+static kv_status batch_expire(kv_caller *c, envelope *e, const kv_operation *operation, name_set *names, item *one) {
+    one->expire = true;
+    kv_status status = batch_find_table(c, e, operation->key, operation->key_size, names, &one->table);
+    if (status != KV_OK) return status;
+    e->tables[one->table].expires = true;
+    e->tables[one->table].expires_ms = one->expires_ms;
+    return KV_OK;
 }
 
 /* KV_EUSAGE: the name came before. */
@@ -470,6 +493,7 @@ static kv_status batch_name(kv_caller *c, envelope *e, const kv_operation *opera
     kv_store *store = c->store;
     one->at = (target){.key = operation->key, .key_size = operation->key_size};
     one->table = NO_TABLE;
+    if (expires_only(operation)) return batch_expire(c, e, operation, names, one);
     if (operation->table == NULL) {
         one->at = target_key(store, operation->key, operation->key_size);
         return seen_before(names->seen, names->capacity, one->at.hash) ? KV_EUSAGE : KV_OK;
@@ -477,7 +501,7 @@ static kv_status batch_name(kv_caller *c, envelope *e, const kv_operation *opera
     one->kind = operation->value == NULL ? KV_KIND_ROW_DELETE : KV_KIND_ROW_PUT;
     one->append = operation->key == NULL;
     if (one->append && operation->value == NULL) return KV_EUSAGE;
-    kv_status status = batch_find_table(c, e, operation, names, &one->table);
+    kv_status status = batch_find_table(c, e, operation->table, operation->table_size, names, &one->table);
     if (status != KV_OK || one->append) return status;
     uint64_t hash = batch_row_hash(store, one->table, operation->key, operation->key_size);
     return seen_before(names->seen, names->capacity, hash) ? KV_EUSAGE : KV_OK;
@@ -538,11 +562,11 @@ kv_result kv_batch(kv_caller *c, kv_operation *operations, size_t count, const k
     name_set names = {.capacity = 16};
     size_t row_count = 0;
     if (count > UINT32_MAX / 64) return caller_fail(c, KV_EBATCHSIZE, "a batch fits into one segment");
-    for (size_t i = 0; i < count; i++) row_count += operations[i].table != NULL;
+    for (size_t i = 0; i < count; i++) row_count += operations[i].table != NULL || expires_only(&operations[i]);
     while (names.capacity < 2 * (count + row_count)) names.capacity *= 2;
     names.seen = calloc(names.capacity, sizeof *names.seen);
     envelope e = {.expectations = expectations, .expectation_count = expectation_count, .one_version = true};
-    e.items = calloc(count + row_count + 1, sizeof *e.items); /* every row may bring its table with it */
+    e.items = calloc(count + row_count + 1, sizeof *e.items); /* every row may bring its table with it, an expiry has one */
     e.tables = calloc(row_count + 1, sizeof *e.tables);
     bool room = names.seen != NULL && e.items != NULL && e.tables != NULL;
     kv_result result = room ? batch_write(c, operations, count, durable, &e, &names)

@@ -10,10 +10,8 @@ static uint64_t token_of(const op *o) { return (uint64_t)o->life << 32 | o->inde
 
 static bool asks_to_read(const kv_ask *ask) { return ask->kind == KV_REQUEST_GET || ask->kind == KV_REQUEST_READ; }
 
-/* The replica hands out pointers with its answers, which the next call to it ends: so until they have been looked at
- * nothing is asked. */
-static void put_off(kv_server *server, op *o) {
-    uint32_t *place = list_add(&server->waiting, sizeof *place);
+static void put_off(kv_server *server, op *o, list *until) {
+    uint32_t *place = list_add(until, sizeof *place);
     o->waits = place != NULL;
     if (place != NULL) *place = o->index;
     else request_give_up(server, o, "OOM no memory to ask again");
@@ -33,32 +31,57 @@ static void ask_now(kv_server *server, op *o) {
     server->asked = true;
 }
 
+static uint16_t shard_asked(const kv_server *server, const kv_ask *ask) {
+    const kv_operation *one = ask->operation_count != 0 ? &ask->operations[0] : NULL;
+    const uint8_t *table = one != NULL ? one->table : ask->table, *key = one != NULL ? one->key : ask->key;
+    size_t table_size = one != NULL ? one->table_size : ask->table_size, key_size = one != NULL ? one->key_size : ask->key_size;
+    return (uint16_t)kv_shard_of(server->shard_count, table != NULL ? table : key, table != NULL ? table_size : key_size);
+}
+
+/* What a frame has to carry to the owner, but for some bytes for each name. */
+static uint64_t ask_size(const kv_ask *ask) {
+    uint64_t size = ask->key_size + ask->table_size + ask->value_size;
+    for (size_t i = 0; i < ask->operation_count; i++) {
+        const kv_operation *one = &ask->operations[i];
+        size += 32 + one->key_size + one->table_size + one->value_size;
+    }
+    for (size_t i = 0; i < ask->expectation_count; i++)
+        size += 32 + ask->expectations[i].key_size + ask->expectations[i].table_size;
+    return size;
+}
+
+/* The replica hands out pointers with its answers, which the next call to it ends: so until they have been looked at
+ * nothing is asked. */
 void request_ask(kv_server *server, op *o) {
     const kv_ask *ask = &o->ask;
-    const uint8_t *key = ask->table != NULL ? ask->table : ask->key;
-    o->shard = (uint16_t)kv_shard_of(server->shard_count, key, ask->table != NULL ? ask->table_size : ask->key_size);
-    o->since = server->ticks;
+    o->shard = shard_asked(server, ask);
     o->ask.attempt = 0;
     o->ask.follower = 1;
+    o->ask.stale = o->client != NULL && o->client->stale && o->phase == PHASE_REQUEST && asks_to_read(ask);
     if (!asks_to_read(ask) && server->link_count != 0) {
         o->ask.client = server->identity;
         o->ask.lane = o->index;
         o->ask.number = ++server->number;
         o->ask.seen = server->seen[o->shard];
     }
-    if (server->answering) put_off(server, o);
+    if (ask_size(ask) > WIRE_FRAME_SIZE_MAX / 2) request_give_up(server, o, "ERR it is larger than a request between replicas may be");
+    else if (server->answering) put_off(server, o, &server->following);
     else ask_now(server, o);
 }
 
 void request_pass(kv_server *server, op *o) {
-    const kv_ask *ask = &o->ask;
-    const uint8_t *key = ask->table != NULL ? ask->table : ask->key;
-    o->shard = (uint16_t)kv_shard_of(server->shard_count, key, ask->table != NULL ? ask->table_size : ask->key_size);
+    o->shard = shard_asked(server, &o->ask);
     o->ask.attempt--;
     ask_now(server, o);
 }
 
 void request_give_up(kv_server *server, op *o, const char *why) {
+    if (o->phase != PHASE_REQUEST) o->reply.size = 0; /* What it would have said. */
+    for (op *mate = o->group, *next; mate != NULL; mate = next) {
+        next = mate->mate;
+        request_give_up(server, mate, why);
+    }
+    o->group = NULL;
     if (o->from == 0) resp_put_error(op_reply(o), "%s", why);
     else link_pass_back(server, o, &(kv_reply){.status = KV_ANSWER_RETRY}, NULL);
     server->figures.errors++;
@@ -70,7 +93,7 @@ static void ask_again_later(kv_server *server, op *o) {
     server->figures.retried++;
     /* Who passed it on asks again himself: by then another one may be the owner. */
     if (over || o->from != 0) request_give_up(server, o, "CLUSTERDOWN Hash slot not served");
-    else put_off(server, o);
+    else put_off(server, o, &server->waiting);
 }
 
 /* An answer to what this op asked last. */
@@ -84,11 +107,13 @@ void request_answer(kv_server *server, op *o, const kv_reply *reply, const uint8
         ask_again_later(server, o);
     } else if (reply->status == KV_ANSWER_SEEN) {
         o->ask.seen = reply->version;
-        put_off(server, o);
+        put_off(server, o, &server->following);
     } else if (reply->status == KV_ANSWER_UNKNOWN) {
         request_give_up(server, o, "UNKNOWN the write may have been executed, and nobody remembers what came of it");
     } else if (reply->status == KV_ANSWER_UNAVAILABLE) {
         request_give_up(server, o, "UNAVAILABLE what is asked for cannot be had now");
+    } else if (o->phase != PHASE_REQUEST) {
+        perform_answered(server, o, reply);
     } else {
         o->command->answered(server, o, reply, bytes);
     }
@@ -107,15 +132,21 @@ void requests_answered(kv_server *server) {
     server->answering = false;
 }
 
-/* What was put off is asked again: at a tick, so that whoever is to be found has a moment to become the owner. */
-void requests_tick(kv_server *server) {
-    list due = server->waiting;
-    server->waiting = (list){0};
+static void ask_all(kv_server *server, list *put) {
+    list due = *put;
+    *put = (list){0};
     for (size_t i = 0; i < due.count; i++) {
         op *o = LIST(op *, &server->ops)[LIST(uint32_t, &due)[i]];
         if (o->waits && !o->done) ask_now(server, o);
     }
     list_free(&due);
+}
+
+/* What was put off is asked again: at a tick, so that whoever is to be found has a moment to become the owner. */
+void requests_tick(kv_server *server) { ask_all(server, &server->waiting); }
+
+void requests_follow(kv_server *server) {
+    if (server->following.count != 0) ask_all(server, &server->following);
 }
 
 /* What was passed on to a peer that cannot be heard any more: it may have been executed, and is asked again. */

@@ -8,7 +8,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "server_internal.h"
+#include "command.h"
 
 enum { SHARD_COUNT = 64, EVENTS_MAX = 128, CLIENTS_DEFAULT = 10000, TICK_MS = 5, REQUEST_MS = 5000, STOP_MS = 3000 };
 static const uint64_t WORD_SIZE_MAX = (uint64_t)512 << 20, OWED_SIZE_MAX = (uint64_t)256 << 20;
@@ -136,6 +136,7 @@ static void work_off(kv_server *server) {
         requests_answered(server);
         links_send(server);
         kv_replica_clear(server->replica);
+        requests_follow(server);
         want_sync(server);
         while (server->dirty != NULL) {
             client *c = server->dirty;
@@ -185,14 +186,36 @@ static void default_options(kv_server_options *o) {
     if (o->word_size_max == 0) o->word_size_max = WORD_SIZE_MAX;
     if (o->owed_size_max == 0) o->owed_size_max = OWED_SIZE_MAX;
     if (o->stop_ms == 0) o->stop_ms = STOP_MS;
+    /* Alone there is nobody to share the work with, and one shard lets a command take any keys. */
+    if (o->replica.shard_count == 0) o->replica.shard_count = o->replica.member_count > 1 ? SHARD_COUNT : 1;
+    o->password[sizeof o->password - 1] = o->announce[sizeof o->announce - 1] = 0;
+}
+
+/* For every shard a number that lies in it, as a key: something to ask for when it is the shard that is meant. */
+static uint32_t *samples_make(uint32_t shard_count) {
+    uint32_t *samples = calloc(shard_count, sizeof *samples), missing = shard_count;
+    char name[16];
+    for (uint32_t number = 1; samples != NULL && missing != 0; number++) {
+        int size = snprintf(name, sizeof name, "%u", number);
+        uint32_t *sample = &samples[kv_shard_of(shard_count, (const uint8_t *)name, (size_t)size)];
+        if (*sample == 0) missing--;
+        if (*sample == 0) *sample = number;
+    }
+    return samples;
 }
 
 static kv_status server_begin(kv_server *server) {
     const kv_replica_options *replica = &server->options.replica;
-    server->shard_count = replica->shard_count == 0 ? SHARD_COUNT : replica->shard_count;
+    server->shard_count = server->options.replica.shard_count;
     server->seen = calloc(server->shard_count, sizeof *server->seen);
     server->shown_shards = calloc(server->shard_count, sizeof *server->shown_shards);
-    if (server->seen == NULL || server->shown_shards == NULL) return KV_ENOMEM;
+    server->leaders = calloc(KV_SLOT_COUNT, sizeof(op *));
+    server->samples = samples_make(server->shard_count);
+    server->cursors = cursors_new((uint64_t)time(NULL) << 22);
+    server->channels = channels_new();
+    if (server->seen == NULL || server->samples == NULL || server->leaders == NULL || server->shown_shards == NULL) return KV_ENOMEM;
+    if (server->cursors == NULL || server->channels == NULL) return KV_ENOMEM;
+    server->start_ms = server->now_ms = clock_ms();
     for (uint32_t i = 0; i < replica->member_count; i++) {
         if (replica->members[i] == replica->node) continue;
         server->links[server->link_count++] = (peer_link){.source = {SOURCE_LINK, -1}, .node = replica->members[i]};
@@ -222,7 +245,7 @@ kv_status kv_server_new(kv_io *io, const kv_server_options *options, kv_fault *f
     pthread_cond_init(&server->looked, NULL);
     kv_status status = io->random(io, (uint8_t *)&server->identity, sizeof server->identity);
     if (status != KV_OK) io->free(io);
-    else status = kv_replica_open(io, &options->replica, fault, &server->replica);
+    else status = kv_replica_open(io, &server->options.replica, fault, &server->replica);
     if (status == KV_OK) status = server_begin(server);
     if (status != KV_OK) {
         kv_server_free(server);
@@ -248,6 +271,11 @@ void kv_server_free(kv_server *server) {
     if (server->bell.fd >= 0) close(server->bell.fd);
     if (server->epoll >= 0) close(server->epoll);
     list_free(&server->waiting);
+    list_free(&server->following);
+    cursors_free(server->cursors);
+    channels_free(server->channels);
+    free(server->samples);
+    free(server->leaders);
     free(server->seen);
     free(server->shown_shards);
     pthread_mutex_destroy(&server->lock);

@@ -6,10 +6,13 @@
  *   link.c         connections to peers: frames of the replica, requests that are passed on
  *   leave.c        a stop: shards are handed over first; peers that end
  *   look.c         figures, for who asks from outside
- *   command.c      the table of commands, and those that are about the connection or the server
- *   command_key.c  those about keys
+ *   perform.c      a command that reads, decides and writes, from the read to the batch; parts of several slots
+ *   view.c         what such a command sees and would write
+ *   cursors.c      where SCANs are; channels.c: who listens to what
+ *   command*.c     the commands, by what they are about; command.c has what they share, command_table.c their table
  *
- * A command is an `op`, from its first word to its reply. Ops of a client end in any order and are answered in the order
+ * A command is an `op`, from its first word to its reply: one request to the replica (GET, SET, INCR), or performed over a
+ * view (docs/decisions/0034). Ops of a client end in any order and are answered in the order
  * they came. A client that sends without waiting has its reads in flight together, or its writes, but never both: else a
  * read could see a write that stands behind it, or miss one that stands before. */
 #ifndef KV_SERVER_INTERNAL_H
@@ -21,9 +24,12 @@
 #include "kv/server.h"
 #include "list.h"
 #include "resp.h"
+#include "view.h"
 
 typedef struct op op;
 typedef struct client client;
+typedef struct cursors cursors;
+typedef struct channels channels;
 
 enum source_kind { SOURCE_LISTEN, SOURCE_BELL, SOURCE_CLIENT, SOURCE_LINK };
 /* What epoll hands back: the head of whoever has a descriptor. */
@@ -40,20 +46,52 @@ typedef struct input {
 enum command_flags {
     COMMAND_READ = 1,
     COMMAND_WRITE = 2,
-    COMMAND_ALONE = 4,  /* reads and writes: nothing of the client beside it */
-    COMMAND_STRANGER = 8, /* also before AUTH */
+    COMMAND_ALONE = 4,     /* reads and writes: nothing of the client beside it */
+    COMMAND_STRANGER = 8,  /* also before AUTH */
+    COMMAND_DIRECT = 16,   /* not in a transaction, where EXEC is no EXEC without it */
+    COMMAND_NOW = 32,      /* within a transaction it is not queued either, but done */
+    COMMAND_SLOTS = 64,    /* its keys may be of several slots: it is done for each, and the replies put together */
+    COMMAND_ALL = 128,     /* over all keys: every shard is made sure of first */
+    COMMAND_LISTENER = 256, /* also on a connection of RESP2 that listens to channels */
 };
+enum { COMMAND_ORDER = COMMAND_READ | COMMAND_WRITE | COMMAND_ALONE };
+
+/* One run of a command: over a view, or over nothing but the connection. It writes its reply to `out`, once, and may be
+ * run again, with another view and an empty `out`, if what it rests on has changed. */
+typedef struct call {
+    kv_server *server;
+    client *client;        /* NULL: it has gone, or never was */
+    op *op;
+    const struct kv_command *command;
+    view *view;            /* NULL: it names no keys */
+    const uint8_t *bytes;
+    const resp_word *words;
+    size_t count;
+    wire_out *out;
+    int protocol;
+} call;
 
 typedef struct kv_command {
-    const char *name;    /* lower case */
-    int arity;           /* words; -n: at least n */
+    const char *name;      /* lower case */
+    int arity;             /* words; -n: at least n */
     uint32_t flags;
-    int first, last, step; /* which words are keys */
-    void (*begin)(kv_server *server, op *o);
-    /* An answer has come; NULL: there are none to come. */
+    int first, last, step; /* which words are keys; a last of -1: to the end */
+    void (*run)(call *c);  /* NULL: it is `begin` or nothing */
+    /* What may be one request to the replica, and need not run: false, it does need to. */
+    bool (*begin)(kv_server *server, op *o);
     void (*answered)(kv_server *server, op *o, const kv_reply *reply, const uint8_t *bytes);
-    const char *summary;
+    const char *group, *summary;
+    const char *differs;   /* from Redis; NULL: in nothing known */
 } kv_command;
+
+/* Where a command stands that is more than one request. */
+enum op_phase {
+    PHASE_REQUEST = 0, /* it is one */
+    PHASE_READ,        /* a read is asked for, and then it runs */
+    PHASE_WRITE,       /* it has run, and what it writes is asked for */
+    PHASE_SURE,        /* a part: the shard is made sure of, and that is all */
+    PHASE_PARTS,       /* it waits for its parts */
+};
 
 struct op {
     op *next;              /* of the client's, or of what is free */
@@ -67,6 +105,21 @@ struct op {
     wire_out bytes;
     resp_word *words;
     size_t word_count, word_capacity;
+
+    /* A command that is performed: perform.c. */
+    enum op_phase phase;
+    view *view;            /* kept from one use to the next */
+    op *queue;             /* EXEC: its commands, by `next` */
+    op *parent;            /* it is a part of that one */
+    op *parts;             /* by `next`, the last first */
+    uint32_t part_count;
+    void (*joined)(kv_server *server, op *o); /* all parts are done */
+    text cursor;           /* FLUSHALL: how far it has come; malloc'ed */
+    bool leads;            /* it is the one of its slot that is under way */
+    uint16_t slot;
+    op *mate;              /* the next in one of these: */
+    op *group;             /* those that run with it, over one view */
+    op *behind, **behind_last; /* those that wait for it */
 
     /* What is asked of the replica. */
     kv_ask ask;
@@ -93,8 +146,25 @@ struct client {
     op *first, **last;
     size_t op_count;
     uint32_t running;      /* enum command_flags of what is under way */
-    char name[64];
+    char name[64], library[64], library_version[32];
+    char address[64];
+    uint64_t since_ms;
+    bool known;            /* it has said the password, or there is none */
+    bool stale;            /* READONLY: its reads need to be no newer than what is here */
+    bool multi, spoilt;    /* it is in a transaction; in which something was wrong */
+    op *queue, **queue_last; /* of the transaction */
+    size_t queue_size;     /* bytes of it */
+    list watched;          /* of watched_key */
+    uint32_t channel_count, pattern_count; /* that it listens to */
+    const kv_command *last_command;
 };
+
+/* A key as it was when WATCH saw it. */
+typedef struct watched_key {
+    text name; /* malloc'ed */
+    uint64_t version;
+    uint8_t kind;
+} watched_key;
 
 typedef struct arrival {
     uint16_t node;
@@ -110,6 +180,7 @@ typedef struct peer_link {
     bool writing;          /* epoll tells when it can be written */
     bool leaving;          /* it said so: nothing is handed over to it */
     bool ended;            /* the other end closed it, and nothing has come of that yet */
+    char client_address[64]; /* where its clients go, as it said itself; "": not heard */
 } peer_link;
 
 struct kv_server {
@@ -123,13 +194,19 @@ struct kv_server {
     uint64_t client_count, client_last;
     list ops;              /* of op *, by index */
     op *free_ops;
-    list waiting;          /* of uint32_t: ops to be asked again */
+    list waiting;          /* of uint32_t: ops to be asked again, at the next tick */
+    list following;        /* of uint32_t: ops whose next request waits for the answers to have been looked at */
     uint64_t identity;     /* as a client of replicas; a random number, so that no life is taken for another */
     uint64_t number;       /* of the last request */
     bool answering;        /* the replica's answers are being looked at: it must not be asked */
     bool asked;            /* since it was last flushed */
     uint32_t shard_count;
     uint64_t *seen;        /* by shard: the highest version heard of */
+    op **leaders;          /* by slot: what reads and writes there now; NULL: nothing */
+    uint32_t *samples;     /* by shard: a number which, as a key, lies in it */
+    cursors *cursors;
+    channels *channels;
+    uint64_t start_ms;
     peer_link links[KV_MEMBERS_MAX];
     uint32_t link_count;
 
@@ -174,6 +251,13 @@ void op_done(kv_server *server, op *o);
 /* What a client's reader has found, its words copied; what a peer passed on, its frame copied. NULL: no memory. */
 op *op_new(kv_server *server, client *c, const uint8_t *bytes);
 op *op_foreign(kv_server *server, const uint8_t *bytes, size_t size);
+view *op_view(op *o); /* empty; NULL: no memory */
+op *op_part(kv_server *server, op *parent); /* without words */
+bool op_add_word(op *o, text word);
+op *op_keep(kv_server *server, const op *o); /* the words of it, for a transaction */
+void op_drop(kv_server *server, op *o);      /* what op_keep() gave, and what hangs on it by `next` */
+void client_forget_multi(kv_server *server, client *c);
+void client_unwatch(client *c);
 
 /* request.c */
 void request_ask(kv_server *server, op *o);
@@ -182,8 +266,12 @@ void request_give_up(kv_server *server, op *o, const char *why);
 void requests_answered(kv_server *server);
 void request_answer(kv_server *server, op *o, const kv_reply *reply, const uint8_t *bytes);
 void requests_tick(kv_server *server);
+void requests_follow(kv_server *server);
 void requests_link_lost(kv_server *server, uint16_t node);
 op *op_of(kv_server *server, uint64_t token);
+
+/* channels.c */
+void channels_leave(kv_server *server, client *c); /* all of them */
 
 /* link.c */
 void links_arrive(kv_server *server);
@@ -208,5 +296,16 @@ void look_show(kv_server *server); /* holds the lock */
 /* command.c */
 void command_begin(kv_server *server, op *o);
 const kv_command *command_find(const uint8_t *name, size_t size);
+/* How it is to be kept in order with others of its client. */
+uint32_t command_order(const client *c, const kv_command *command);
+
+/* perform.c */
+void perform_begin(kv_server *server, op *o);
+void perform_answered(kv_server *server, op *o, const kv_reply *reply);
+void part_done(kv_server *server, op *parent);
+void perform_release(kv_server *server, op *leader); /* it is done: who waited for it is next */
+/* How many keys it names, and the nth. */
+size_t command_key_count(const kv_command *command, size_t word_count);
+size_t command_key_at(const kv_command *command, size_t n);
 
 #endif

@@ -81,7 +81,7 @@ int64_t store_judge_ms(const kv_store *store) {
 }
 
 int64_t store_deadline(const kv_store *store, int64_t ttl_ms) {
-    if (ttl_ms == 0) return 0;
+    if (ttl_ms <= 0) return ttl_ms == INT64_MIN ? INT64_MAX : -ttl_ms;
     int64_t now = store_now(store);
     return ttl_ms < INT64_MAX - now ? now + ttl_ms : INT64_MAX;
 }

@@ -227,7 +227,7 @@ kv_status key_check(size_t key_size);
 kv_status name_check(const uint8_t *table, size_t table_size, size_t key_size); /* of a key, or of a row in a table */
 kv_result refuse_name(kv_caller *c);
 kv_status fault_corrupt(kv_fault *fault, uint64_t location, const char *what);
-int64_t store_deadline(const kv_store *store, int64_t ttl_ms); /* 0: never */
+int64_t store_deadline(const kv_store *store, int64_t ttl_ms); /* 0: never; below: that moment itself */
 kv_status store_note_clock(kv_store *store, int64_t expires_ms); /* writer lock */
 kv_status store_write_clock(kv_store *store);                    /* the same, in any case */
 kv_result answer_expired(kv_caller *c, int64_t expires_ms);          /* KV_ABSENT, after noting the clock */

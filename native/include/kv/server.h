@@ -25,6 +25,8 @@ typedef struct kv_server_options {
     uint64_t word_size_max;     /* of a command; 0: 512 MiB, Redis' own */
     uint64_t owed_size_max;     /* to a client that does not read; above it is cut. 0: 256 MiB */
     uint32_t stop_ms;           /* after which a stop waits for nobody any more; 0: 3,000 */
+    char password[128];         /* that clients have to say; "": none */
+    char announce[64];          /* host:port where clients find this replica; what others tell theirs */
 } kv_server_options;
 
 /* Opens the replica behind `io` (the server's from now on, also when this fails). */
@@ -36,6 +38,15 @@ void kv_server_stop(kv_server *server);
 /* A connection to or from a peer, whoever made it; the one there was is closed. KV_EUSAGE: that is no peer. */
 kv_status kv_server_link(kv_server *server, uint16_t node, int32_t socket);
 void kv_server_free(kv_server *server); /* not while it runs; accepts NULL */
+
+/* What the server knows of a command; `flags` as in src/server_internal.h. The number of commands there are. */
+typedef struct kv_command_facts {
+    const char *name, *group, *summary;
+    const char *differs; /* from Redis; NULL: in nothing known */
+    int32_t arity, first, last, step;
+    uint32_t flags;
+} kv_command_facts;
+size_t kv_command_look(size_t index, kv_command_facts *out);
 
 typedef struct kv_server_figures {
     uint64_t clients, connections, commands, errors, received_size, sent_size, syncs, shards_owned, links, forwarded, retried,

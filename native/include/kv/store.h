@@ -80,7 +80,7 @@ void kv_caller_hasten(kv_caller *caller, int hasty);
 /* Where a hasty caller's answers of up to `size` bytes go, until another buffer is lent; NULL: to answer.small. */
 void kv_caller_lend(kv_caller *caller, uint8_t *buffer, uint64_t size);
 
-/* --- one key. `ttl_ms` 0: no expiry, else > 0. `durable`: wait until it is on disk. Versions are > 0. --- */
+/* --- one key. `ttl_ms` 0: no expiry; > 0: so long from now; < 0: at -ttl_ms, ms since 1970. `durable`: wait until it is on disk. Versions are > 0. --- */
 /* A key may name a table instead (below): put replaces it, delete drops it, look, version and expire work on it; what
  * wants a value answers KV_EWRONGTYPE. */
 kv_result kv_put(kv_caller *c, const uint8_t *key, size_t key_size, const uint8_t *value, size_t value_size,
@@ -144,9 +144,10 @@ kv_result kv_get_many(kv_caller *c, const kv_many *many, int64_t *sizes);
 
 /* --- a batch: all of it or nothing, under one version. Names of operations differ, and a key that is written is not
  * that of a table whose rows are. --- */
+enum { KV_EXPIRY_ONLY = 1 }; /* `key` is a table, which gets the expiry and nothing else; its rows may be written, too */
 typedef struct kv_operation {
     const uint8_t *key;   /* of a row: the row; NULL in a table: append, under a row of its own */
-    const uint8_t *value; /* NULL: delete (of what is absent: nothing) */
+    const uint8_t *value; /* NULL: delete (of what is absent: nothing), unless value_size is KV_EXPIRY_ONLY */
     uint64_t value_size;
     int64_t ttl_ms;
     const uint8_t *table; /* NULL: a key */
@@ -156,7 +157,7 @@ typedef struct kv_operation {
 } kv_operation;
 /* What a transaction has read: a key or row, and the version it was at. */
 typedef struct kv_expectation {
-    const uint8_t *key;
+    const uint8_t *key;   /* NULL in a table: all of it, at the version of its newest write */
     uint64_t version;     /* 0: absent, or expired */
     const uint8_t *table; /* NULL: a key */
     uint32_t key_size;

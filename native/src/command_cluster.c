@@ -1,0 +1,181 @@
+/* command_cluster.c -- CLUSTER: which replica owns which slots, so that a client that asks goes there at once.
+ *
+ * Any replica takes any command, so nobody has to ask. A slot whose owner is not known now, or has not said where its clients
+ * go, is said to be ours: we pass on what comes. */
+#include <stdlib.h>
+
+#include "command.h"
+
+enum { NODE_TEXT_SIZE = 41 };
+
+static void node_text(uint16_t node, char out[NODE_TEXT_SIZE]) { snprintf(out, NODE_TEXT_SIZE, "%040x", node); }
+
+/* NULL: not heard. */
+static const char *address_of(const kv_server *server, uint16_t node) {
+    if (node == server->options.replica.node) return server->options.announce;
+    for (uint32_t i = 0; i < server->link_count; i++)
+        if (server->links[i].node == node && server->links[i].client_address[0] != 0) return server->links[i].client_address;
+    return NULL;
+}
+
+static uint16_t owner_of(const kv_server *server, uint32_t shard) {
+    kv_shard_state state;
+    kv_replica_shard(server->replica, shard, &state);
+    uint16_t owner = state.owned ? server->options.replica.node : state.owner;
+    return address_of(server, owner) == NULL ? server->options.replica.node : owner;
+}
+
+/* Slots [first, *end) of one owner, in a row. */
+static uint16_t owned_from(const kv_server *server, uint32_t first, uint32_t *end) {
+    uint32_t shard = first * server->shard_count / KV_SLOT_COUNT;
+    uint16_t owner = owner_of(server, shard);
+    while (++shard < server->shard_count && owner_of(server, shard) == owner) continue;
+    *end = (shard * KV_SLOT_COUNT + server->shard_count - 1) / server->shard_count;
+    return owner;
+}
+
+/* Of "host:port" the host, without what only makes it readable; one that means "any" says nothing. */
+static void host_of(const char *address, char out[64], int *port) {
+    const char *colon = strrchr(address, ':');
+    size_t size = colon == NULL ? 0 : (size_t)(colon - address);
+    if (size > 1 && address[0] == '[') {
+        address++;
+        size -= 2;
+    }
+    snprintf(out, 64, "%.*s", (int)size, address);
+    if (strcmp(out, "0.0.0.0") == 0 || strcmp(out, "::") == 0) out[0] = 0;
+    *port = colon == NULL ? 0 : atoi(colon + 1);
+}
+
+/* --- SLOTS --- */
+
+static void put_node(call *c, uint16_t node) {
+    char host[64], id[NODE_TEXT_SIZE];
+    int port;
+    host_of(address_of(c->server, node), host, &port);
+    node_text(node, id);
+    resp_put_array(c->out, 4);
+    resp_put_text(c->out, host);
+    resp_put_number(c->out, port);
+    resp_put_text(c->out, id);
+    resp_put_array(c->out, 0);
+}
+
+/* The members but one whose address is known; how many. */
+static size_t others(const kv_server *server, uint16_t but, uint16_t out[KV_MEMBERS_MAX]) {
+    const kv_replica_options *o = &server->options.replica;
+    size_t count = 0;
+    for (uint32_t i = 0; i < o->member_count; i++)
+        if (o->members[i] != but && address_of(server, o->members[i]) != NULL) out[count++] = o->members[i];
+    return count;
+}
+
+static void say_slots(call *c) {
+    uint16_t nodes[KV_MEMBERS_MAX];
+    size_t count = 0;
+    uint32_t end;
+    for (uint32_t slot = 0; slot < KV_SLOT_COUNT; slot = end, count++) owned_from(c->server, slot, &end);
+    resp_put_array(c->out, count);
+    for (uint32_t slot = 0; slot < KV_SLOT_COUNT; slot = end) {
+        uint16_t owner = owned_from(c->server, slot, &end);
+        size_t other_count = others(c->server, owner, nodes);
+        resp_put_array(c->out, 3 + other_count);
+        resp_put_number(c->out, slot);
+        resp_put_number(c->out, end - 1);
+        put_node(c, owner);
+        for (size_t i = 0; i < other_count; i++) put_node(c, nodes[i]);
+    }
+}
+
+/* --- SHARDS --- */
+
+static void put_shard_node(call *c, uint16_t node, bool owner) {
+    char host[64], id[NODE_TEXT_SIZE];
+    int port;
+    host_of(address_of(c->server, node), host, &port);
+    node_text(node, id);
+    resp_put_map(c->out, 7, c->protocol);
+    resp_put_text(c->out, "id");
+    resp_put_text(c->out, id);
+    resp_put_text(c->out, "port");
+    resp_put_number(c->out, port);
+    resp_put_text(c->out, "ip");
+    resp_put_text(c->out, host);
+    resp_put_text(c->out, "endpoint");
+    resp_put_text(c->out, host);
+    resp_put_text(c->out, "role");
+    resp_put_text(c->out, owner ? "master" : "replica");
+    resp_put_text(c->out, "replication-offset");
+    resp_put_number(c->out, 0);
+    resp_put_text(c->out, "health");
+    resp_put_text(c->out, "online");
+}
+
+static size_t ranges_of(call *c, uint16_t node, bool put) {
+    size_t count = 0;
+    uint32_t end;
+    for (uint32_t slot = 0; slot < KV_SLOT_COUNT; slot = end) {
+        if (owned_from(c->server, slot, &end) != node) continue;
+        count++;
+        if (put) resp_put_number(c->out, slot);
+        if (put) resp_put_number(c->out, end - 1);
+    }
+    return count;
+}
+
+/* What one replica owns is one of Redis' shards: itself the master, the others its replicas. */
+static void say_shards(call *c) {
+    uint16_t owners[KV_MEMBERS_MAX], nodes[KV_MEMBERS_MAX];
+    size_t count = others(c->server, 0, owners), some = 0;
+    for (size_t i = 0; i < count; i++)
+        if (ranges_of(c, owners[i], false) != 0) owners[some++] = owners[i];
+    resp_put_array(c->out, some);
+    for (size_t i = 0; i < some; i++) {
+        size_t other_count = others(c->server, owners[i], nodes);
+        resp_put_map(c->out, 2, c->protocol);
+        resp_put_text(c->out, "slots");
+        resp_put_array(c->out, 2 * ranges_of(c, owners[i], false));
+        ranges_of(c, owners[i], true);
+        resp_put_text(c->out, "nodes");
+        resp_put_array(c->out, 1 + other_count);
+        put_shard_node(c, owners[i], true);
+        for (size_t k = 0; k < other_count; k++) put_shard_node(c, nodes[k], false);
+    }
+}
+
+/* --- INFO --- */
+
+static void say_cluster_info(call *c) {
+    char lines[256];
+    uint32_t unowned = 0;
+    for (uint32_t shard = 0; shard < c->server->shard_count; shard++) {
+        kv_shard_state state;
+        kv_replica_shard(c->server->replica, shard, &state);
+        unowned += !state.owned && state.owner == 0;
+    }
+    int size = snprintf(lines, sizeof lines,
+                        "cluster_enabled:1\r\ncluster_state:%s\r\ncluster_slots_assigned:16384\r\ncluster_known_nodes:%u\r\n"
+                        "cluster_size:%u\r\n",
+                        unowned == 0 ? "ok" : "fail", c->server->link_count + 1, c->server->link_count + 1);
+    resp_put_bulk(c->out, lines, (size_t)size);
+}
+
+void cluster_run(call *c) {
+    char id[NODE_TEXT_SIZE];
+    if (c->server->link_count == 0) {
+        say(c, "ERR This instance has cluster support disabled");
+    } else if (arg_is(c, 1, "SLOTS") && c->count == 2) {
+        say_slots(c);
+    } else if (arg_is(c, 1, "SHARDS") && c->count == 2) {
+        say_shards(c);
+    } else if (arg_is(c, 1, "INFO") && c->count == 2) {
+        say_cluster_info(c);
+    } else if (arg_is(c, 1, "KEYSLOT") && c->count == 3) {
+        resp_put_number(c->out, kv_slot_of(arg(c, 2).at, arg(c, 2).size));
+    } else if (arg_is(c, 1, "MYID") && c->count == 2) {
+        node_text(c->server->options.replica.node, id);
+        resp_put_text(c->out, id);
+    } else {
+        say_subcommand(c);
+    }
+}

@@ -1,0 +1,163 @@
+/* command_hash.c -- hashes, which are tables: a field is a row, and TBL.* sees the same.
+ *
+ * A command of some fields rests on these fields, so that two who write different ones do not disturb each other. A hash
+ * without fields is none: who deletes the last one deletes the table. */
+#include <math.h>
+
+#include "command.h"
+
+/* HSET and HMSET. */
+void hset_run(call *c) {
+    int64_t added = 0;
+    if (c->count % 2 != 0) {
+        say_count(c);
+        return;
+    }
+    entry *e = hash_of_key(c, 1);
+    if (e == NULL) return;
+    for (size_t i = 2; i < c->count; i += 2) {
+        entry *row = view_row(c->view, e, arg(c, i));
+        added += row->is == KIND_NONE;
+        view_row_set(c->view, row, arg(c, i + 1));
+    }
+    if (c->command->name[1] == 'm') say_ok(c);
+    else resp_put_number(c->out, added);
+}
+
+void hsetnx_run(call *c) {
+    entry *e = hash_of_key(c, 1);
+    if (e == NULL) return;
+    entry *row = view_row(c->view, e, arg(c, 2));
+    bool absent = row->is == KIND_NONE;
+    if (absent) view_row_set(c->view, row, arg(c, 3));
+    resp_put_number(c->out, absent);
+}
+
+static void say_row(call *c, entry *e, size_t n) {
+    const entry *row = view_row(c->view, e, arg(c, n));
+    if (row->is == KIND_NONE) resp_put_null(c->out, c->protocol);
+    else say_value(c, row->value);
+}
+
+void hget_run(call *c) {
+    entry *e = hash_of_key(c, 1);
+    if (e != NULL) say_row(c, e, 2);
+}
+
+void hmget_run(call *c) {
+    entry *e = hash_of_key(c, 1);
+    if (e == NULL) return;
+    resp_put_array(c->out, c->count - 2);
+    for (size_t i = 2; i < c->count; i++) say_row(c, e, i);
+}
+
+void hexists_run(call *c) {
+    entry *e = hash_of_key(c, 1);
+    if (e != NULL) resp_put_number(c->out, view_row(c->view, e, arg(c, 2))->is != KIND_NONE);
+}
+
+void hstrlen_run(call *c) {
+    entry *e = hash_of_key(c, 1);
+    if (e == NULL) return;
+    const entry *row = view_row(c->view, e, arg(c, 2));
+    resp_put_number(c->out, row->is == KIND_NONE ? 0 : (int64_t)row->value.size);
+}
+
+void hdel_run(call *c) {
+    int64_t count = 0;
+    entry *e = hash_of_key(c, 1);
+    if (e == NULL) return;
+    for (size_t i = 2; i < c->count; i++) {
+        entry *row = view_row(c->view, e, arg(c, i));
+        count += row->is != KIND_NONE;
+        view_row_delete(c->view, row);
+    }
+    resp_put_number(c->out, count);
+}
+
+void hlen_run(call *c) {
+    entry *e = hash_of_key(c, 1);
+    if (e == NULL) return;
+    e->expected = true;
+    resp_put_number(c->out, (int64_t)e->rows);
+}
+
+/* --- all of it --- */
+
+static bool all_of(call *c, const view_pair **pairs, size_t *count) {
+    entry *e = hash_of_key(c, 1);
+    if (e != NULL) *count = view_rows(c->view, e, pairs);
+    return e != NULL;
+}
+
+void hgetall_run(call *c) {
+    const view_pair *pairs;
+    size_t count;
+    if (!all_of(c, &pairs, &count)) return;
+    resp_put_map(c->out, count, c->protocol);
+    for (size_t i = 0; i < count; i++) {
+        say_value(c, pairs[i].row);
+        say_value(c, pairs[i].value);
+    }
+}
+
+void hkeys_run(call *c) {
+    const view_pair *pairs;
+    size_t count;
+    if (!all_of(c, &pairs, &count)) return;
+    resp_put_array(c->out, count);
+    for (size_t i = 0; i < count; i++) say_value(c, pairs[i].row);
+}
+
+void hvals_run(call *c) {
+    const view_pair *pairs;
+    size_t count;
+    if (!all_of(c, &pairs, &count)) return;
+    resp_put_array(c->out, count);
+    for (size_t i = 0; i < count; i++) say_value(c, pairs[i].value);
+}
+
+/* --- numbers --- */
+
+void hincrby_run(call *c) {
+    int64_t by, now = 0;
+    char digits[24];
+    if (!arg_number(c, 3, &by)) return;
+    entry *e = hash_of_key(c, 1);
+    if (e == NULL) return;
+    entry *row = view_row(c->view, e, arg(c, 2));
+    if (row->is != KIND_NONE && !text_number(row->value, &now)) {
+        say(c, "ERR hash value is not an integer");
+    } else if (__builtin_add_overflow(now, by, &now)) {
+        say(c, "ERR increment or decrement would overflow");
+    } else {
+        int size = snprintf(digits, sizeof digits, "%lld", (long long)now);
+        view_row_set(c->view, row, view_copy(c->view, digits, (size_t)size));
+        resp_put_number(c->out, now);
+    }
+}
+
+void hincrbyfloat_run(call *c) {
+    long double by, now = 0;
+    char digits[64];
+    if (!text_float(arg(c, 3), &by)) {
+        say(c, NOT_FLOAT);
+        return;
+    }
+    if (isinf((double)by)) {
+        say(c, "ERR value is NaN or Infinity");
+        return;
+    }
+    entry *e = hash_of_key(c, 1);
+    if (e == NULL) return;
+    entry *row = view_row(c->view, e, arg(c, 2));
+    if (row->is != KIND_NONE && !text_float(row->value, &now)) {
+        say(c, "ERR hash value is not a float");
+    } else if (isinf((double)(now + by)) || isnan((double)(now + by))) {
+        say(c, "ERR increment would produce NaN or Infinity");
+    } else {
+        text sum = view_copy(c->view, digits, float_text(now + by, digits));
+        view_row_set(c->view, row, sum);
+        say_value(c, sum);
+    }
+}
