@@ -99,15 +99,15 @@ class Replicas:
 
     def kill(self, id_: int) -> None:
         self._processes[id_].kill()
-        self.ended(id_)
+        self.wait(id_)
 
     def stop(self, id_: int) -> int:
         """Its exit code."""
         self._processes[id_].send_signal(signal.SIGTERM)
-        return self.ended(id_)
+        return self.wait(id_)
 
-    def ended(self, id_: int) -> int:
-        """Its exit code, once it has ended."""
+    def wait(self, id_: int) -> int:
+        """Until it has ended; its exit code."""
         process = self._processes[id_]
         code = process.wait(timeout=READY_S)
         assert process.stdout is not None
@@ -134,7 +134,7 @@ class Replicas:
             if process.poll() is None:
                 os.kill(process.pid, signal.SIGCONT)
                 process.kill()
-            self.ended(id_)
+            self.wait(id_)
 
 
 @pytest.fixture

@@ -133,7 +133,7 @@ def test_the_first_failed_write_ends_it_and_nothing_acknowledged_is_lost(replica
         while nodes.running(2) and written < 2_000:
             assert client.set(b"key:%d" % written, b"%d" % written + b"x" * 100_000)
             written += 1
-        assert nodes.ended(2) == 4
+        assert nodes.wait(2) == 4
         text = (nodes.directory / "2.log").read_text()
         assert re.search(r"^kvsvr: .*File too large .*look at the disk", text, re.MULTILINE), text
         report = nodes.report(2)
