@@ -51,7 +51,7 @@ class Replicas:
     """The processes of one set. Replicas count from 1."""
 
     def __init__(self, directory: Path, count: int, *flags: str, wired: bool = False) -> None:
-        """`flags`: for each of them. `wired`: what they say to each other goes through `wires`, by pair, lower first."""
+        """`flags`: for each of them. `wired`: what they tell each other goes through `wires`, by pair, lower first."""
         self.directory = directory
         self.flags = flags
         self.ids = range(1, count + 1)
