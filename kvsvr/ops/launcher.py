@@ -26,7 +26,7 @@ from kvsvr.errors import LockedError
 from kvsvr.node.config import PREFIX
 from kvsvr.node.report import Report, State
 from kvsvr.ops.place import Place, Replica
-from kvsvr.ops.restarts import Restarts, ending
+from kvsvr.ops.restarts import LONGEST_S, Restarts, ending
 from kvsvr.ops.status import Health, SetStatus, launcher_pid, look, running
 
 PAUSE_S: Final = 0.05
@@ -74,7 +74,8 @@ class Child:
 
 
 Say = Callable[[str, Mapping[str, Any]], None]
-"""Gets an event and its fields: "log" (node, line), "started", "died", "given_up", "orphan", "health", "ready"."""
+"""Gets an event and its fields: "log" (node, line), "started", "died", "given_up", "orphan", "trouble", "health",
+"ready"."""
 
 
 class Launcher:
@@ -124,8 +125,13 @@ class Launcher:
             self._see(look(self._place), now)
 
     def _start(self, child: Child) -> None:
-        child.replica.status_file.unlink(missing_ok=True)  # What the one before it said is not said by this one.
-        child.process = start(child.replica)
+        try:
+            child.replica.status_file.unlink(missing_ok=True)  # What the one before it said is not said by this one.
+            child.process = start(child.replica)
+        except OSError as error:  # No memory or no processes now: that says nothing of the replica.
+            child.start_at = time.monotonic() + LONGEST_S
+            self._trouble(error)
+            return
         child.served_since = None
         self._say("started", {"node": child.replica.node, "pid": child.process.pid})
         self._write()
@@ -186,8 +192,14 @@ class Launcher:
             "replicas": {str(child.replica.node): child.told() for child in self._children},
         }
         draft = self._place.launcher_file.with_suffix(".new")
-        draft.write_text(json.dumps(said), encoding="utf-8")
-        os.replace(draft, self._place.launcher_file)
+        try:
+            draft.write_text(json.dumps(said), encoding="utf-8")
+            os.replace(draft, self._place.launcher_file)
+        except OSError as error:  # A full disk shall not end a set that may still serve.
+            self._trouble(error)
+
+    def _trouble(self, error: OSError) -> None:
+        self._say("trouble", {"error": str(error)})
 
     # --- the ends ---
 

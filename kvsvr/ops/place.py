@@ -103,6 +103,9 @@ def find(directory: Path) -> Place:
                 f"{one.config_file} names other replicas than there are folders in {directory}: bring the folder back "
                 "that is missing; if the set was only just being made, remove the directory"
             )
+        first = replicas[0].config
+        if (one.config.set_name, one.config.shard_count) != (first.set_name, first.shard_count):
+            raise UsageError(f"{one.config_file} has another set or shards than {replicas[0].config_file}: correct it")
     return Place(directory.resolve(), replicas)
 
 

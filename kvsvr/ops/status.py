@@ -130,7 +130,7 @@ def _newest(reports: Any) -> list[int]:
     found: list[int] = []
     for report in reports:
         commits = list(report.commits)
-        found = [max(pair) for pair in zip(found, commits, strict=True)] if found and commits else found or commits
+        found = [max(pair) for pair in zip(found, commits, strict=False)] if found and commits else found or commits
     return found
 
 
@@ -140,7 +140,7 @@ def _replica(one: Replica, report: Report | None, newest: list[int], told: dict[
     figures = report.figures if report is not None and alive else {}
     lag = None
     if report is not None and report.applied:
-        lag = sum(max(0, high - low) for high, low in zip(newest, report.applied, strict=True))
+        lag = sum(max(0, high - low) for high, low in zip(newest, report.applied, strict=False))
     error = report.error if report is not None and state is State.FAILED else ""
     return ReplicaStatus(
         id=one.node,

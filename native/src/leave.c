@@ -11,8 +11,8 @@
  * whole, nobody could take over. After stop_ms it is over in any case, and what is left is as after a crash: safe.
  *
  * A process that ends takes its connections with it. So when one is closed, whoever is first in rank for shards that were
- * owned at its other end takes them over at the next tick, and need not wait for silence. Where only the connection
- * was cut this is one takeover too many, and no harm. */
+ * owned at its other end takes them over, and need not wait for silence. Where only the connection was cut this is one
+ * takeover too many, and no harm. */
 #include <stdlib.h>
 #include <sys/epoll.h>
 #include <unistd.h>

@@ -125,7 +125,6 @@ static void tick(kv_server *server) {
     kv_replica_tick(server->replica);
     requests_tick(server);
     if (server->leaving) leave_send(server);
-    else leave_noticed(server);
 }
 
 /* Answers let commands go on that waited for them, which ask for more: until nobody does. */
@@ -158,6 +157,7 @@ kv_status kv_server_run(kv_server *server, kv_fault *fault) {
         int count = epoll_wait(server->epoll, events, EVENTS_MAX, (int)left);
         server->now_ms = clock_ms();
         for (int i = 0; status == KV_OK && i < count; i++) status = handle(server, events[i].data.ptr, events[i].events);
+        if (!server->leaving) leave_noticed(server);
         tick(server);
         work_off(server);
         if (status == KV_OK) status = kv_replica_failure(server->replica);

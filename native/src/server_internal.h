@@ -287,7 +287,7 @@ void links_free(kv_server *server);
 bool leave_step(kv_server *server); /* once a round while it is told to stop; true: it is over */
 void leave_send(kv_server *server); /* at a tick */
 void leave_receive(kv_server *server, peer_link *l, wire_in *in);
-void leave_noticed(kv_server *server); /* at a tick */
+void leave_noticed(kv_server *server); /* once a round */
 enum { LINK_LEAVE = 203 }; /* the type of what it sends */
 
 /* look.c */

@@ -19,6 +19,7 @@ import pytest
 import redis
 
 from kvsvr.node.report import Report, State
+from tests.cluster.proxy import Wire
 
 READY_S = 30
 
@@ -49,20 +50,24 @@ def free_base(count: int) -> int:
 class Replicas:
     """The processes of one set. Replicas count from 1."""
 
-    def __init__(self, directory: Path, count: int, *flags: str) -> None:
-        """`flags`: for each of them."""
+    def __init__(self, directory: Path, count: int, *flags: str, wired: bool = False) -> None:
+        """`flags`: for each of them. `wired`: what they tell each other goes through `wires`, by pair, lower first."""
         self.directory = directory
         self.flags = flags
         self.ids = range(1, count + 1)
         ports = free_ports(2 * count)
         self.ports = dict(zip(self.ids, ports[:count], strict=True))
         self.peer_ports = dict(zip(self.ids, ports[count:], strict=True))
+        pairs = [(low, high) for high in self.ids for low in self.ids if low < high and wired]
+        self.wires = {pair: Wire(self.peer_ports[pair[0]]) for pair in pairs}  # The higher one dials.
         self._processes: dict[int, subprocess.Popen[str]] = {}
         for id_ in self.ids:
             self.start(id_)
 
     def start(self, id_: int) -> None:
-        peers = [f"--peer={other}=127.0.0.1:{self.peer_ports[other]}" for other in self.ids if other != id_]
+        ports = {other: self.peer_ports[other] for other in self.ids if other != id_}
+        ports |= {low: wire.port for (low, high), wire in self.wires.items() if high == id_}
+        peers = [f"--peer={other}=127.0.0.1:{port}" for other, port in ports.items()]
         arguments = ["serve", f"--id={id_}", f"--dir={self.directory / str(id_)}", *peers, *self.flags]
         arguments += [f"--status-file={self.directory / f'{id_}.status'}"]
         arguments += [f"--listen=127.0.0.1:{self.ports[id_]}", f"--peer-listen=127.0.0.1:{self.peer_ports[id_]}"]
@@ -130,6 +135,8 @@ class Replicas:
         os.kill(self.pid(id_), signal.SIGCONT)
 
     def close(self) -> None:
+        for wire in self.wires.values():
+            wire.close()
         for id_, process in self._processes.items():
             if process.poll() is None:
                 os.kill(process.pid, signal.SIGCONT)
@@ -142,8 +149,8 @@ def replicas(tmp_path: Path) -> Iterator[Callable[..., Replicas]]:
     """replicas(3) starts a set of three, which ends with the test."""
     started: list[Replicas] = []
 
-    def start(count: int, *flags: str) -> Replicas:
-        started.append(Replicas(tmp_path, count, *flags))
+    def start(count: int, *flags: str, wired: bool = False) -> Replicas:
+        started.append(Replicas(tmp_path, count, *flags, wired=wired))
         return started[-1]
 
     yield start

@@ -1,5 +1,6 @@
-"""Replicas are killed, stopped and restarted while clients count and collect: nothing acknowledged is lost, nothing is
-done twice, nothing stale is read (work.py). KVSVR_FAULT_ROUNDS and KVSVR_FAULT_SEED make it longer, and the same again.
+"""Replicas are killed, stopped, restarted and cut off while clients count and collect: nothing acknowledged is lost,
+nothing is done twice, nothing stale is read (work.py). KVSVR_FAULT_ROUNDS makes it longer, KVSVR_FAULT_SEED the same
+again.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from contextlib import contextmanager
 import pytest
 
 from tests.cluster.conftest import READY_S, Replicas, until
+from tests.cluster.proxy import Wire
 from tests.cluster.work import Record, Worker, judge
 
 ROUNDS = int(os.environ.get("KVSVR_FAULT_ROUNDS", "3"))
@@ -57,6 +59,31 @@ def roll(nodes: Replicas, chance: random.Random) -> None:
         until(nodes.served)
 
 
+def cut_one(nodes: Replicas, chance: random.Random) -> None:
+    """What was passed on over it is asked again; who hears of it may take a living owner's shards over."""
+    nodes.wires[chance.choice(list(nodes.wires))].cut()
+    time.sleep(chance.choice([0.0, 0.05, 0.2]))
+
+
+def hold_one(nodes: Replicas, chance: random.Random) -> None:
+    """Two that do not hear each other, and a third that hears both."""
+    hold([nodes.wires[chance.choice(list(nodes.wires))]], chance)
+
+
+def cut_off(nodes: Replicas, chance: random.Random) -> None:
+    """One that nobody hears: it is taken for gone, and does not know."""
+    victim = chance.choice(nodes.ids)
+    hold([wire for pair, wire in nodes.wires.items() if victim in pair], chance)
+
+
+def hold(wires: list[Wire], chance: random.Random) -> None:
+    for wire in wires:
+        wire.hold()
+    time.sleep(chance.choice([0.05, 0.3, 1.0]))
+    for wire in wires:
+        wire.release()
+
+
 @contextmanager
 def working(nodes: Replicas) -> Iterator[list[Worker]]:
     """Whatever comes of it, they end."""
@@ -79,9 +106,9 @@ def done(workers: list[Worker]) -> int:
     return sum(worker.record.operation_count for worker in workers)
 
 
-@pytest.mark.parametrize("fault", [kill_one, stop_one, kill_all, roll])
+@pytest.mark.parametrize("fault", [kill_one, stop_one, kill_all, roll, cut_one, hold_one, cut_off])
 def test_nothing_acknowledged_is_lost(replicas: Start, fault: Fault, capsys: pytest.CaptureFixture[str]) -> None:
-    nodes = replicas(3)
+    nodes = replicas(3, wired=fault in (cut_one, hold_one, cut_off))
     until(nodes.served)
     chance = random.Random(f"{SEED} {fault.__name__}")
     began = time.monotonic()

@@ -73,6 +73,14 @@ def test_a_set_that_lacks_a_folder_is_refused(tmp_path: Path) -> None:
         find(tmp_path / "set")
 
 
+def test_replicas_that_do_not_agree_are_refused(tmp_path: Path) -> None:
+    place = make(tmp_path / "set", 3, free_base(3))
+    file = place.replica(3).config_file
+    file.write_text("shards = 8\n" + file.read_text())
+    with pytest.raises(UsageError, match="another set or shards than"):
+        find(tmp_path / "set")
+
+
 def test_ports_that_are_taken_are_refused_or_passed_over(tmp_path: Path) -> None:
     """Clients' ports are what was asked for, or an error; those of peers are looked for."""
     base = free_base(3)

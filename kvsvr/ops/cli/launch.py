@@ -138,6 +138,8 @@ def _told(event: str, fields: Mapping[str, Any], *, verbose: bool) -> None:
         click.secho(f"the set is {fields['state']}", err=True, fg="green" if fields["state"] == "healthy" else "red")
     elif event == "orphan":
         say(f"replica {node} ran without a launcher (process {fields['pid']}): it is ended first")
+    elif event == "trouble":
+        click.secho(f"the launcher has trouble, and goes on: {fields['error']}", err=True, fg="red")
     elif verbose:
         say(f"replica {node} is process {fields['pid']}")
 
