@@ -387,8 +387,11 @@ void client_send(kv_server *server, client *c) {
     while (c->sent < c->out.size) {
         ssize_t done = send(c->source.fd, c->out.bytes + c->sent, c->out.size - c->sent, MSG_NOSIGNAL);
         if (done < 0 && errno == EINTR) continue;
-        if (done < 0 && errno != EAGAIN) c->closing = true;
-        if (done < 0) break;
+        if (done < 0 && errno == EAGAIN) break;
+        if (done < 0) {
+            client_close(server, c); /* Nobody will read the rest. */
+            return;
+        }
         c->sent += (size_t)done;
         server->figures.sent_size += (size_t)done;
     }

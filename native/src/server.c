@@ -107,8 +107,12 @@ static kv_status handle(kv_server *server, source *one, uint32_t events) {
     case SOURCE_BELL: return hear_bell(server);
     case SOURCE_CLIENT:
         if (one->fd < 0) break; /* It ended a moment ago. */
+        if (events & (EPOLLERR | EPOLLHUP)) { /* Gone in both directions: not even what it sent can be read. */
+            client_close(server, c);
+            break;
+        }
         if (events & EPOLLOUT) client_dirty(server, c);
-        if (events & (EPOLLIN | EPOLLERR | EPOLLHUP)) client_readable(server, c);
+        if (events & EPOLLIN) client_readable(server, c);
         break;
     case SOURCE_LINK:
         if (one->fd >= 0 && (events & EPOLLOUT)) link_flush(server, (peer_link *)one);

@@ -759,6 +759,77 @@ TEST(expectations_over_rows_hold_or_nothing_is_written) {
     end(&b);
 }
 
+static kv_operation expiry_of(const char *table, int64_t ttl_ms) {
+    return (kv_operation){.key = (const uint8_t *)table, .key_size = (uint32_t)strlen(table), .value_size = KV_EXPIRY_ONLY,
+                          .ttl_ms = ttl_ms};
+}
+
+static int64_t expiry(bench *b, const char *key) {
+    return kv_look(b->c, BYTES(key)) < 0 ? -1 : kv_caller_answer(b->c)->expires_ms;
+}
+
+TEST(a_batch_gives_tables_an_expiry_with_rows_and_without) {
+    bench b;
+    begin(&b);
+    kv_result before = row_put(&b, "t", "a", "1");
+    kv_operation alone[] = {expiry_of("t", -(START_MS + 5000))};
+    kv_result version = kv_batch(b.c, alone, 1, NULL, 0, 0);
+    CHECK(version > before);
+    CHECK_EQ(expiry(&b, "t"), START_MS + 5000);
+    CHECK_EQ(look(&b, "t"), 1);
+    CHECK_EQ(version_of(&b), version);
+    kv_operation with_rows[] = {op_of("t", "b", "2"), expiry_of("t", 0), op_of("t", "a", NULL), op_of("new", "r", "1"),
+                                expiry_of("new", -(START_MS + 100)), expiry_of("none", 5)};
+    version = kv_batch(b.c, with_rows, 6, NULL, 0, 0);
+    CHECK(version > 0);
+    CHECK_TEXT(rows(&b, "t"), "b=2 ");
+    CHECK_EQ(expiry(&b, "t"), 0);
+    CHECK_EQ(look(&b, "t"), 1);
+    CHECK_EQ(version_of(&b), version);
+    CHECK_EQ(expiry(&b, "new"), START_MS + 100);
+    CHECK_EQ(expiry(&b, "none"), -1);
+    CHECK_EQ(kv_batch(b.c, &(kv_operation){.key = (const uint8_t *)"none", .key_size = 4, .value_size = KV_EXPIRY_ONLY}, 1, NULL, 0, 0), 0);
+    put(&b, "text", "v");
+    kv_operation wrong[] = {expiry_of("text", 5)}, twice[] = {expiry_of("t", 5), op_of(NULL, "t", NULL)};
+    CHECK_EQ(kv_batch(b.c, wrong, 1, NULL, 0, 0), KV_EWRONGTYPE);
+    CHECK_EQ(kv_batch(b.c, twice, 2, NULL, 0, 0), KV_EUSAGE);
+    checkpoint(&b);
+    end(&b);
+}
+
+TEST(a_table_is_expected_as_a_whole) {
+    bench b;
+    begin(&b);
+    kv_expectation whole[] = {{.table = (const uint8_t *)"t", .table_size = 1}};
+    kv_operation op = op_of(NULL, "k", "1");
+    CHECK(kv_batch(b.c, &op, 1, whole, 1, 0) > 0);
+    kv_result version = row_put(&b, "t", "a", "1");
+    CHECK_EQ(kv_batch(b.c, &op, 1, whole, 1, 0), KV_ECONFLICT);
+    CHECK_EQ(version_of(&b), version);
+    whole[0].version = (uint64_t)version;
+    CHECK(kv_batch(b.c, &op, 1, whole, 1, 0) > 0);
+    row_put(&b, "t", "b", "1");
+    CHECK_EQ(kv_batch(b.c, &op, 1, whole, 1, 0), KV_ECONFLICT);
+    put(&b, "t", "a value");
+    CHECK_EQ(kv_batch(b.c, &op, 1, whole, 1, 0), KV_ECONFLICT);
+    whole[0].version = 0;
+    CHECK(kv_batch(b.c, &op, 1, whole, 1, 0) > 0);
+    end(&b);
+}
+
+TEST(an_expiry_may_be_a_moment) {
+    bench b;
+    begin(&b);
+    wait_ms(&b, 7);
+    CHECK(kv_put(b.c, BYTES("k"), BYTES("v"), -(START_MS + 500000), 0) > 0);
+    CHECK_EQ(expiry(&b, "k"), START_MS + 500000);
+    CHECK(kv_expire(b.c, BYTES("k"), -(START_MS + 600000), 0) > 0);
+    CHECK_EQ(expiry(&b, "k"), START_MS + 600000);
+    CHECK(kv_put(b.c, BYTES("past"), BYTES("v"), -1, 0) > 0);
+    CHECK_EQ(expiry(&b, "past"), -1);
+    end(&b);
+}
+
 /* --- scans --- */
 
 TEST(rows_are_listed_in_order_both_ways_within_bounds) {
@@ -1527,6 +1598,9 @@ int main(void) {
     RUN(a_batch_refuses_a_name_twice_and_a_key_with_rows_under_it);
     RUN(a_batch_that_meets_what_expired_still_parts_its_new_tables);
     RUN(expectations_over_rows_hold_or_nothing_is_written);
+    RUN(a_batch_gives_tables_an_expiry_with_rows_and_without);
+    RUN(a_table_is_expected_as_a_whole);
+    RUN(an_expiry_may_be_a_moment);
     RUN(rows_are_listed_in_order_both_ways_within_bounds);
     RUN(the_longest_rows_and_keys_are_rows_and_keys);
     RUN(changes_tell_each_row_once_as_it_is);

@@ -32,7 +32,8 @@ Command = tuple[bytes, ...]
 KEYS: Final = st.sampled_from([b"{t}a", b"{t}b", b"{t}c", b"{t}h"])
 ANY_KEYS: Final = st.sampled_from([b"{t}a", b"{t}b", b"{t}h", b"x", b"y", b"z"])
 FIELDS: Final = st.sampled_from([b"f", b"g", b"", b"long field"])
-NUMBERS: Final = st.sampled_from([b"0", b"1", b"-7", b"10", b"9223372036854775807", b"-9223372036854775808", b"x", b"+1", b"007"])
+LARGE: Final = (b"9223372036854775807", b"-9223372036854775808")
+NUMBERS: Final = st.sampled_from([b"0", b"1", b"-7", b"10", *LARGE, b"x", b"+1", b"007"])
 SMALL: Final = st.sampled_from([b"0", b"1", b"2", b"-1", b"-3", b"5", b"100", b"nan?"])
 FLOATS: Final = st.sampled_from([b"0.1", b"3", b"-1.5", b"1e3", b"inf", b"x", b"5.0e-2"])
 TEXTS: Final = st.one_of(NUMBERS, FLOATS, st.sampled_from([b"", b"text", b"\x00\xff\r\n", b"Hello World"]))
@@ -45,18 +46,22 @@ def word(name: str) -> st.SearchStrategy[bytes]:
     return st.just(name.encode())
 
 
+def joined(rows: list[Command]) -> Command:
+    return tuple(word for row in rows for word in row)
+
+
 def command(name: str, *parts: st.SearchStrategy[bytes]) -> st.SearchStrategy[Command]:
     return st.tuples(word(name), *parts)
 
 
 def several(name: str, *parts: st.SearchStrategy[bytes], before: tuple[st.SearchStrategy[bytes], ...] = ()) -> Any:
     """The name, and one to four times these parts."""
-    rows = st.lists(st.tuples(*parts), min_size=1, max_size=4).map(lambda rows: sum(rows, ()))
+    rows = st.lists(st.tuples(*parts), min_size=1, max_size=4).map(joined)
     return st.tuples(st.tuples(word(name), *before), rows).map(lambda two: two[0] + two[1])
 
 
 def optional(base: st.SearchStrategy[Command], *options: st.SearchStrategy[Command]) -> st.SearchStrategy[Command]:
-    more = st.lists(st.one_of(*options), max_size=3).map(lambda rows: sum(rows, ()))
+    more = st.lists(st.one_of(*options), max_size=3).map(joined)
     return st.tuples(base, more).map(lambda two: two[0] + two[1])
 
 
@@ -153,7 +158,7 @@ ROWS: Final = st.lists(
         transactions(),
     ),
     max_size=25,
-).map(lambda rows: sum(rows, []))
+).map(lambda rows: [one for row in rows for one in row])
 
 
 class Peer:
@@ -161,7 +166,7 @@ class Peer:
 
     def __init__(self, client: redis.Redis) -> None:
         self._client = client
-        self._connection = client.connection_pool.get_connection()
+        self._connection: Any = client.connection_pool.get_connection()
 
     def ask(self, *words: bytes) -> Any:
         self._connection.send_command(*words)

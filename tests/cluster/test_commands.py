@@ -1,4 +1,4 @@
-"""Commands that no comparison with redis-server covers: what several do at once, connections, cursors, slots, and our own."""
+"""What no comparison with redis-server covers: what several do at once, connections, cursors, slots, our commands."""
 
 from __future__ import annotations
 
@@ -63,7 +63,11 @@ def test_what_reads_and_then_writes_is_not_lost_to_others(nodes: Replicas, clien
 @SET
 def test_of_many_that_want_an_absent_key_one_gets_it(nodes: Replicas) -> None:
     won: list[int] = []
-    at_once(nodes, lambda one, which: won.extend(round for round in range(15) if one.set(f"lock:{round}", which, nx=True)))
+
+    def work(one: Any, which: int) -> None:
+        won.extend(number for number in range(15) if one.set(f"lock:{number}", which, nx=True))
+
+    at_once(nodes, work)
     assert sorted(won) == list(range(15))
 
 
@@ -114,7 +118,8 @@ def test_the_last_field_takes_its_hash_with_it(nodes: Replicas, client: Any) -> 
     for round in range(10):
         client.hset("hash", mapping={str(which): which for which in range(6)})
         at_once(nodes, lambda one, which: one.hdel("hash", str(which)))
-        assert (client.exists("hash"), client.type("hash"), client.keys("*"), client.dbsize()) == (0, b"none", [], 0), round
+        assert (client.exists("hash"), client.type("hash")) == (0, b"none"), round
+        assert (client.keys("*"), client.dbsize()) == ([], 0), round
 
 
 def test_a_replica_dies_and_what_reads_and_writes_goes_on(replicas: Callable[[int], Replicas]) -> None:
@@ -169,9 +174,9 @@ def test_keys_of_many_slots(client: Any, count: int) -> None:
     assert sorted(client.keys("key:*")) == sorted(map(str.encode, names[1400:]))
     assert client.dbsize() == 101
     if count > 1:
-        with pytest.raises(redis.ResponseError, match="CROSSSLOT|same slot"):
+        with pytest.raises(redis.ResponseError, match="same slot"):
             client.msetnx({"a": 1, "b": 2})
-        with pytest.raises(redis.ResponseError, match="CROSSSLOT|same slot"):
+        with pytest.raises(redis.ResponseError, match="same slot"):
             client.pipeline().set("a", 1).set("b", 2).execute()
     else:
         assert client.msetnx({"a": 1, "b": 2})
@@ -228,9 +233,12 @@ def test_what_ends_is_gone_everywhere(nodes: Replicas, client: Any) -> None:
 def test_a_password_is_asked_for(replicas: Callable[[int], Replicas], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KVSVR_PASSWORD", "right")
     nodes = replicas(3)
-    with nodes.client(1) as stranger, pytest.raises(redis.AuthenticationError, match="authenticated|Authentication required"):
+    with nodes.client(1) as stranger, pytest.raises(redis.AuthenticationError, match="authenticated"):
         stranger.get("key")
-    with nodes.client(1, password="wrong") as stranger, pytest.raises(redis.AuthenticationError, match="WRONGPASS|invalid"):
+    with (
+        nodes.client(1, password="wrong") as stranger,
+        pytest.raises(redis.AuthenticationError, match="invalid username"),
+    ):
         stranger.get("key")
     for protocol in (2, 3):
         with nodes.client(2, password="right", protocol=protocol) as one:
@@ -246,7 +254,7 @@ def test_a_connection_knows_its_client(client: Any) -> None:
     assert client.client_info()["name"] == "me"
     assert [one["name"] for one in client.client_list()].count("me") == 1
     assert client.client_id() == client.client_info()["id"]
-    with pytest.raises(redis.ResponseError, match="unknown subcommand 'MAINT_NOTIFICATIONS'. Try CLIENT HELP"):
+    with pytest.raises(redis.ResponseError, match=r"unknown subcommand 'MAINT_NOTIFICATIONS'\. Try CLIENT HELP"):
         client.execute_command("CLIENT", "MAINT_NOTIFICATIONS", "ON")
     with pytest.raises(redis.ResponseError, match="cannot contain spaces"):
         client.client_setname("a b")
@@ -311,7 +319,8 @@ def test_transactions_end_as_in_redis(client: Any) -> None:
     assert (ask("MULTI"), ask("SET", "key", "mine"), ask("EXEC")) == (b"OK", b"QUEUED", None)
     assert (ask("WATCH", "key"), ask("UNWATCH")) == (b"OK", b"OK")
     client.set("key", "again")
-    assert (ask("MULTI"), ask("PING"), ask("SET", "key", "mine"), ask("EXEC")) == (b"OK", b"QUEUED", b"QUEUED", [b"PONG", b"OK"])
+    assert (ask("MULTI"), ask("PING"), ask("SET", "key", "mine")) == (b"OK", b"QUEUED", b"QUEUED")
+    assert ask("EXEC") == [b"PONG", b"OK"]
     assert (ask("MULTI"), ask("EXEC")) == (b"OK", [])
     assert (ask("MULTI"), ask("RESET"), ask("GET", "key")) == (b"OK", b"RESET", b"mine")
     pool.release(connection)
@@ -383,7 +392,7 @@ def test_tables_are_hashes_in_order(client: Any) -> None:
     assert ask("TBL.RANGE", "log", "-", "+", "REV")[::2] == rows[::-1]
     assert ask("TBL.LAST", "log") == [rows[-1], b"entry 1199"]
     client.set("text", "v")
-    with pytest.raises(redis.ResponseError, match="WRONGTYPE|wrong kind"):
+    with pytest.raises(redis.ResponseError, match="wrong kind"):
         ask("TBL.APPEND", "text", "v")
 
 
@@ -396,5 +405,5 @@ def test_large_answers_and_large_commands(client: Any, tmp_path: Path) -> None:
     assert client.hgetall("{t}h") == {b"%d" % number: value for number in range(10)}
     with pytest.raises(redis.ResponseError, match="exceeds maximum allowed size"):
         client.set("{t}large", b"x" * (1 << 21), nx=True)
-    with pytest.raises(redis.ResponseError, match="larger than a request|exceeds maximum"):
+    with pytest.raises(redis.ResponseError, match="than a request between"):
         client.set("{t}large", b"x" * (40 << 20))

@@ -30,15 +30,16 @@ MISSING: Final = {
     "pubsub": "spublish ssubscribe sunsubscribe",
     "server": "acl bgrewriteaof bgsave debug failover lastsave latency lolwut memory module monitor psync replconf "
     "replicaof restore-asking save slaveof slowlog swapdb sync",
-    "list": "blmove blmpop blpop brpop brpoplpush lindex linsert llen lmove lmpop lpop lpos lpush lpushx lrange lrem lset "
-    "ltrim rpop rpoplpush rpush rpushx",
+    "list": "blmove blmpop blpop brpop brpoplpush lindex linsert llen lmove lmpop lpop lpos lpush lpushx lrange lrem "
+    "lset ltrim rpop rpoplpush rpush rpushx",
     "set": "sadd scard sdiff sdiffstore sinter sintercard sinterstore sismember smembers smismember smove spop "
     "srandmember srem sscan sunion sunionstore",
     "sorted-set": "bzmpop bzpopmax bzpopmin zadd zcard zcount zdiff zdiffstore zincrby zinter zintercard zinterstore "
     "zlexcount zmpop zmscore zpopmax zpopmin zrandmember zrange zrangebylex zrangebyscore zrangestore zrank zrem "
     "zremrangebylex zremrangebyrank zremrangebyscore zrevrange zrevrangebylex zrevrangebyscore zrevrank zscan zscore "
     "zunion zunionstore",
-    "stream": "xack xadd xautoclaim xclaim xdel xgroup xinfo xlen xpending xrange xread xreadgroup xrevrange xsetid xtrim",
+    "stream": "xack xadd xautoclaim xclaim xdel xgroup xinfo xlen xpending xrange xread xreadgroup xrevrange "
+    "xsetid xtrim",
     "bitmap": "bitcount bitfield bitfield_ro bitop bitpos getbit setbit",
     "geo": "geoadd geodist geohash geopos georadius georadius_ro georadiusbymember georadiusbymember_ro geosearch "
     "geosearchstore",
@@ -49,25 +50,27 @@ MISSING: Final = {
 HEAD: Final = """\
 # Commands
 
-What a replica understands on its client port, from the table that it runs by (`make commands` writes this page, and a test
-fails when it is old). Replies and errors are those of Redis 7.0, which `tests/cluster/test_against_redis.py` compares word for
-word; what differs stands beside the command. RESP2 and RESP3, commands as arrays or as lines.
+What a replica understands on its client port, from the table that it runs by (`make commands` writes this page, and a
+test fails when it is old). Replies and errors are those of Redis 7.0, which `tests/cluster/test_against_redis.py`
+compares word for word; what differs stands beside the command. RESP2 and RESP3, commands as arrays or as lines.
 
-**Any replica takes any command.** What it does not own it passes on, and a read it answers itself, once it has heard from the
-owner how far it must have applied: what is read is never older than what anybody was told. A write is answered when a majority
-has it on its disks. A command that is answered with an error that begins with UNKNOWN may have been executed.
+**Any replica takes any command.** What it does not own it passes on, and a read it answers itself, once it has heard
+from the owner how far it must have applied: what is read is never older than what anybody was told. A write is
+answered when a majority has it on its disks. A command that is answered with an error that begins with UNKNOWN may
+have been executed.
 
-**Keys of several slots.** With several replicas, keys are spread by the slots of Redis Cluster, `{tag}` included. MGET, MSET, DEL,
-UNLINK, EXISTS and TOUCH are done for each slot by itself: another client may see a part of it, and if one part fails, the
-others may have been done. Everything else wants its keys in one slot, and says CROSSSLOT else. With one replica there is one
-shard (`shards`), and any keys go together.
+**Keys of several slots.** With several replicas, keys are spread by the slots of Redis Cluster, `{tag}` included.
+MGET, MSET, DEL, UNLINK, EXISTS and TOUCH are done for each slot by itself: another client may see a part of it, and
+if one part fails, the others may have been done. Everything else wants its keys in one slot, and says CROSSSLOT else.
+With one replica there is one shard (`shards`), and any keys go together.
 
-**Commands that read and then write** (all but SET, GET, DEL of one key, INCR, APPEND and their like) run again when another write
-came between, until `request_ms` is over: then TRYAGAIN, and nothing was done ([decision 0034](decisions/0034-a-command-is-a-function-over-a-view.md)).
-They are not sent ahead of each other: a pipeline of them is done one by one. So is one that has reads among writes.
+**Commands that read and then write** (all but SET, GET, DEL of one key, INCR, APPEND and their like) run again when
+another write came between, until `request_ms` is over: then TRYAGAIN, and nothing was done ([decision
+0034](decisions/0034-a-command-is-a-function-over-a-view.md)). They are not sent ahead of each other: a pipeline of
+them is done one by one. So is one that has reads among writes.
 
-**Limits.** A key has 1 to 65,535 bytes, a value 1 MiB, a batch or a transaction 32 MiB. A transaction cannot make a hash of what
-was a string before it. Expired keys are deleted by the replica that owns them, by its clock.
+**Limits.** A key has 1 to 65,535 bytes, a value 1 MiB, a batch or a transaction 32 MiB. A transaction cannot make a
+hash of what was a string before it. Expired keys are deleted by the replica that owns them, by its clock.
 """
 
 

@@ -58,6 +58,17 @@ def test_the_environment_goes_over_the_file_and_flags_over_both(tmp_path: Path) 
     assert config.peers == {4: ("::1", 1), 5: ("h", 2)}
 
 
+def test_a_password_lets_a_replica_be_reached_from_elsewhere() -> None:
+    config = load(None, {"KVSVR_PASSWORD": "word"}, {"id": 1, "dir": "d", "listen": "0.0.0.0:7101"})
+    assert (config.password, config.client_address) == (b"word", ("0.0.0.0", 7101))
+
+
+def test_alone_there_is_one_shard() -> None:
+    assert load(None, {}, {"id": 1, "dir": "d"}).shard_count == 1
+    assert load(None, {}, {"id": 1, "dir": "d", "peers": "2=h:2,3=h:3"}).shard_count == 64
+    assert load(None, {}, {"id": 1, "dir": "d", "shards": 8}).shard_count == 8
+
+
 def test_a_secret_is_what_a_file_holds(tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("0123456789abcdef\n")
     flags = {
@@ -91,6 +102,8 @@ def test_a_secret_is_what_a_file_holds(tmp_path: Path) -> None:
         ({"id": 1, "dir": "d", "peers": "x=h:1,3=h:1"}, "not 'x' = 'h:1'"),
         ({"id": 1, "dir": "d", "peers": 5}, "peers is a table"),
         ({"id": 1, "dir": "d", "peers": "2=h:1,3=h:1", "peer_listen": "0.0.0.0:1"}, "replicas need a secret_file"),
+        ({"id": 1, "dir": "d", "password": "x" * 128}, "password is a text of up to 127 bytes"),
+        ({"id": 1, "dir": "d", "password": 5}, "password is a text"),
         ({"id": 1, "dir": "d", "secret_file": "/nowhere/at/all"}, "cannot be read"),
         ({"id": 1, "dir": "d", "word_size_max": "1 TiB"}, "size like 65536"),
         ({"id": 1, "dir": "d", "word_size_max": "513 MiB"}, "at most 536870912, not '513 MiB'"),
