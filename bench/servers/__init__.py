@@ -1,4 +1,4 @@
-"""kvsvr's replicas beside the servers that people would run instead, as processes on loopback: `python -m bench servers`.
+"""kvsvr's replicas beside the servers that people would run instead, on loopback: `python -m bench servers`.
 
 processes.py   a server as a process: started, looked at, killed
 systems.py     kvsvr, Redis, etcd, NATS, each as a set of processes

@@ -23,7 +23,6 @@ ROOT = Path(__file__).parents[2]
 BUILD = ROOT / "build" / "bench"
 PROGRAM = BUILD / "kv_load"
 GRACE_SECONDS = 60.0  # For what is under way at the end, and for slow servers to be filled.
-FILL_CLIENTS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,13 +82,13 @@ def arguments(dialect: str, ports: Sequence[int], mode: str, **options: object) 
     return [str(PROGRAM), "-p", dialect, "-a", ",".join(map(str, ports)), "-m", mode, *said]
 
 
-def run(dialect: str, ports: Sequence[int], mode: str, *, seconds: float = 0, **options: object) -> Outcome:
-    """`seconds`: that it is expected to take."""
+def run(dialect: str, ports: Sequence[int], mode: str, *, expected: float = 0, **options: object) -> Outcome:
+    """`expected`: seconds that it takes if all is well."""
     command = arguments(dialect, ports, mode, **options)
     try:
-        result = subprocess.run(command, capture_output=True, check=False, timeout=seconds + GRACE_SECONDS)
+        result = subprocess.run(command, capture_output=True, check=False, timeout=expected + GRACE_SECONDS)
     except subprocess.TimeoutExpired:
-        raise ServerFailed(f"kv_load {dialect} {mode}: no end within {seconds + GRACE_SECONDS:.0f} s") from None
+        raise ServerFailed(f"kv_load {dialect} {mode}: no end within {expected + GRACE_SECONDS:.0f} s") from None
     return _outcome(result.returncode, result.stdout, result.stderr)
 
 

@@ -150,9 +150,7 @@ class Kvsvr(System):
         ports = free_ports(2 * self.count)
         self.ports, peer_ports = ports[: self.count], ports[self.count :]
         for number, (port, peer_port) in enumerate(zip(self.ports, peer_ports, strict=True)):
-            peers = [
-                f"--peer={other + 1}=127.0.0.1:{of}" for other, of in enumerate(peer_ports) if of != peer_port
-            ]
+            peers = [f"--peer={other + 1}=127.0.0.1:{of}" for other, of in enumerate(peer_ports) if of != peer_port]
             arguments = [sys.executable, "-c", "from kvsvr.ops.cli import main; main()", "serve", f"--id={number + 1}"]
             arguments += [f"--dir={self._place(number)}", *peers]
             arguments += [f"--listen=127.0.0.1:{port}", f"--peer-listen=127.0.0.1:{peer_port}"]
@@ -230,7 +228,7 @@ def post(port: int, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
 class Etcd(System):
     name = peer = "etcd"
     program, package = "etcd", "etcd-server"
-    settings = "three members, defaults, a quota of 8 GiB; clients spread over them; JSON over HTTP/1.1, kept alive"
+    settings = "three members, defaults, a quota of 8 GiB; clients at the leader; JSON over HTTP/1.1, kept alive"
     survives = "acknowledged after fdatasync at a majority: power loss of all machines, loss of one"
     dialects: ClassVar = {"put": "etcd", "get": "etcd", "stale": "etcd-stale"}
 
@@ -252,13 +250,19 @@ class Etcd(System):
         text = base64.b64encode(b"probe").decode()
         return "header" in post(port, "/v3/kv/put", {"key": text, "value": text})
 
-    def victim(self, number: int) -> int:
-        """The leader."""
+    def _leader(self) -> int:
         for index, port in enumerate(self.ports):
             status = post(port, "/v3/maintenance/status", {})
             if status["leader"] == status["header"]["member_id"]:
                 return index
-        return number % 3
+        return 0
+
+    def ports_of(self, kind: str) -> Sequence[int]:
+        return self.ports if kind == "stale" else [self.ports[self._leader()]]
+
+    def victim(self, number: int) -> int:
+        """The leader."""
+        return self._leader()
 
 
 # --- NATS ---

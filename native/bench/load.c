@@ -46,7 +46,8 @@ enum {
     EVENTS_MAX = 128,
     POOL_SIZE = 1 << 20, /* random bytes that values are cut from */
     READ_SIZE = 1 << 16,
-    PAUSE_NS = 2000000,  /* before another attempt, when there was nobody at a port */
+    PAUSE_NS = 500000,   /* before another attempt, the first; twice as long before each one after it, */
+    DOUBLINGS_MAX = 4,   /* up to 8 ms: clients that insist would be the load that is measured */
 };
 static const uint64_t MS_NS = 1000000, SECOND_NS = 1000000000, SILENCE_NS = 10 * (uint64_t)1000000000;
 
@@ -77,7 +78,7 @@ typedef struct connection {
     unsigned number; /* of all connections that were made */
     text in, out;
     size_t taken, written;
-    unsigned greeting_answers;
+    unsigned greeting_answers, failure_count; /* in a row */
     bool watches_write;
     size_t first, count; /* of `asked`: those not answered */
     uint64_t resume_ns, deadline_ns;
@@ -189,7 +190,8 @@ static void lose(load *l, connection *c, const char *why) {
     c->fd = -1;
     l->retries++;
     c->port = (c->port + 1) % l->options.port_count;
-    c->resume_ns = l->now_ns + (l->options.port_count > 1 ? PAUSE_NS / 4 : PAUSE_NS);
+    c->resume_ns = l->now_ns + ((uint64_t)PAUSE_NS << c->failure_count);
+    if (c->failure_count < DOUBLINGS_MAX) c->failure_count++;
 }
 
 static void flush(load *l, connection *c) {
@@ -247,6 +249,7 @@ static void answered(load *l, connection *c, bool good) {
         return;
     }
     l->lost += !good;
+    c->failure_count = 0;
     if (l->now_ns >= l->begin_ns && !l->ends) keep(l, p);
     c->first++;
     c->count--;
