@@ -329,7 +329,7 @@ def _document(root: "_Field") -> Document:
         cells=cells,
         limits=root["limits"].items(_limit),
         repetitions=root["repetitions"].items(_repetition),
-        timelines=root["timelines"].items(_timeline) if "timelines" in root.object() else (),
+        timelines=tuple(root["timelines"].items(_timeline)) if "timelines" in root.object() else (),
     )
 
 

@@ -154,12 +154,8 @@ def _curves(document: Document, cell: Cell, module: Any) -> Any:
         points = [(i, found.curve[q]) for i, q in enumerate(quantiles) if found.curve.get(q, 0.0) > 0]
         style: dict[str, Any] = {"color": LINE_COLOURS[number % len(LINE_COLOURS)], "marker": "o", "markersize": 3}
         axes.plot(*zip(*points, strict=True), label=name, linewidth=2.5 if name == SUBJECT else 1.2, **style)
-    axes.set_yscale("log")
     axes.set_xticks(range(len(quantiles)), quantiles)
-    low, high = axes.get_ylim()
-    ticks = [10.0**power for power in range(-3, 10) if low <= 10.0**power <= high]
-    axes.set_yticks(ticks, [text_of(tick, "us") for tick in ticks])
-    axes.minorticks_off()
+    _by_powers_of_ten(axes)
     axes.grid(axis="y", color="#dfdcd5")
     axes.legend(frameon=False, fontsize=8)
     axes.set_title(f"{cell.title}: latency by quantile, less is better", loc="left", fontsize=11)
@@ -180,8 +176,7 @@ def _timeline(timeline: Timeline, module: Any) -> Any:
     for name, values, colour in (("p50", timeline.p50_us, LINE_COLOURS[2]), ("p99", timeline.p99_us, LINE_COLOURS[1])):
         shown = [float("nan") if us is None else us for us in values]
         below.plot(seconds, shown, color=colour, label=name, marker=".", markersize=3)
-    below.set_yscale("log")
-    below.set_ylabel("us")
+    _by_powers_of_ten(below)
     below.set_xlabel("s")
     below.legend(frameon=False, fontsize=8)
     for axes in (above, below):
@@ -189,6 +184,15 @@ def _timeline(timeline: Timeline, module: Any) -> Any:
             axes.axvline(at / 1000, color=LIMIT_COLOUR, linestyle="--", linewidth=1)
         _plain(axes)
     return figure
+
+
+def _by_powers_of_ten(axes: Any) -> None:
+    """Microseconds, upwards."""
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    ticks = [10.0**power for power in range(-3, 10) if low <= 10.0**power <= high]
+    axes.set_yticks(ticks, [text_of(tick, "us") for tick in ticks])
+    axes.minorticks_off()
 
 
 def _plain(axes: Any) -> None:

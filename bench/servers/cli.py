@@ -25,7 +25,7 @@ from bench.servers.systems import PEERS, SYSTEMS
 KEYS, SECONDS, REPEAT, KILLS = 100_000, 5.0, 3, 30
 QUICK_KEYS, QUICK_SECONDS, QUICK_REPEAT, QUICK_KILLS = 5_000, 0.8, 1, 3
 QUICK_TIMELINE = 0.5
-SPACE_KEYS = 1_000_000  # Room for logs that are overwritten for minutes, and for 64 KiB values.
+SPACE_KEYS_PER_SECOND = 200_000  # For room on the disk: logs, which are overwritten with 64 KiB values, too.
 
 
 def parser() -> argparse.ArgumentParser:
@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
     _defaults(options)
     started_at = datetime.now(UTC)
     json_path: Path = options.json or Path(started_at.strftime("servers-%Y%m%d-%H%M%S.json"))
-    check_places(options.dir, json_path, SPACE_KEYS, durable=True)
+    check_places(options.dir, json_path, int(options.seconds * SPACE_KEYS_PER_SECOND), durable=True)
     names = chosen("--cells", options.cells, CELLS)
     versions, skipped = _installed(chosen("--peers", options.peers, PEERS))
     try:
@@ -139,7 +139,7 @@ def _installed(peers: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
         else:
             skipped[peer] = f"{system.program} is not installed: apt-get install {system.package}"
     if not versions:
-        raise Usage("none of the chosen peers is installed: " + ", ".join(skipped))
+        raise Usage("; ".join(skipped.values()))
     return versions, skipped
 
 
