@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -13,14 +14,15 @@ from rich.console import Console
 
 from bench import page
 from bench.cli import Failed, Usage, at_least, bar, check_places, chosen, print_place
-from bench.document import SUBJECT
+from bench.document import SUBJECT, Document
 from bench.machine import machine_facts
 from bench.report import print_report
 from bench.servers import generator
 from bench.servers.cells import CELLS, NOT_YET
 from bench.servers.processes import ServerFailed
-from bench.servers.run import Found, Plan, document_of, run
+from bench.servers.run import SYNC_COUNT, Found, Plan, document_of, run
 from bench.servers.systems import PEERS, SYSTEMS
+from bench.timeline import summary
 
 KEYS, SECONDS, REPEAT, KILLS = 100_000, 5.0, 3, 30
 QUICK_KEYS, QUICK_SECONDS, QUICK_REPEAT, QUICK_KILLS = 5_000, 0.8, 1, 3
@@ -46,7 +48,15 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Usage and Failed are the caller's to show."""
+    """Usage and Failed are the caller's to show. SIGTERM is as Ctrl-C: nothing that was started is to outlive us."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        return _main(argv)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _main(argv: Sequence[str]) -> int:
     options = parser().parse_args(argv[1:])
     _defaults(options)
     started_at = datetime.now(UTC)
@@ -64,27 +74,15 @@ def main(argv: Sequence[str]) -> int:
     print_place(console, machine, options)
     for name, reason in {**skipped, **NOT_YET}.items():
         console.print(f"skipped {name}: {reason}", markup=False)
-    found, interrupted = Found(), False
     with tempfile.TemporaryDirectory(prefix="servers-data-", dir=options.dir) as directory:
         plan = _plan(options, names, versions, Path(directory).resolve())
-        try:
-            with bar(console, plan.step_count) as progress:
-                task = progress.task_ids[0]
-
-                def show(text: str) -> None:
-                    progress.update(task, description=text)
-                    progress.refresh()
-                    progress.advance(task)
-
-                run(plan, found, show)
-        except KeyboardInterrupt:
-            interrupted = True
+        found, interrupted = _measured(plan, console)
     run_facts = {
         "started_at": started_at.isoformat(),
         "arguments": list(argv),
         "workload": "servers",
         "key_count": options.keys,
-        "sync_count": 0,
+        "sync_count": SYNC_COUNT,
         "repeat": options.repeat,
         "seconds": options.seconds,
         "kill_count": options.kills,
@@ -94,10 +92,7 @@ def main(argv: Sequence[str]) -> int:
     for reason in found.missing.values():
         console.print(f"left out: {reason}", markup=False)
     print_report(console, document)
-    costs = document.run["generator_cpu_us"]
-    console.print(
-        "CPU of the generator, us a request: " + ", ".join(f"{k} {v:g}" for k, v in costs.items()), markup=False
-    )
+    print_costs(console, document)
     document.write(json_path)
     console.print(f"written to {json_path}", markup=False)
     if options.page:
@@ -106,6 +101,35 @@ def main(argv: Sequence[str]) -> int:
     if interrupted:
         return 130
     return 1 if document.failures else 0
+
+
+def _measured(plan: Plan, console: Console) -> tuple[Found, bool]:
+    """What was found, and whether it is not all because somebody was in a hurry."""
+    found = Found()
+    try:
+        with bar(console, plan.step_count) as progress:
+            task = progress.task_ids[0]
+
+            def show(text: str) -> None:
+                progress.update(task, description=text)
+                progress.refresh()
+                progress.advance(task)
+
+            run(plan, found, show)
+    except KeyboardInterrupt:
+        return found, True
+    return found, False
+
+
+def print_costs(console: Console, document: Document) -> None:
+    """What was not the servers' in the figures, and what a kill looked like."""
+    costs: dict[str, list[float]] = {}
+    for name, us in document.run["generator_cpu_us"].items():
+        costs.setdefault(name.partition(" ")[0], []).append(us)
+    said = ", ".join(f"{name} {min(us):g} to {max(us):g}" for name, us in costs.items())
+    console.print(f"CPU of the generator, us a request: {said}", markup=False)
+    for timeline in document.timelines:
+        console.print(f"{timeline.peer}, 16 clients: {summary(timeline)}", markup=False)
 
 
 def _defaults(options: argparse.Namespace) -> None:

@@ -98,7 +98,10 @@ class Background:
     def __init__(self, dialect: str, ports: Sequence[int], records: Path, **options: object) -> None:
         command = arguments(dialect, ports, "new", t=10**6, r=records, **options)
         self._records = records
-        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        # In a session of its own, so that Ctrl-C is ours: it is told to stop as always, and what it noted is read.
+        self._process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+        )
 
     def stop(self) -> tuple[Outcome, list[Answered]]:
         self._process.send_signal(signal.SIGTERM)

@@ -61,7 +61,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One work of one system, or (work None) its memory after them."""
+    """One work of one system; or (work None) its memory after them, or why it gave none."""
 
     system: str
     peer: str
@@ -214,19 +214,19 @@ def document_of(
 
 
 def _generator_cost(samples: Iterable[Sample]) -> dict[str, float]:
-    """Microseconds of a core that a request cost the generator, by work: median of all."""
+    """Microseconds of a core that a request cost the generator, by "system work": median of the repetitions."""
     costs: dict[str, list[float]] = {}
     for sample in samples:
-        if sample.outcome is not None and sample.work is not None:
-            costs.setdefault(sample.work, []).append(sample.outcome.cpu_us)
-    return {work: round(median(each), 1) for work, each in costs.items()}
+        if sample.outcome is not None:
+            costs.setdefault(f"{sample.system} {sample.work}", []).append(sample.outcome.cpu_us)
+    return {name: round(median(each), 1) for name, each in costs.items()}
 
 
 def _facts(sample: Sample) -> dict[str, Any]:
     outcome = {} if sample.outcome is None else {**asdict(sample.outcome), "rate": sample.outcome.rate}
     return {
         "peer": sample.peer,
-        "cell": sample.work or "memory",
+        "cell": sample.work or ("all" if sample.error else "memory"),
         "system": sample.system,
         "repetition": sample.repetition,
         **outcome,
@@ -278,8 +278,11 @@ def _row(cell: table.Cell, plan: Plan, found: Found, limits: Sequence[Limit]) ->
 def _figure(cell: table.Cell, system: str, found: Found) -> Figure | None:
     if cell.by_killing:
         return _kill_figure(cell, found.kills[system]) if system in found.kills else None
-    samples = [one for one in found.samples if one.system == system and one.error is None and one.work == cell.work]
-    if not samples or any(one.error and one.system == system for one in found.samples):
+    samples = [one for one in found.samples if one.system == system and one.work in (cell.work, None)]
+    if any(one.error for one in samples):
+        return None
+    samples = [one for one in samples if one.work == cell.work]
+    if not samples:
         return None
     values = [_value(cell, one) for one in samples]
     outcomes = [one.outcome for one in samples if one.outcome is not None]
