@@ -21,7 +21,9 @@ from bench.servers.generator import Answered, Background, Outcome, run
 from bench.servers.systems import System
 
 CLIENTS = 16
-PAUSE_US = 2000
+CHECK_CLIENTS = 64
+CHECK_RATE_MIN = 200  # Keys read back a second, by a set on a busy machine: how long to be patient.
+PAUSE_US = 5000
 TIMEOUT_MS = 100
 KEY_BASE = 1 << 32  # Of keys that nothing else uses.
 REST_SECONDS = 1.0  # Between a set that is whole and the next kill, for shards to go back to who should own them.
@@ -59,7 +61,7 @@ def measure(system: System, directory: Path, kill_count: int, show: Callable[[in
     finally:
         outcome, answered = _ended(clients)
     gaps = [gap_ms(answered, kill.at_ns, kill.until_ns) for kill in kills]
-    checked = check(system, records)
+    checked = check(system, records, len(answered))
     return Kills(gaps, len(answered), checked.lost, outcome.retries, outcome.seconds)
 
 
@@ -86,9 +88,10 @@ def _ended(clients: Background) -> tuple[Outcome, list[Answered]]:
         clients.kill()
 
 
-def check(system: System, records: Path) -> Outcome:
+def check(system: System, records: Path, key_count: int) -> Outcome:
     """Reads back every key that is in the file."""
-    return run(system.dialects["get"], system.ports_of("get"), "check", expected=60, c=CLIENTS, r=records)
+    expected = key_count / CHECK_RATE_MIN
+    return run(system.dialects["get"], system.ports_of("get"), "check", expected=expected, c=CHECK_CLIENTS, r=records)
 
 
 def gap_ms(answered: Sequence[Answered], killed_ns: int, until_ns: int) -> float:

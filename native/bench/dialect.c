@@ -1,5 +1,5 @@
-/* dialect.c -- see dialect.h. Answers come from servers that were started a moment ago on the same machine: what is not understood is
- * refused, and no more is made of it. */
+/* dialect.c -- see dialect.h. Answers come from servers that were started a moment ago on the same machine: what is not
+ * understood is refused, and no more is made of it. */
 #include "dialect.h"
 
 #include <stdarg.h>
@@ -37,7 +37,7 @@ void text_print(text *t, const char *format, ...) {
 
 static void say(request *r, const uint8_t *bytes, size_t size) {
     if (size >= SAID_SIZE) size = SAID_SIZE - 1;
-    for (size_t i = 0; i < size; i++) r->said[i] = (char)(bytes[i] < ' ' || bytes[i] > '~' || bytes[i] == '"' || bytes[i] == '\\' ? ' ' : bytes[i]);
+    for (size_t i = 0; i < size; i++) r->said[i] = (char)(bytes[i] < ' ' || bytes[i] > '~' ? ' ' : bytes[i]);
     r->said[size] = 0;
 }
 
@@ -153,8 +153,8 @@ static answer wait_take(request *r, const uint8_t *bytes, size_t size, size_t *u
 static void etcd_post(text *out, const char *path, const request *r, const char *more) {
     size_t size = strlen("{\"key\":\"\"}") + base64_size(KEY_SIZE) + strlen(more);
     if (r->is_put) size += strlen(",\"value\":\"\"") + base64_size(r->value_size);
-    text_print(out, "POST %s HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: %zu\r\n\r\n{\"key\":\"", path,
-               size);
+    text_print(out, "POST %s HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n", path);
+    text_print(out, "Content-Length: %zu\r\n\r\n{\"key\":\"", size);
     put_base64(out, r->key, KEY_SIZE);
     if (r->is_put) {
         text_print(out, "\",\"value\":\"");
@@ -202,8 +202,8 @@ static answer etcd_take(request *r, const uint8_t *bytes, size_t size, size_t *u
 /* --- NATS --- */
 
 static void nats_greet(text *out, unsigned connection) {
-    text_print(out, "CONNECT {\"verbose\":false,\"pedantic\":false,\"headers\":true,\"no_responders\":true}\r\nSUB _INBOX.%u.* 1\r\n",
-               connection);
+    text_print(out, "CONNECT {\"verbose\":false,\"pedantic\":false,\"headers\":true,\"no_responders\":true}\r\n");
+    text_print(out, "SUB _INBOX.%u.* 1\r\n", connection);
 }
 
 static void nats_put(text *out, unsigned connection, const request *r) {
@@ -218,13 +218,17 @@ static void nats_ask(text *out, unsigned connection, const request *r) {
         nats_put(out, connection, r);
         return;
     }
-    text_print(out, "PUB $JS.API.STREAM.MSG.GET.KV_bench _INBOX.%u.r %zu\r\n%s%.*s\"}\r\n", connection, strlen(before) + KEY_SIZE + 2,
-               before, KEY_SIZE, (const char *)r->key);
+    text_print(out, "PUB $JS.API.STREAM.MSG.GET.KV_bench _INBOX.%u.r %zu\r\n", connection, strlen(before) + KEY_SIZE + 2);
+    text_print(out, "%s%.*s\"}\r\n", before, KEY_SIZE, (const char *)r->key);
 }
 
 static void nats_direct_ask(text *out, unsigned connection, const request *r) {
-    if (r->is_put) nats_put(out, connection, r);
-    else text_print(out, "PUB $JS.API.DIRECT.GET.KV_bench.$KV.bench.%.*s _INBOX.%u.r 0\r\n\r\n", KEY_SIZE, (const char *)r->key, connection);
+    if (r->is_put) {
+        nats_put(out, connection, r);
+        return;
+    }
+    text_print(out, "PUB $JS.API.DIRECT.GET.KV_bench.$KV.bench.%.*s ", KEY_SIZE, (const char *)r->key);
+    text_print(out, "_INBOX.%u.r 0\r\n\r\n", connection);
 }
 
 /* The last word of a line is the size of what follows; of HMSG the one before it is that of the headers. */

@@ -15,7 +15,8 @@
  *     -i 0        microseconds that a connection waits after an answer
  *     -x 0        milliseconds until a request is sent again, to the next port. So it is when the connection breaks, or is
  *                 refused, or the server says that it cannot. 0: each of these ends the run, exit code 1
- *     -r FILE     new: what was acknowledged, as triples of 64-bit integers: sent, answered (CLOCK_MONOTONIC, ns), number of the key
+ *     -r FILE     new: what was acknowledged, as triples of 64-bit integers: when it was sent and answered (CLOCK_MONOTONIC,
+ *                 in nanoseconds), number of the key
  *
  * A key is 16 hexadecimal digits, scrambled from its number, so keys in a row are in no order and in all shards; a value follows
  * from the number of its key, and does not compress. So every get of every mode is checked without a copy of what was written.
@@ -210,8 +211,9 @@ static void flush(load *l, connection *c) {
 }
 
 static void reach(load *l, connection *c) {
-    struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons(l->options.ports[c->port]), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
     int one = 1;
+    address.sin_port = htons(l->options.ports[c->port]);
     c->fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
     /* On loopback this waits for nobody: the kernel answers for whoever listens. */
     if (c->fd < 0 || connect(c->fd, (struct sockaddr *)&address, sizeof address) != 0) {
@@ -331,12 +333,13 @@ static void finish(load *l) {
     l->end_ns = l->now_ns;
 }
 
-/* When nothing has to be sent again and nobody pauses, connections are looked at only now and then: it costs with each of them. */
+/* When nothing has to be sent again and nobody pauses, connections are looked at only now and then: it costs with each. */
 static void run(load *l) {
     struct epoll_event events[EVENTS_MAX];
     const options *o = &l->options;
     uint64_t next = 0;
-    bool patient = o->pause_ns == 0 && o->timeout_ns == 0, by_time = o->mode == MODE_SET || o->mode == MODE_GET || o->mode == MODE_NEW;
+    bool by_time = o->mode == MODE_SET || o->mode == MODE_GET || o->mode == MODE_NEW;
+    bool patient = o->pause_ns == 0 && o->timeout_ns == 0;
     do {
         if (!patient || l->now_ns >= next) next = look_at_clocks(l);
         uint64_t left = next > l->now_ns ? next - l->now_ns : 0;

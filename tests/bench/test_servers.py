@@ -20,6 +20,7 @@ from bench.servers import generator, kills, systems
 from bench.servers.cells import CELLS, STALE, UNCONFIRMED, UNSYNCED_PEERS, WORKS
 from bench.servers.generator import Answered, arguments, run
 from bench.servers.processes import Process, ServerFailed, until
+from bench.servers.run import Found, Plan
 from bench.servers.systems import SYSTEMS
 from bench.timeline import picture, summary
 
@@ -234,10 +235,39 @@ def test_a_peer_that_is_not_installed_is_named(
     assert "no-such-etcd is not installed: apt-get install etcd-server" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", list(SYSTEMS))
+def test_every_set_answers_what_it_is_asked_and_ends(name: str, tmp_path: Path) -> None:
+    """Each way that it has of being asked, and every process is gone afterwards."""
+    if SYSTEMS[name].version() is None:
+        pytest.skip(f"{SYSTEMS[name].program} is not installed")
+    with SYSTEMS[name](tmp_path) as system:
+        dialects = {kind: dialect for kind, dialect in system.dialects.items() if system.missing(kind) is None}
+        assert run(dialects["put"], system.ports_of("put"), "fill", c=4, k=100).operations == 100
+        for kind in set(dialects) - {"put"}:
+            until(lambda kind=kind: _answers(system, kind), f"{name}: {kind}")  # type: ignore[misc]
+        assert system.anonymous_size() > 0
+        assert system.processes[system.victim(0)] in system.processes
+    assert all(process.ended for process in system.processes)
+
+
+def _answers(system: systems.System, kind: str) -> bool:
+    """What may be stale may not be there at once."""
+    try:
+        return run(system.dialects[kind], system.ports_of(kind), "get", c=2, k=100, t=0.2).operations > 0
+    except ServerFailed as error:
+        if kind != "stale" or "not written" not in str(error):
+            raise
+        return False
+
+
 TINY = ["--keys", "100", "--seconds", "0.2", "--repeat", "1"]
 
 
-def test_a_tiny_run_gives_every_row_of_kvsvr(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_tiny_run_gives_every_row_of_kvsvr(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(kills, "DOWN_SECONDS", 1.0)
+    monkeypatch.setattr(kills, "BACK_SECONDS", 1.0)
     out = tmp_path / "run.json"
     options = [*TINY, "--quick", "--kills", "1", "--peers", "kvsvr", "--dir", str(tmp_path), "--json", str(out)]
     assert main(["servers", *options, "--page"]) == 0
@@ -253,6 +283,24 @@ def test_a_tiny_run_gives_every_row_of_kvsvr(tmp_path: Path, capsys: pytest.Capt
     assert "kvsvr through a kill" in out.with_suffix(".html").read_text()
     assert "timeline-kvsvr.png" in [path.name for path in plots.plot(document, tmp_path / "plots")]
     assert {path.name for path in tmp_path.iterdir()} == {"run.json", "run.html", "plots"}
+
+
+def test_an_interrupted_run_leaves_what_it_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(plan: Plan, found: Found, progress: object) -> None:
+        found.kills["kvsvr"] = kills.Kills([1.0, 3.0], 100, 2, 0, 1.0)
+        found.failed(systems.Etcd, 0, ServerFailed("it did not start"))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("bench.servers.cli.run", interrupted)
+    monkeypatch.setattr("bench.servers.cli._installed", lambda peers: (dict.fromkeys(peers, "1.0"), {}))
+    out = tmp_path / "run.json"
+    assert main(["servers", "--seconds", "0.1", "--dir", str(tmp_path), "--json", str(out)]) == 130
+    document = read(out)
+    lost = next(cell for cell in document.cells if cell.name == "lost")
+    assert lost.subject is not None
+    assert (lost.subject.median, lost.bar_met) == (2, False)
+    assert [failure.text for failure in document.failures] == ["ServerFailed: it did not start"]
+    assert document.run["interrupted"]
 
 
 @pytest.mark.skipif(shutil.which("redis-server") is None, reason="redis-server is not installed")
