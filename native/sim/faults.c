@@ -45,6 +45,7 @@ void faults_choose(world *w) {
     w->shards_busy = likely(w, 0.5) ? 1 : (1u << SHARDS) - 1;
     w->objects_busy = objects[pick(w, 9)];
     w->scripts = w->policy ? 0 : scripts[pick(w, 7)];
+    space_choose(w);
     for (uint32_t i = 0; i < NODES_MAX; i++) w->at_barrier[i] = STEP_NONE;
     if (w->scripts == 0) return;
     w->after_promise = w->after_takeover = w->drop = w->slow_fsync = w->takeover = 0;

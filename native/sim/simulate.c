@@ -81,6 +81,7 @@ static void world_free(world *w) {
     for (uint32_t i = 0; i < w->n; i++) {
         if (w->nodes[i].up) node_crash(w, i, false);
         kv_sim_free(w->nodes[i].disk);
+        space_free(&w->nodes[i]);
     }
     w->counts.crashes = crashes; /* The end of the world is none. */
     w->counts.owner_crashes = owner_crashes;
@@ -112,7 +113,8 @@ static void counts_show(const counts *c, uint64_t seeds) {
         "operations", "answered", "unknown", "messages", "duplicates", "crashes", "owner_crashes", "whole_set", "partitions",
         "steals", "scripts", "restarts", "undecided", "committed", "takeovers", "adoptions", "step_downs", "refusals", "cuts",
         "reconnects", "deduplicated", "evicted", "failures_recorded", "late_flows", "follower_reads", "expired", "offers",
-        "snapshots", "installed"};
+        "snapshots", "installed", "states", "segments_moved", "segments_removed", "torn_removals", "checkpoints",
+        "checkpoints_used", "checkpoints_refused", "opened_twice"};
     const uint64_t *all = (const uint64_t *)c;
     for (size_t i = 0; i < sizeof *c / sizeof *all; i++)
         printf("%s %llu (%.1f a seed)\n", names[i], (unsigned long long)all[i], (double)all[i] / (double)seeds);

@@ -132,6 +132,7 @@ static void counts_take(world *w, const kv_replica_counts *c) {
     w->counts.offers += c->offers;
     w->counts.snapshots += c->snapshots;
     w->counts.installed += c->installed;
+    w->counts.states += c->states;
 }
 
 void node_boot(world *w, uint32_t i) {
@@ -149,7 +150,7 @@ void node_boot(world *w, uint32_t i) {
     x->syncing = false;
     x->stuck = x->promises = 0;
     x->owned = 0;
-    x->up = kv_replica_open(kv_sim_io(x->disk), &options, &fault, &x->core) == KV_OK;
+    x->up = space_open(w, i, &options, &fault);
     if (!x->up) {
         violate(w, "replica %u cannot open its log: %s", i + 1, fault.what);
         return;
@@ -165,6 +166,7 @@ void node_boot(world *w, uint32_t i) {
     event *e = world_at(w, between(w, 1, 4), EVENT_TICK);
     e->node = i;
     e->life = x->life;
+    space_begin(w, i);
     if (w->policy || !likely(w, 0.7)) return;
     e = world_at(w, between(w, 1, 5), EVENT_TAKEOVER);
     e->node = i;
@@ -183,12 +185,14 @@ void node_crash(world *w, uint32_t i, bool whole_tail) {
     x->up = false;
     int32_t policy = whole_tail ? KV_CUT_ALL_LOST : pick(w, 4) == 0 ? KV_CUT_ALL_KEPT : KV_CUT_RANDOM;
     trace(w, "replica %u crashes%s", i + 1, whole_tail ? " and loses what it has not synced" : "");
-    KV_ASSERT(kv_sim_image(x->disk, kv_sim_event_count(x->disk), policy, 0, draw(w), &left) == KV_OK);
+    uint64_t when = x->crash_event != 0 ? x->crash_event : kv_sim_event_count(x->disk);
+    KV_ASSERT(kv_sim_image(x->disk, when, policy, 0, draw(w), &left) == KV_OK);
     counts_take(w, kv_replica_count(x->core));
     kv_replica_free(x->core);
     kv_sim_free(x->disk);
     x->core = NULL;
     x->disk = left;
+    space_crashed(w, i);
 }
 
 bool node_owns(const world *w, uint32_t i, uint32_t shard) {
@@ -308,6 +312,7 @@ static void happen(world *w, event *e) {
     case EVENT_SCRIPT: script_step(w, e); break;
     case EVENT_FINAL_TIMEOUT: final_timeout(w, e->node, (uint32_t)e->argument); break;
     case EVENT_BULK: bulk_next(w); break;
+    case EVENT_TRIM: space_event(w, e->node, e->life); break;
     case EVENT_STUCK: w->nodes[e->node].stuck = e->argument; break;
     }
     free(e->bytes);

@@ -6,6 +6,7 @@
  *   world.c    events, chance, the network, nodes: a replica with its disk, its syncs, its crashes
  *   client.c   what clients ask, how they try again, what they saw
  *   faults.c   who crashes, is cut off or takes over, and when; orders of events that chance seldom finds
+ *   space.c     when a replica gives disk back, from what it opens again, and that it opens to the same whatever that is
  *   judge.c    that replicas apply the same, and that what clients saw is linearizable
  *   simulate.c the command
  *
@@ -28,7 +29,7 @@ enum object { OBJECT_KEY, OBJECT_FEW, OBJECT_COUNTER, OBJECT_PAIR, OBJECT_TABLE,
 enum event_kind {
     EVENT_TICK, EVENT_TAKEOVER, EVENT_FSYNC, EVENT_FSYNCED, EVENT_DELIVER, EVENT_ARRIVE, EVENT_ANSWER, EVENT_CLIENT_NEXT,
     EVENT_CLIENT_TIMEOUT, EVENT_NEMESIS, EVENT_CRASH, EVENT_RESTART, EVENT_CUT, EVENT_HEAL, EVENT_SCRIPT, EVENT_FINAL_TIMEOUT,
-    EVENT_STUCK, EVENT_BULK
+    EVENT_STUCK, EVENT_BULK, EVENT_TRIM
 };
 
 typedef struct event {
@@ -41,6 +42,11 @@ typedef struct event {
     size_t size;
 } event;
 
+typedef struct blob {
+    uint8_t *bytes;
+    size_t size;
+} blob;
+
 typedef struct node {
     kv_sim *disk;
     kv_replica *core;
@@ -50,6 +56,9 @@ typedef struct node {
     uint64_t seen[SHARDS]; /* applied versions that were compared */
     uint64_t promises;     /* it had logged when it was last looked at */
     uint32_t owned;        /* shards, as bits, then */
+    blob newest, older;    /* checkpoints, as its driver stored them */
+    bool unpublished;      /* the newest was stored, and the replica has not heard of that */
+    uint64_t crash_event;  /* of the disk: it crashes as this begins; 0: now */
 } node;
 
 /* An operation of a client, as it stands; copied into every sending. */
@@ -86,7 +95,8 @@ typedef struct entry {
 typedef struct counts {
     uint64_t operations, answered, unknown, messages, duplicates, crashes, owner_crashes, whole_set, partitions, steals,
         scripts, restarts, undecided, committed, takeovers, adoptions, step_downs, refusals, cuts, reconnects, deduplicated,
-        evicted, failures_recorded, late_flows, follower_reads, expired, offers, snapshots, installed;
+        evicted, failures_recorded, late_flows, follower_reads, expired, offers, snapshots, installed, states,
+        segments_moved, segments_removed, torn_removals, checkpoints, checkpoints_used, checkpoints_refused, opened_twice;
 } counts;
 
 typedef struct world {
@@ -106,6 +116,8 @@ typedef struct world {
     bool harsh;
     uint32_t bulk;                 /* batches of keys that nobody looks at: an index of several tables */
     bool policy;                   /* the replicas themselves decide who takes over */
+    double trim_pace;              /* units between two times that a replica gives disk back */
+    uint32_t keep_size_max;
     uint32_t weak;                 /* bits of wire types that are lost more often */
     uint32_t shards_busy, objects_busy; /* bits */
     uint32_t scripts;              /* bits */
@@ -156,6 +168,15 @@ void faults_choose(world *w);
 void nemesis(world *w);
 void script_step(world *w, const event *e);
 void moment(world *w, uint32_t i); /* has the node just promised, or opened a ballot? */
+
+/* space.c */
+void space_choose(world *w);
+void space_begin(world *w, uint32_t i);
+void space_event(world *w, uint32_t i, uint64_t life);
+void space_crashed(world *w, uint32_t i); /* the node's disk is what the crash left */
+void space_free(node *x);
+/* Opens the node's disk, from the newest checkpoint, an older one or none. */
+bool space_open(world *w, uint32_t i, kv_replica_options *options, kv_fault *fault);
 
 /* judge.c */
 void agree(world *w, uint32_t i);

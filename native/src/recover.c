@@ -630,12 +630,13 @@ static kv_status flow_recover(kv_flow *flow, kv_position start, scan *s) {
         status = KV_EUSAGE;
         goto out;
     }
+    kv_position noted = flow->options.noted.segment != 0 && start.segment != 0 ? flow->options.noted : start;
     /* A checkpoint is published only after the flow it stands on is durable: what it knows of must be here. */
-    if (start.segment > (l.count == 0 ? 0 : l.ids[l.count - 1])) {
-        status = damage(s->fault, start.segment, 0, "the file is missing");
+    if (noted.segment > (l.count == 0 ? 0 : l.ids[l.count - 1])) {
+        status = damage(s->fault, noted.segment, 0, "the file is missing");
         goto out;
     }
-    if (start.segment != 0 && kv_position_order(start) < flow->required) {
+    if (noted.segment != 0 && kv_position_order(noted) < flow->required) {
         status = KV_EUSAGE; /* Records that it counts on are gone. */
         goto out;
     }
@@ -644,7 +645,8 @@ static kv_status flow_recover(kv_flow *flow, kv_position start, scan *s) {
         goto out;
     }
     if (start.segment == 0) start = (kv_position){.segment = l.ids[0], .offset = KV_SEGMENT_HEADER_SIZE};
-    segment *first = find_start(flow, l.ids, l.count, start);
+    bool there = noted.segment == 0 || find_start(flow, l.ids, l.count, noted) != NULL;
+    segment *first = there ? find_start(flow, l.ids, l.count, start) : NULL;
     status = first == NULL ? KV_EUSAGE : scan_chain(s, first, start.offset, &end);
     if (status != KV_OK) goto out;
     flow->sequence = s->sequence;

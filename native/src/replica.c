@@ -5,7 +5,7 @@
 #include "replica_internal.h"
 
 enum { SHARDS_DEFAULT = 64, SESSIONS_DEFAULT = 1024, BATCH_DEFAULT = 256, COMMIT_SIZE = 10 };
-static const uint64_t WINDOW_DEFAULT = 16 << 20;
+static const uint64_t WINDOW_DEFAULT = 16 << 20, KEEP_SIZE_DEFAULT = 64 << 20;
 
 const char *kv_mutation_name(int32_t mutation) {
     static const char *const names[KV_MUTATION_COUNT] = {
@@ -14,7 +14,7 @@ const char *kv_mutation_name(int32_t mutation) {
         "damaged_votes",    "cut_always",          "commit_unverified", "old_acks",        "self_before_fsync",
         "check_joined",     "fail_unrecorded",     "fail_no_wait",    "evict_blind",       "promise_late_tail",
         "restart_owns",     "follower_local",      "snapshot_drops_tail", "snapshot_read_early",
-        "snapshot_no_sessions", "expire_locally"};
+        "snapshot_no_sessions", "expire_locally", "state_not_durable", "checkpoint_ahead", "undecided_goes", "state_no_sessions"};
     return mutation >= 0 && mutation < KV_MUTATION_COUNT ? names[mutation] : NULL;
 }
 
@@ -36,13 +36,20 @@ int member_of(const kv_replica *r, uint16_t node) {
 
 uint64_t log_end(const kv_replica *r) { return kv_position_order(kv_flow_tail(r->store->flow)); }
 
-void log_state(kv_replica *r, uint8_t kind, uint16_t shard_number, uint64_t ballot, const uint8_t *value, size_t size) {
-    kv_position position;
+kv_status log_try(kv_replica *r, uint8_t kind, uint16_t shard_number, uint64_t ballot, const uint8_t *value, size_t size,
+                  kv_position *position) {
     uint32_t used;
     kv_record record = {.kind = kind, .shard = shard_number, .version = kv_flow_sequence(r->store->flow) + 1, .ballot = ballot,
                         .options = (uint16_t)(KV_HAS_SEQUENCE | (ballot != 0 ? KV_HAS_BALLOT : 0)),
                         .value = value, .value_size = (uint32_t)size};
-    kv_status status = late_append(r->store, &record, 1, &position, &used);
+    kv_status status = late_append(r->store, &record, 1, position, &used);
+    if (status != KV_OK && status != KV_ENOSPC) replica_fail(r, status);
+    return status;
+}
+
+void log_state(kv_replica *r, uint8_t kind, uint16_t shard_number, uint64_t ballot, const uint8_t *value, size_t size) {
+    kv_position position;
+    kv_status status = log_try(r, kind, shard_number, ballot, value, size, &position);
     if (status != KV_OK) replica_fail(r, status);
 }
 
@@ -125,32 +132,6 @@ void ask_free(queued_ask *asked) {
 
 /* --- replay --- */
 
-static void entry_extend(shard *s, kv_position position, uint32_t used) {
-    version_entry *last = log_at(&s->log, log_last(&s->log));
-    last->size = position.offset + used - last->position.offset;
-    last->record_count++;
-}
-
-/* The records of a batch come one by one, and follow one another. */
-static bool goes_on(const shard *s, const kv_record *record, kv_position position) {
-    if (s->log.count == 0 || log_last(&s->log) != record->version) return false;
-    const version_entry *last = log_at(&s->log, record->version);
-    return last->ballot == record->ballot && last->position.segment == position.segment &&
-           last->position.offset + last->size == position.offset;
-}
-
-static kv_status replay_version(shard *s, const kv_record *record, kv_position position, uint32_t used) {
-    if (record->ballot > s->promised) s->promised = record->ballot;
-    if (goes_on(s, record, position)) {
-        entry_extend(s, position, used);
-        return KV_OK;
-    }
-    if (record->version <= s->applied || record->version > log_last(&s->log) + 1) return KV_ECORRUPT;
-    log_cut(&s->log, record->version - 1);
-    version_entry entry = {.ballot = record->ballot, .position = position, .size = used, .record_count = 1};
-    return log_push(&s->log, &entry);
-}
-
 static kv_status replay_promise(kv_replica *r, const kv_record *record) {
     for (uint32_t at = 0; at + 2 <= record->value_size; at += 2) {
         uint16_t number = kv_load16(record->value + at);
@@ -186,10 +167,15 @@ static kv_status replica_resolve(void *context, kv_store *store, const kv_record
     kv_replica *r = context;
     kv_status status = KV_ECORRUPT;
     r->store = store;
+    replay_at(r, position);
     if (record->options & KV_HAS_PREV_BALLOT) {
-        if (record->shard < r->shard_count) status = replay_version(&r->shards[record->shard], record, position, used);
+        if (record->shard < r->shard_count) status = version_replay(r, &r->shards[record->shard], record, position, used);
     } else if (record->kind < KV_KIND_ENVELOPE && (record->flags & KV_FLAG_MOVED)) {
-        return state_show(r, record, position, used, fault);
+        if (r->replaying.hidden) return KV_OK;
+        status = store_replay_part(store, record, fault);
+        return status == KV_OK ? state_show(r, record, position, used, fault) : status;
+    } else if (record->kind == KV_KIND_STATE) {
+        if (record->shard < r->shard_count) status = state_replay(r, record, position);
     } else if (record->kind == KV_KIND_SNAPSHOT_BEGIN || record->kind == KV_KIND_SNAPSHOT_END) {
         if (record->shard < r->shard_count) status = replay_snapshot(&r->shards[record->shard], record);
     } else if (record->kind == KV_KIND_PROMISE) {
@@ -197,7 +183,8 @@ static kv_status replica_resolve(void *context, kv_store *store, const kv_record
     } else if (record->kind == KV_KIND_COMMIT) {
         status = replay_commit(r, record);
     } else if (record->kind == KV_KIND_NODE && record->value_size == 8) {
-        r->incarnation = kv_load64(record->value);
+        uint64_t incarnation = kv_load64(record->value);
+        if (incarnation > r->incarnation) r->incarnation = incarnation;
         status = KV_OK;
     }
     return status == KV_ECORRUPT ? fault_corrupt(fault, kv_loc_make(position.segment, position.offset, 0),
@@ -210,6 +197,7 @@ static void options_default(kv_replica_options *o) {
     if (o->shard_count == 0) o->shard_count = SHARDS_DEFAULT;
     if (o->session_max == 0) o->session_max = SESSIONS_DEFAULT;
     if (o->keep_max == 0) o->keep_max = 1 << 16;
+    if (o->keep_size_max == 0) o->keep_size_max = KEEP_SIZE_DEFAULT;
     if (o->piece_tables == 0) o->piece_tables = 4;
     if (o->batch_max == 0) o->batch_max = BATCH_DEFAULT;
     if (o->window_size_max == 0) o->window_size_max = WINDOW_DEFAULT;
@@ -277,6 +265,21 @@ static void begin_life(kv_replica *r) {
     after_add(r, AFTER_READY);
 }
 
+static void opening_restart(void *context) { replay_restart(context); }
+
+/* With the checkpoint's part of the options, which are the caller's and are not kept. */
+static kv_status open_log(kv_replica *r, kv_io *io, kv_fault *fault) {
+    const uint8_t *checkpoint;
+    size_t size;
+    if (!trim_open(r, &checkpoint, &size)) checkpoint = NULL;
+    r->replaying.on = true;
+    kv_status status = store_open_late(io, &r->options.store, &r->late, checkpoint, size, fault, &r->store);
+    r->replaying.on = false;
+    r->options.checkpoint = NULL;
+    if (status != KV_OK) r->store = NULL; /* It went as it failed. */
+    return status == KV_OK ? replay_end(r, fault) : status;
+}
+
 kv_status kv_replica_open(kv_io *io, const kv_replica_options *options, kv_fault *fault, kv_replica **out) {
     kv_replica *r = calloc(1, sizeof *r);
     *fault = (kv_fault){0};
@@ -285,6 +288,7 @@ kv_status kv_replica_open(kv_io *io, const kv_replica_options *options, kv_fault
         r->options = *options;
         options_default(&r->options);
         r->late.resolve = replica_resolve;
+        r->late.restart = opening_restart;
         r->late.context = r;
         status = members_check(&r->options);
     }
@@ -298,8 +302,7 @@ kv_status kv_replica_open(kv_io *io, const kv_replica_options *options, kv_fault
         return status;
     }
     r->votes = !options->damaged || mutated(r, KV_MUTATE_DAMAGED_VOTES);
-    status = store_open_late(io, &r->options.store, &r->late, fault, &r->store);
-    if (status != KV_OK) r->store = NULL; /* It went as it failed. */
+    status = open_log(r, io, fault);
     if (status == KV_OK) status = kv_caller_new(r->store, &r->caller);
     if (status == KV_OK) begin_life(r);
     if (status == KV_OK) status = r->failed;
@@ -324,6 +327,7 @@ static void shard_free(shard *s) {
 
 void kv_replica_free(kv_replica *r) {
     if (r == NULL) return;
+    trim_free(r);
     for (size_t i = 0; i < r->after.count; i++) free(LIST(after, &r->after)[i].asks);
     for (size_t i = 0; i < r->reads.count; i++) ask_free(&LIST(read, &r->reads)[i].asked);
     for (uint32_t i = 0; i < KV_MEMBERS_MAX; i++) {
@@ -376,8 +380,9 @@ kv_status kv_replica_receive(kv_replica *r, uint16_t node, const uint8_t *bytes,
 }
 
 /* COMMIT(watermarks), lazily: a replica that comes back need not learn again what it knew. */
-static void log_commits(kv_replica *r) {
+kv_status log_commits(kv_replica *r) {
     uint8_t value[KV_SHARDS_MAX * COMMIT_SIZE];
+    kv_position position;
     size_t size = 0;
     for (uint32_t i = 0; i < r->shard_count; i++) {
         shard *s = &r->shards[i];
@@ -385,9 +390,11 @@ static void log_commits(kv_replica *r) {
         kv_store16(value + size, s->number);
         kv_store64(value + size + 2, s->commit);
         size += COMMIT_SIZE;
-        s->commit_logged = s->commit;
     }
-    if (size != 0) log_state(r, KV_KIND_COMMIT, 0, 0, value, size);
+    if (size == 0) return KV_OK;
+    kv_status status = log_try(r, KV_KIND_COMMIT, 0, 0, value, size, &position);
+    for (uint32_t i = 0; status == KV_OK && i < r->shard_count; i++) r->shards[i].commit_logged = r->shards[i].commit;
+    return status;
 }
 
 /* What is applied is kept for peers for a while; a quarter more, so that it is let go of in pieces. */
@@ -395,7 +402,7 @@ static void let_go(const kv_replica *r, shard *s) {
     uint64_t keep = r->options.keep_max, pin = snapshot_pin(r, s);
     if (s->applied - s->log.base <= keep + keep / 4 || s->installing.active) return;
     uint64_t base = s->applied - keep;
-    log_let_go(&s->log, base < pin ? base : pin);
+    shard_let_go(s, base < pin ? base : pin);
 }
 
 void kv_replica_tick(kv_replica *r) {
@@ -415,7 +422,7 @@ void kv_replica_tick(kv_replica *r) {
     if (r->options.policy) policy_tick(r);
     if (r->now % r->options.heartbeat_ticks != 0) return;
     expire_some(r);
-    log_commits(r);
+    if (log_commits(r) == KV_ENOSPC) replica_fail(r, KV_ENOSPC);
     flow_pack(r, true);
 }
 

@@ -7,6 +7,8 @@
  *   replica_read.c    reads, and the checks that they rest on
  *   replica_snapshot.c  a shard as a whole, for a peer that is far behind
  *   replica_policy.c  who should own what, and when to do something about it
+ *   replica_state.c   what is kept about a shard besides records, so that the log may go up to there; replaying what is left
+ *   replica_trim.c    giving disk back: records that nobody needs, segments, checkpoints
  *
  * beside version_log (which record is where), sessions (who was told what), wire (bytes), list (an array with two ends) and
  * late (the store's part). */
@@ -104,6 +106,10 @@ typedef struct shard {
     sessions sessions; /* as applied */
     ownership own;
     taking taking;
+    kv_position state_at;   /* where the newest STATE is; segment 0: there is none */
+    uint64_t state_applied; /* what it says is applied */
+    uint32_t state_needs;   /* the oldest segment with a record that comes behind that, of those let go of since; or UINT32_MAX */
+    bool gap;               /* replaying: records between `applied` and the base went with their segments, a STATE has to come */
 } shard;
 
 /* What was sent to a peer and is not acknowledged. */
@@ -192,6 +198,25 @@ typedef struct read {
     queued_ask asked;    /* ASK */
 } read;
 
+typedef struct replaying {
+    bool on;      /* the store is being opened */
+    bool begun;
+    bool trimmed; /* what there is of the log does not begin where it once began */
+    bool hidden;  /* before the position of the checkpoint: the index knows of it */
+} replaying;
+
+/* Work that goes on from call to call. */
+typedef struct trimming {
+    kv_compaction *compaction; /* NULL: none is under way */
+    uint32_t segment;          /* which one it is of, or was */
+    kv_sweep *sweep;
+    kv_checkpoint *checkpoint;
+    kv_position start;         /* from where a replay beside it has to begin */
+    uint64_t wanted;           /* the log has to be durable up to here before it is described; 0: not known yet */
+    uint8_t *bytes;            /* the checkpoint as it is handed out; NULL: not yet */
+    size_t size;
+} trimming;
+
 struct kv_replica {
     kv_replica_options options;
     kv_late late;
@@ -218,6 +243,8 @@ struct kv_replica {
     wire_out reply_bytes;
     list records;         /* of kv_record: the version record that is being taken in */
     kv_replica_counts counts;
+    replaying replaying;
+    trimming trimming;
 };
 
 static inline bool mutated(const kv_replica *r, enum kv_mutation mutation) {
@@ -241,6 +268,10 @@ void reply_add(kv_replica *r, const kv_reply *reply);
 void reply_simple(kv_replica *r, uint64_t token, int32_t status);
 /* Appends a record of the replica itself, about a shard (by number) or, 0, about none. */
 void log_state(kv_replica *r, uint8_t kind, uint16_t shard_number, uint64_t ballot, const uint8_t *value, size_t size);
+/* The same; KV_ENOSPC is the caller's to answer. */
+kv_status log_try(kv_replica *r, uint8_t kind, uint16_t shard_number, uint64_t ballot, const uint8_t *value, size_t size,
+                  kv_position *position);
+kv_status log_commits(kv_replica *r); /* COMMIT, of shards where it has risen; KV_ENOSPC */
 uint64_t log_end(const kv_replica *r);
 after *after_add(kv_replica *r, enum after_kind kind);
 kv_status ask_copy(const kv_ask *ask, queued_ask *out);
@@ -305,6 +336,27 @@ uint64_t snapshot_pin(const kv_replica *r, const shard *s);
 kv_status state_show(kv_replica *r, const kv_record *record, kv_position position, uint32_t used, kv_fault *fault);
 void installing_clear(shard *s);
 kv_status installing_end(shard *s, const uint8_t *bytes, size_t size);
+
+void lanes_put(wire_out *out, const sessions *s);
+bool lanes_take(wire_in *in, sessions *to);
+
+/* replica_state.c */
+kv_status state_log(kv_replica *r, shard *s); /* KV_ENOSPC; what else goes wrong ends the replica */
+kv_status state_replay(kv_replica *r, const kv_record *record, kv_position position);
+/* A version record, where replay meets it: as the next one, in the place of another tail, or behind what is gone. */
+kv_status version_replay(const kv_replica *r, shard *s, const kv_record *record, kv_position position, uint32_t used);
+void replay_at(kv_replica *r, kv_position position); /* before each record */
+void replay_restart(kv_replica *r);
+kv_status replay_end(const kv_replica *r, kv_fault *fault);
+void shard_let_go(shard *s, uint64_t base);               /* of records up to it, at most of the applied ones */
+void shard_restart(shard *s, uint64_t base, uint64_t ballot); /* the log is empty, from there on */
+/* The oldest segment with something that is not in the index and counts. */
+uint32_t shard_needs(const shard *s);
+
+/* replica_trim.c */
+bool trim_open(kv_replica *r, const uint8_t **bytes, size_t *size); /* of the options' checkpoint the store's part */
+void trim_free(kv_replica *r);
+void sweep_stop(kv_replica *r);
 
 /* replica_policy.c */
 void policy_heard(kv_replica *r, peer *p);

@@ -68,7 +68,7 @@ static void tables_put(kv_replica *r, wire_out *out, const shard *s, sending *on
     free(slots);
 }
 
-static void sessions_put(wire_out *out, const sessions *s) {
+void lanes_put(wire_out *out, const sessions *s) {
     wire_put_varint(out, s->forgotten);
     wire_put_varint(out, s->count);
     const session *one;
@@ -102,7 +102,7 @@ uint64_t piece_put(kv_replica *r, wire_out *out, shard *s, uint32_t index) {
         wire_put_varint(out, 0);
         wire_put_varint(out, 0);
     } else {
-        sessions_put(out, &s->sessions);
+        lanes_put(out, &s->sessions);
     }
     s->own.next[index] = one->from + 1;
     one->active = false;
@@ -182,6 +182,7 @@ void installing_clear(shard *s) {
 }
 
 static void installing_begin(kv_replica *r, shard *s, uint64_t from, uint64_t ballot, uint64_t walk) {
+    sweep_stop(r); /* A table that it is about may come back. */
     log_state(r, KV_KIND_SNAPSHOT_BEGIN, s->number, ballot, NULL, 0);
     installing_clear(s);
     s->installing = (installing){.active = true, .from = from, .ballot = ballot, .walk = walk};
@@ -230,7 +231,7 @@ static void states_take(kv_replica *r, const shard *s, wire_in *in, bool keep) {
 }
 
 /* The lanes, as they come on the wire and lie in SNAPSHOT_END. */
-static bool sessions_take(wire_in *in, sessions *to) {
+bool lanes_take(wire_in *in, sessions *to) {
     uint64_t forgotten = wire_take_varint(in), count = wire_take_varint(in);
     if (count > to->count_max) in->bad = true;
     sessions_clear(to);
@@ -249,14 +250,18 @@ static bool sessions_take(wire_in *in, sessions *to) {
 }
 
 /* From SNAPSHOT_END, live or replayed: the state is the snapshot, and the version log begins behind it. The tail behind
- * it stays if it goes on from the same record. */
+ * it stays if it goes on from the same record; the record says so, because a replay may have no more than the end of
+ * that tail (replica_state.c), or nothing. */
 kv_status installing_end(shard *s, const uint8_t *bytes, size_t size) {
     wire_in in = {.at = bytes, .end = bytes + size};
-    uint64_t from = wire_take64(&in), from_ballot = wire_take64(&in), until = wire_take64(&in), mine;
-    if (in.bad || !sessions_take(&in, &s->sessions)) return KV_ECORRUPT;
-    bool goes_on = log_ballot_at(&s->log, from, &mine) && mine == from_ballot;
-    if (goes_on) log_let_go(&s->log, from);
-    else log_restart(&s->log, from, from_ballot);
+    uint64_t from = wire_take64(&in), from_ballot = wire_take64(&in), until = wire_take64(&in);
+    bool goes_on = wire_take8(&in) != 0;
+    if (in.bad || !lanes_take(&in, &s->sessions)) return KV_ECORRUPT;
+    bool behind = s->log.count != 0 && s->log.base > from;
+    if (goes_on && behind && !s->gap) return KV_ECORRUPT;
+    if (goes_on && from >= s->log.base && from <= log_last(&s->log)) shard_let_go(s, from);
+    else if (!goes_on || !behind) shard_restart(s, from, from_ballot);
+    if (s->log.base <= from) s->gap = false;
     s->commit = s->applied = from;
     s->commit_logged = from;
     s->whole_from = until;
@@ -268,9 +273,11 @@ kv_status installing_end(shard *s, const uint8_t *bytes, size_t size) {
 static void install(kv_replica *r, shard *s, uint64_t from_ballot) {
     const installing *i = &s->installing;
     wire_out out = {0};
+    uint64_t mine;
     wire_put64(&out, i->from);
     wire_put64(&out, from_ballot);
     wire_put64(&out, i->until);
+    wire_put8(&out, log_ballot_at(&s->log, i->from, &mine) && mine == from_ballot);
     wire_put_bytes(&out, i->lanes, i->lanes_size);
     if (out.failed) replica_fail(r, KV_ENOMEM);
     else log_state(r, KV_KIND_SNAPSHOT_END, s->number, i->ballot, out.bytes, out.size);

@@ -442,9 +442,13 @@ static kv_status step_apply(kv_replica *r, shard *s, const kv_record *record, kv
     kv_fault fault;
     if (tells_lane(s, record)) sessions_note(&s->sessions, &record->request, record->version);
     if (!is_data(record)) return KV_OK;
-    /* Behind a snapshot there may be newer things than this record: they came with it. */
-    kv_status status = record->version > s->whole_from ? store_show(r->store, record, position, used, &fault)
-                                                       : state_show(r, record, position, used, &fault);
+    if (r->replaying.hidden) return KV_OK;
+    /* Behind a snapshot there may be newer things than this record: they came with it. So there may be where a part of the
+     * log is gone: what was live in it was moved. */
+    kv_status status = r->replaying.on ? store_replay_part(r->store, record, &fault) : KV_OK;
+    if (status != KV_OK) return status;
+    status = record->version > s->whole_from && !s->gap ? store_show(r->store, record, position, used, &fault)
+                                                        : state_show(r, record, position, used, &fault);
     if (status == KV_OK && s->own.ballot != 0) decided(r, record, position);
     return status;
 }
@@ -475,6 +479,7 @@ static void apply_ahead(const kv_replica *r, const shard *s, uint64_t limit) {
 void shard_apply(kv_replica *r, shard *s) {
     uint64_t limit = s->commit < log_last(&s->log) ? s->commit : log_last(&s->log);
     if (s->installing.active) return;
+    if (s->gap && s->applied < s->log.base) s->applied = limit < s->log.base ? limit : s->log.base;
     uint64_t ahead = s->applied;
     while (s->applied < limit && r->failed == KV_OK) {
         if (s->applied == ahead && limit - ahead > 1) {

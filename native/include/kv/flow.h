@@ -61,6 +61,7 @@ typedef struct kv_flow_options {
     uint32_t segment_size_min; /* a power of two, 64 KiB to 64 MiB; the first segment of this opener */
     uint32_t segment_size_max;
     const uint8_t *store_id;   /* 16 bytes: the store `start` was noted in; another one is KV_EUSAGE. NULL: any */
+    kv_position noted;         /* what `start` was noted beside, if not itself: this has to be in the log, durable */
     uint64_t sequence_min;     /* of a flow that was not closed: numbers go on above it */
     bool salvage;              /* a reader that goes on behind damage, and notes it (kv_flow_damages) */
     kv_replay_ahead ahead;     /* or NULL */

@@ -52,6 +52,7 @@ enum kv_kind {
     KV_KIND_FORGET = 40,   /* key falls back to its last fully held version */
     KV_KIND_SNAPSHOT_BEGIN = 41, /* what is here of a shard goes; its state comes piece by piece */
     KV_KIND_SNAPSHOT_END = 42,   /* value = from which version on the log goes on, and sessions */
+    KV_KIND_STATE = 43, /* value = what a replica keeps about a shard besides user data and records it still has */
 };
 
 enum kv_flag {

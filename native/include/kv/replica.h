@@ -46,6 +46,9 @@ typedef struct kv_replica_options {
     int32_t damaged;                      /* bool: the disk lost something: no votes, no ownership */
     uint64_t mutations;                   /* rules left out, for tests: KV_MUTATE_* */
     kv_options store;
+    uint64_t keep_size_max;               /* bytes at the end of the log in which records are kept for peers; 0: 64 MiB */
+    const uint8_t *checkpoint;            /* the newest published one (kv_replica_checkpoint), or NULL. Not kept */
+    size_t checkpoint_size;
 } kv_replica_options;
 
 /* Rules that tests leave out, to see them missed. Bits; 0 in every real replica. */
@@ -76,6 +79,10 @@ enum kv_mutation {
     KV_MUTATE_SNAPSHOT_READ_EARLY,   /* what came in pieces is read before it is of one moment */
     KV_MUTATE_SNAPSHOT_NO_SESSIONS,  /* a snapshot leaves out what the lanes were told */
     KV_MUTATE_EXPIRE_LOCALLY,        /* whoever answers a read holds expiries against its own clock */
+    KV_MUTATE_STATE_NOT_DURABLE,     /* a segment goes before the STATE that stands for it is written */
+    KV_MUTATE_CHECKPOINT_AHEAD,      /* a checkpoint is published before the log it stands on is durable */
+    KV_MUTATE_UNDECIDED_GOES,        /* a segment goes whatever records in it are undecided, or kept */
+    KV_MUTATE_STATE_NO_SESSIONS,     /* STATE leaves out what the lanes were told */
     KV_MUTATION_COUNT,
 };
 const char *kv_mutation_name(int32_t mutation); /* "ack_before_fsync"; NULL: there is none */
@@ -166,6 +173,22 @@ void kv_replica_answers(kv_replica *replica, const kv_reply **replies, size_t *c
 const uint8_t *kv_replica_outbox(kv_replica *replica, uint16_t to, size_t *size);
 void kv_replica_clear(kv_replica *replica); /* answers and outboxes have been taken */
 
+/* --- giving disk back: on the replica's thread, between other calls, whenever the driver likes (docs/decisions/0027) --- */
+
+/* A step of moving what is live out of the oldest segment, so that the next checkpoint takes that out of the log. KV_MORE: of
+ * this segment there is more. KV_OK: it is done, whether there was anything to do or not; the next call begins with the next.
+ * KV_EOF: no segment is old enough (keep_size_max). KV_EWAIT: the oldest one holds records that are undecided, or that a
+ * peer was promised. KV_ENOSPC: there is no room to move into. Others: the store is damaged, or poisoned. */
+kv_status kv_replica_trim(kv_replica *replica);
+
+/* A step of a checkpoint, which begins one if none is under way. KV_MORE. KV_EWAIT: the log has to be durable as far as it
+ * goes now (kv_replica_tail). KV_EOF: nothing has changed since the last. KV_OK: *bytes are it, until the next call; to
+ * be stored durably, and then kv_replica_published(): what only older ones need goes then, empty segments among it. Anything
+ * else: it is given up. */
+kv_status kv_replica_checkpoint(kv_replica *replica, const uint8_t **bytes, size_t *size);
+kv_status kv_replica_published(kv_replica *replica); /* KV_EUSAGE: there is none that waits for this */
+void kv_replica_checkpoint_end(kv_replica *replica); /* gives one up that is under way */
+
 /* The end of the log; durable it wants to be. */
 uint64_t kv_replica_tail(const kv_replica *replica);
 kv_store *kv_replica_store(kv_replica *replica); /* for reads, and to sync */
@@ -194,7 +217,8 @@ kv_status kv_replica_record(kv_replica *replica, uint32_t shard, uint64_t versio
 
 typedef struct kv_replica_counts {
     uint64_t takeovers, adoptions, step_downs, refusals, cuts, reconnects, deduplicated, evicted, failures_recorded,
-        late_flows, expired, follower_reads, committed, promises, offers, snapshots, installed;
+        late_flows, expired, follower_reads, committed, promises, offers, snapshots, installed,
+        states;
 } kv_replica_counts;
 const kv_replica_counts *kv_replica_count(const kv_replica *replica);
 

@@ -1,0 +1,183 @@
+/* space.c -- when a replica gives disk back, from what it opens again, and that it opens to the same whatever that is. See
+ * world.h.
+ *
+ * The driver of a replica stores what it is handed as a checkpoint, and says so a little later; a crash may come in between,
+ * and, as the disk forgets, in the middle of a removal. When the replica opens again it is given the newest checkpoint, the
+ * one before or none. Now and then the same disk is opened twice, with and without, and both have to say the same: of every
+ * shard, of what every lane was told, and of every name. */
+#include <stdlib.h>
+
+#include "../src/replica_internal.h"
+#include "world.h"
+
+void space_choose(world *w) {
+    static const double paces[] = {15, 40, 150, 1e9};
+    static const uint32_t sizes[] = {1, 4 << 10, 16 << 10, 64 << 10};
+    w->trim_pace = paces[pick(w, 4)];
+    w->keep_size_max = sizes[pick(w, 4)];
+}
+
+static void space_later(world *w, uint32_t i) {
+    if (w->trim_pace > 1e6) return;
+    event *e = world_at(w, rarely(w, w->trim_pace), EVENT_TRIM);
+    e->node = i;
+    e->life = w->nodes[i].life;
+}
+
+void space_begin(world *w, uint32_t i) { space_later(w, i); }
+
+static void blob_set(blob *to, const uint8_t *bytes, size_t size) {
+    to->bytes = malloc(size);
+    KV_ASSERT(to->bytes != NULL);
+    memcpy(to->bytes, bytes, size);
+    to->size = size;
+}
+
+void space_free(node *x) {
+    free(x->newest.bytes);
+    free(x->older.bytes);
+    x->newest = x->older = (blob){0};
+}
+
+/* What may go wrong without being wrong: there is nothing to do, or it has to wait. */
+static bool is_fine(kv_status status) {
+    return status == KV_OK || status == KV_MORE || status == KV_EOF || status == KV_EWAIT;
+}
+
+static void publish(world *w, uint32_t i) {
+    node *x = &w->nodes[i];
+    kv_stats was, is;
+    uint64_t began = kv_sim_event_count(x->disk);
+    KV_ASSERT(kv_store_measure(kv_replica_store(x->core), &was) == KV_OK);
+    kv_status status = kv_replica_published(x->core);
+    if (!is_fine(status)) violate(w, "replica %u cannot take segments out: %d", i + 1, (int)status);
+    KV_ASSERT(kv_store_measure(kv_replica_store(x->core), &is) == KV_OK);
+    uint64_t removed = is.removed_count - was.removed_count, events = kv_sim_event_count(x->disk) - began;
+    trace(w, "replica %u has its checkpoint published, %llu segments go", i + 1, (unsigned long long)removed);
+    x->unpublished = false;
+    w->counts.segments_removed += removed;
+    if (w->calm || removed == 0 || !likely(w, w->harsh ? 0.3 : 0.05)) return;
+    w->counts.torn_removals++;
+    x->crash_event = began + pick(w, (uint32_t)events);
+    node_crash(w, i, false);
+    world_at(w, between(w, 1, 40), EVENT_RESTART)->node = i;
+}
+
+static void checkpoint(world *w, uint32_t i) {
+    node *x = &w->nodes[i];
+    const uint8_t *bytes;
+    size_t size;
+    kv_status status = KV_MORE;
+    for (uint32_t steps = 1 + pick(w, 6); status == KV_MORE && steps > 0; steps--)
+        status = kv_replica_checkpoint(x->core, &bytes, &size);
+    if (!is_fine(status)) violate(w, "replica %u cannot make a checkpoint: %d", i + 1, (int)status);
+    if (status != KV_OK) return;
+    free(x->older.bytes);
+    x->older = x->newest;
+    blob_set(&x->newest, bytes, size);
+    x->unpublished = true;
+    w->counts.checkpoints++;
+    trace(w, "replica %u has a checkpoint", i + 1);
+}
+
+static void move(world *w, uint32_t i) {
+    kv_status status = KV_MORE;
+    for (uint32_t steps = 1 + pick(w, 8); status == KV_MORE && steps > 0; steps--)
+        status = kv_replica_trim(w->nodes[i].core);
+    if (!is_fine(status)) violate(w, "replica %u cannot move what is live: %d", i + 1, (int)status);
+    w->counts.segments_moved += status == KV_OK;
+}
+
+void space_event(world *w, uint32_t i, uint64_t life) {
+    node *x = &w->nodes[i];
+    if (!x->up || life != x->life) return;
+    if (likely(w, 0.5)) move(w, i);
+    else if (x->unpublished) publish(w, i);
+    else checkpoint(w, i);
+    node_drain(w, i);
+    if (x->up) space_later(w, i);
+}
+
+/* --- opening --- */
+
+void space_crashed(world *w, uint32_t i) {
+    w->nodes[i].crash_event = 0;
+    w->nodes[i].unpublished = false;
+}
+
+static uint64_t mix(uint64_t digest, uint64_t more) { return kv_mix64(digest ^ more) + digest; }
+
+/* Of what the replica shows, whatever the place of its records. */
+static uint64_t index_digest(const kv_replica *r) {
+    kv_index_slot *slots = NULL;
+    size_t capacity = 0, count;
+    uint64_t hash = 0, sum = 0;
+    do {
+        KV_ASSERT(kv_index_walk(r->store->index, &hash, &slots, &capacity, &count) == KV_OK);
+        for (size_t i = 0; i < count; i++) {
+            found f = {.location = slots[i].location};
+            bool head = (kv_loc_flags(f.location) & KV_LOC_HEAD) != 0;
+            if (head) continue;
+            bool good = store_peek(r->store, &f) == KV_OK && found_intact(&f);
+            uint64_t what = !good ? 1 : mix(kv_xxh64(f.record.key, f.record.key_size, f.record.table_id), f.record.version);
+            sum += mix(what, kv_loc_flags(f.location));
+        }
+    } while (hash != 0);
+    free(slots);
+    return sum;
+}
+
+static uint64_t lanes_digest(const sessions *s) {
+    wire_out out = {0};
+    lanes_put(&out, s);
+    uint64_t digest = kv_xxh64(out.bytes, out.size, 0);
+    wire_free(&out);
+    return digest;
+}
+
+static void compare(world *w, uint32_t i, const kv_replica *one, const kv_replica *other) {
+    if (index_digest(one) != index_digest(other)) violate(w, "replica %u shows something else without its checkpoint", i + 1);
+    if (one->incarnation != other->incarnation) violate(w, "replica %u has another life without its checkpoint", i + 1);
+    for (uint32_t s = 0; s < SHARDS; s++) {
+        const shard *a = &one->shards[s], *b = &other->shards[s];
+        bool same = a->promised == b->promised && a->commit == b->commit && a->applied == b->applied &&
+                    log_last(&a->log) == log_last(&b->log) && log_last_ballot(&a->log) == log_last_ballot(&b->log) &&
+                    a->whole_from == b->whole_from && a->installing.active == b->installing.active &&
+                    lanes_digest(&a->sessions) == lanes_digest(&b->sessions);
+        if (!same) violate(w, "replica %u has another shard %u without its checkpoint", i + 1, s);
+    }
+}
+
+static void open_twice(world *w, uint32_t i, const kv_replica_options *options, kv_sim *copy) {
+    kv_replica_options plain = *options;
+    kv_replica *other;
+    kv_fault fault;
+    plain.checkpoint = NULL;
+    w->counts.opened_twice++;
+    if (kv_replica_open(kv_sim_io(copy), &plain, &fault, &other) != KV_OK) {
+        violate(w, "replica %u cannot open its log without its checkpoint: %s", i + 1, fault.what);
+        return;
+    }
+    compare(w, i, w->nodes[i].core, other);
+    kv_replica_free(other);
+}
+
+bool space_open(world *w, uint32_t i, kv_replica_options *options, kv_fault *fault) {
+    node *x = &w->nodes[i];
+    const blob *from = likely(w, 0.7) ? &x->newest : likely(w, 0.5) ? &x->older : NULL;
+    options->keep_size_max = w->keep_size_max;
+    if (from != NULL && from->bytes != NULL) {
+        options->checkpoint = from->bytes;
+        options->checkpoint_size = from->size;
+    }
+    bool twice = options->checkpoint != NULL && likely(w, 0.3);
+    kv_sim *copy = twice ? kv_sim_clone(x->disk) : NULL;
+    bool opened = kv_replica_open(kv_sim_io(x->disk), options, fault, &x->core) == KV_OK;
+    kv_stats stats = {0};
+    if (opened) KV_ASSERT(kv_store_measure(kv_replica_store(x->core), &stats) == KV_OK);
+    w->counts.checkpoints_used += stats.used_checkpoint != 0;
+    w->counts.checkpoints_refused += options->checkpoint != NULL && opened && !stats.used_checkpoint;
+    if (opened && twice && stats.used_checkpoint) open_twice(w, i, options, copy);
+    kv_sim_free(copy);
+    return opened;
+}

@@ -1,0 +1,203 @@
+/* replica_state.c -- what a replica keeps about a shard besides records, so that the log may go up to there; and how what is
+ * left of the log is replayed.
+ *
+ * The oldest segments of the log go, one behind the other, once nothing in them counts: no slot of the index points there,
+ * no record there is undecided or kept for peers, and what else they said of a shard is said again by a STATE behind them:
+ *
+ *   offset size field
+ *        0    8 incarnation     the highest that was used
+ *        8    8 promised
+ *       16    8 applied
+ *       24    8 its ballot      of the record at that version
+ *       32    8 whole from      see replica_snapshot.c
+ *       40    1 installing      a snapshot is on its way: what is here of the shard is not a state
+ *       41    . lanes           as in SNAPSHOT_END: what they were told up to `applied`
+ *
+ * A STATE is true at its place. So it is written again only when its segment is to go, or one with a record that comes behind
+ * what it says is applied: `shard_needs`.
+ *
+ * Because what goes is the front of the log, what is left is a true end of it: of a record that is there, everything that
+ * came later is there too, whatever cut it included. A replay therefore puts records at their versions as it always did, and
+ * needs no list of ballots to tell which ones counted. It differs in this alone: the first records of a shard that it meets
+ * may follow others that are gone. Then the version log begins there, and is marked with a `gap`, until a STATE says that
+ * everything before was applied. A gap that stays to the end is damage.
+ *
+ * With a checkpoint the replay begins at the oldest segment that `shard_needs`, and shows nothing of what lies before the
+ * checkpoint's position. */
+#include <stdio.h>
+
+#include "replica_internal.h"
+
+enum { STATE_FIXED = 41 };
+
+/* --- writing --- */
+
+static uint64_t applied_ballot(const shard *s) {
+    uint64_t ballot = 0;
+    log_ballot_at(&s->log, s->applied, &ballot);
+    return ballot;
+}
+
+kv_status state_log(kv_replica *r, shard *s) {
+    static const sessions nobody;
+    wire_out out = {0};
+    wire_put64(&out, r->incarnation);
+    wire_put64(&out, s->promised);
+    wire_put64(&out, s->applied);
+    wire_put64(&out, applied_ballot(s));
+    wire_put64(&out, s->whole_from);
+    wire_put8(&out, s->installing.active);
+    lanes_put(&out, mutated(r, KV_MUTATE_STATE_NO_SESSIONS) ? &nobody : &s->sessions);
+    kv_position position;
+    kv_status status = KV_ENOMEM;
+    if (out.failed) replica_fail(r, status);
+    else status = log_try(r, KV_KIND_STATE, s->number, 0, out.bytes, out.size, &position);
+    wire_free(&out);
+    if (status != KV_OK) return status;
+    s->state_at = position;
+    s->state_applied = s->applied;
+    s->state_needs = UINT32_MAX;
+    r->counts.states++;
+    return KV_OK;
+}
+
+/* --- what has to stay --- */
+
+/* Records up to `base` are let go of: the first of those that come behind the newest STATE is still wanted by a replay. */
+static void needs_note(shard *s, uint64_t base) {
+    uint64_t first = (s->state_applied > s->log.base ? s->state_applied : s->log.base) + 1;
+    if (first > base || first > log_last(&s->log)) return;
+    uint32_t segment = log_at(&s->log, first)->position.segment;
+    if (segment < s->state_needs) s->state_needs = segment;
+}
+
+void shard_let_go(shard *s, uint64_t base) {
+    if (base <= s->log.base) return;
+    needs_note(s, base);
+    log_let_go(&s->log, base);
+}
+
+void shard_restart(shard *s, uint64_t base, uint64_t ballot) {
+    needs_note(s, log_last(&s->log));
+    log_restart(&s->log, base, ballot);
+}
+
+uint32_t shard_needs(const shard *s) {
+    uint32_t oldest = s->state_at.segment; /* 0 without one: everything. */
+    if (s->state_needs < oldest) oldest = s->state_needs;
+    uint32_t first = s->log.count == 0 ? UINT32_MAX : log_at(&s->log, s->log.base + 1)->position.segment;
+    return first < oldest ? first : oldest;
+}
+
+/* --- replaying --- */
+
+void replay_at(kv_replica *r, kv_position position) {
+    bool whole = position.segment == 1;
+    if (!r->replaying.begun && !whole)
+        for (uint32_t i = 0; i < r->shard_count; i++) r->shards[i].gap = true;
+    if (!r->replaying.begun) r->replaying.trimmed = !whole;
+    r->replaying.begun = true;
+    r->replaying.hidden = kv_position_order(position) < r->late.image;
+}
+
+static void entry_extend(shard *s, kv_position position, uint32_t used) {
+    version_entry *last = log_at(&s->log, log_last(&s->log));
+    last->size = position.offset + used - last->position.offset;
+    last->record_count++;
+}
+
+/* The records of a batch come one by one, and follow one another. */
+static bool goes_on(const shard *s, const kv_record *record, kv_position position) {
+    if (s->log.count == 0 || log_last(&s->log) != record->version) return false;
+    const version_entry *last = log_at(&s->log, record->version);
+    return last->ballot == record->ballot && last->position.segment == position.segment &&
+           last->position.offset + last->size == position.offset;
+}
+
+/* Behind records that are gone, or in the place of one of them. A log that is not empty is the end of the true one, so nothing
+ * can follow it after a gap. */
+static kv_status version_begin(const kv_replica *r, shard *s, const kv_record *record) {
+    bool jumps = record->version > log_last(&s->log) + 1;
+    if (!r->replaying.trimmed || (jumps && s->log.count != 0)) return KV_ECORRUPT;
+    log_restart(&s->log, record->version - 1, record->prev_ballot);
+    if (s->log.base > s->applied) s->gap = true;
+    return KV_OK;
+}
+
+kv_status version_replay(const kv_replica *r, shard *s, const kv_record *record, kv_position position, uint32_t used) {
+    if (record->ballot > s->promised) s->promised = record->ballot;
+    if (goes_on(s, record, position)) {
+        entry_extend(s, position, used);
+        return KV_OK;
+    }
+    if (record->version <= s->applied) return KV_ECORRUPT;
+    bool fits = record->version > s->log.base && record->version <= log_last(&s->log) + 1;
+    kv_status status = fits ? KV_OK : version_begin(r, s, record);
+    if (status != KV_OK) return status;
+    log_cut(&s->log, record->version - 1);
+    version_entry entry = {.ballot = record->ballot, .position = position, .size = used, .record_count = 1};
+    return log_push(&s->log, &entry);
+}
+
+/* The version log as replayed so far, beside the STATE: it goes that far, or begins behind it, where records are gone. */
+static kv_status state_fits(shard *s, uint64_t applied, uint64_t ballot) {
+    uint64_t mine;
+    if (s->log.count == 0 && s->gap) log_restart(&s->log, applied, ballot);
+    bool behind = s->log.base > applied;
+    if (behind) return s->gap ? KV_OK : KV_ECORRUPT;
+    if (!log_ballot_at(&s->log, applied, &mine) || mine != ballot) return KV_ECORRUPT;
+    s->gap = false;
+    return KV_OK;
+}
+
+kv_status state_replay(kv_replica *r, const kv_record *record, kv_position position) {
+    shard *s = &r->shards[record->shard];
+    wire_in in = {.at = record->value, .end = record->value + record->value_size};
+    if (record->value_size < STATE_FIXED) return KV_ECORRUPT;
+    uint64_t incarnation = wire_take64(&in), promised = wire_take64(&in);
+    uint64_t applied = wire_take64(&in), ballot = wire_take64(&in), whole_from = wire_take64(&in);
+    bool in_pieces = wire_take8(&in) != 0;
+    if (incarnation > r->incarnation) r->incarnation = incarnation;
+    if (promised > s->promised) s->promised = promised;
+    if (applied < s->applied) return KV_ECORRUPT;
+    if (applied > s->commit) s->commit = applied;
+    if (s->gap) s->installing.active = in_pieces;
+    if (!s->installing.active) shard_apply(r, s);
+    if (r->failed != KV_OK) return r->failed;
+    kv_status status = state_fits(s, applied, ballot);
+    if (status != KV_OK || !lanes_take(&in, &s->sessions)) return KV_ECORRUPT;
+    s->applied = applied;
+    s->commit_logged = s->commit;
+    s->whole_from = whole_from;
+    s->state_at = position;
+    s->state_applied = applied;
+    s->state_needs = UINT32_MAX;
+    return KV_OK;
+}
+
+/* What was found so far came from a checkpoint that is of no use. */
+void replay_restart(kv_replica *r) {
+    for (uint32_t i = 0; i < r->shard_count; i++) {
+        shard *s = &r->shards[i];
+        sessions kept = s->sessions;
+        log_free(&s->log);
+        installing_clear(s);
+        sessions_clear(&kept);
+        *s = (shard){.number = (uint16_t)i, .sessions = kept, .state_needs = UINT32_MAX};
+    }
+    late_free(&r->late);
+    r->incarnation = 0;
+    r->failed = KV_OK;
+    r->replaying = (replaying){.on = true};
+}
+
+kv_status replay_end(const kv_replica *r, kv_fault *fault) {
+    for (uint32_t i = 0; i < r->shard_count; i++) {
+        const shard *s = &r->shards[i];
+        if (!s->gap && !(r->replaying.trimmed && s->state_at.segment == 0)) continue;
+        fault->status = KV_ECORRUPT;
+        snprintf(fault->what, sizeof fault->what, "the log is shorter than what it says of shard %u", i);
+        return KV_ECORRUPT;
+    }
+    return KV_OK;
+}
