@@ -274,10 +274,11 @@ static kv_status open_log(kv_replica *r, kv_io *io, kv_fault *fault) {
     if (!trim_open(r, &checkpoint, &size)) checkpoint = NULL;
     r->replaying.on = true;
     kv_status status = store_open_late(io, &r->options.store, &r->late, checkpoint, size, fault, &r->store);
-    r->replaying.on = false;
     r->options.checkpoint = NULL;
     if (status != KV_OK) r->store = NULL; /* It went as it failed. */
-    return status == KV_OK ? replay_end(r, fault) : status;
+    if (status == KV_OK) status = replay_end(r, fault);
+    r->replaying = (replaying){0};
+    return status;
 }
 
 kv_status kv_replica_open(kv_io *io, const kv_replica_options *options, kv_fault *fault, kv_replica **out) {
