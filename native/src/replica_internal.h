@@ -110,6 +110,7 @@ typedef struct shard {
     uint64_t state_applied; /* what it says is applied */
     uint32_t state_needs;   /* the oldest segment with a record that comes behind that, of those let go of since; or UINT32_MAX */
     bool gap;               /* replaying: records between `applied` and the base went with their segments, a STATE has to come */
+    uint64_t gap_from;      /* up to here nothing is missing */
 } shard;
 
 /* What was sent to a peer and is not acknowledged. */

@@ -262,6 +262,7 @@ kv_status installing_end(shard *s, const uint8_t *bytes, size_t size) {
     if (goes_on && from >= s->log.base && from <= log_last(&s->log)) shard_let_go(s, from);
     else if (!goes_on || !behind) shard_restart(s, from, from_ballot);
     if (s->log.base <= from) s->gap = false;
+    s->gap_from = from;
     s->commit = s->applied = from;
     s->commit_logged = from;
     s->whole_from = until;

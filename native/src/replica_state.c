@@ -25,6 +25,7 @@
  * With a checkpoint the replay begins at the oldest segment that `shard_needs`, and shows nothing of what lies before the
  * checkpoint's position. */
 #include <stdio.h>
+#include <stdlib.h>
 
 #include "replica_internal.h"
 
@@ -91,11 +92,23 @@ uint32_t shard_needs(const shard *s) {
 
 /* --- replaying --- */
 
+/* Segments have gone, or the replay begins behind some. */
+static kv_status is_trimmed(const kv_replica *r, bool *out) {
+    kv_segment_info *segments;
+    size_t count;
+    kv_status status = kv_flow_segments(r->store->flow, &segments, &count);
+    if (status != KV_OK) return status;
+    *out = segments[0].id != 1 || (r->late.image != 0 && r->late.start.segment != 1);
+    free(segments);
+    return KV_OK;
+}
+
 void replay_at(kv_replica *r, kv_position position) {
-    bool whole = position.segment == 1;
-    if (!r->replaying.begun && !whole)
-        for (uint32_t i = 0; i < r->shard_count; i++) r->shards[i].gap = true;
-    if (!r->replaying.begun) r->replaying.trimmed = !whole;
+    if (!r->replaying.begun) {
+        kv_status status = is_trimmed(r, &r->replaying.trimmed);
+        if (status != KV_OK) replica_fail(r, status);
+        for (uint32_t i = 0; i < r->shard_count; i++) r->shards[i].gap = r->replaying.trimmed;
+    }
     r->replaying.begun = true;
     r->replaying.hidden = kv_position_order(position) < r->late.image;
 }
@@ -120,7 +133,8 @@ static kv_status version_begin(const kv_replica *r, shard *s, const kv_record *r
     bool jumps = record->version > log_last(&s->log) + 1;
     if (!r->replaying.trimmed || (jumps && s->log.count != 0)) return KV_ECORRUPT;
     log_restart(&s->log, record->version - 1, record->prev_ballot);
-    if (s->log.base > s->applied) s->gap = true;
+    if (!s->gap) s->gap_from = s->applied;
+    s->gap = s->log.base > s->gap_from; /* A tail that is gone may have been cut: then nothing is missing. */
     return KV_OK;
 }
 
@@ -140,10 +154,11 @@ kv_status version_replay(const kv_replica *r, shard *s, const kv_record *record,
 }
 
 /* The version log as replayed so far, beside the STATE: it goes that far, or begins behind it, where records are gone. */
-static kv_status state_fits(shard *s, uint64_t applied, uint64_t ballot) {
+static kv_status state_fits(shard *s, uint64_t applied, uint64_t ballot, bool trimmed) {
     uint64_t mine;
-    if (s->log.count == 0 && s->gap) log_restart(&s->log, applied, ballot);
+    if (s->log.count == 0 && trimmed) log_restart(&s->log, applied, ballot);
     bool behind = s->log.base > applied;
+    s->gap_from = applied;
     if (behind) return s->gap ? KV_OK : KV_ECORRUPT;
     if (!log_ballot_at(&s->log, applied, &mine) || mine != ballot) return KV_ECORRUPT;
     s->gap = false;
@@ -164,7 +179,7 @@ kv_status state_replay(kv_replica *r, const kv_record *record, kv_position posit
     if (s->gap) s->installing.active = in_pieces;
     if (!s->installing.active) shard_apply(r, s);
     if (r->failed != KV_OK) return r->failed;
-    kv_status status = state_fits(s, applied, ballot);
+    kv_status status = state_fits(s, applied, ballot, r->replaying.trimmed);
     if (status != KV_OK || !lanes_take(&in, &s->sessions)) return KV_ECORRUPT;
     s->applied = applied;
     s->commit_logged = s->commit;
