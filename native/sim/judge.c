@@ -4,21 +4,25 @@
 
 #include "world.h"
 
-/* What is applied at a version is the same at every replica, in every life. */
-static void compare(world *w, uint32_t i, uint32_t shard, uint64_t version) {
-    uint64_t digest = kv_replica_digest(w->nodes[i].core, shard, version);
-    if (digest == 0) return; /* Let go of. */
-    if (version >= w->chosen[shard].capacity) {
-        size_t capacity = w->chosen[shard].capacity == 0 ? 256 : 2 * w->chosen[shard].capacity;
-        uint64_t *larger = realloc(w->chosen[shard].digests, capacity * sizeof *larger);
+/* false: somebody had something else at that version. 0: nothing is known here. */
+static bool same_as_ever(by_version *all, uint64_t version, uint64_t digest) {
+    if (digest == 0) return true;
+    if (version >= all->capacity) {
+        size_t capacity = all->capacity == 0 ? 256 : all->capacity;
+        while (capacity <= version) capacity *= 2;
+        uint64_t *larger = realloc(all->digests, capacity * sizeof *larger);
         KV_ASSERT(larger != NULL);
-        memset(larger + w->chosen[shard].capacity, 0, (capacity - w->chosen[shard].capacity) * sizeof *larger);
-        w->chosen[shard].digests = larger;
-        w->chosen[shard].capacity = capacity;
+        memset(larger + all->capacity, 0, (capacity - all->capacity) * sizeof *larger);
+        all->digests = larger;
+        all->capacity = capacity;
     }
-    uint64_t *chosen = &w->chosen[shard].digests[version];
-    if (*chosen == 0) *chosen = digest;
-    if (*chosen != digest)
+    if (all->digests[version] == 0) all->digests[version] = digest;
+    return all->digests[version] == digest;
+}
+
+/* What is applied at a version is the same at every replica, in every life; what was let go of cannot be asked any more. */
+static void compare(world *w, uint32_t i, uint32_t shard, uint64_t version) {
+    if (!same_as_ever(&w->chosen[shard], version, kv_replica_digest(w->nodes[i].core, shard, version)))
         violate(w, "two records at version %llu of shard %u, the second at replica %u", (unsigned long long)version, shard, i + 1);
 }
 
@@ -28,8 +32,13 @@ void agree(world *w, uint32_t i) {
         kv_shard_state state;
         kv_replica_shard(x->core, s, &state);
         for (uint64_t version = x->seen[s] + 1; version <= state.applied; version++) compare(w, i, s, version);
+        if (x->seen[s] != state.applied || x->fresh) {
+            if (!same_as_ever(&w->told[s], state.applied, space_lanes(x->core, s)))
+                violate(w, "other lanes than elsewhere at version %llu of shard %u, at replica %u", (unsigned long long)state.applied, s, i + 1);
+        }
         x->seen[s] = state.applied;
     }
+    x->fresh = false;
 }
 
 static void object_judge(world *w, kv_history_checker *checker, uint32_t object, kv_history_op *ops) {

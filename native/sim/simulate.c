@@ -86,7 +86,10 @@ static void world_free(world *w) {
     w->counts.crashes = crashes; /* The end of the world is none. */
     w->counts.owner_crashes = owner_crashes;
     for (size_t i = 0; i < w->heap_count; i++) free(w->heap[i].bytes);
-    for (uint32_t s = 0; s < SHARDS; s++) free(w->chosen[s].digests);
+    for (uint32_t s = 0; s < SHARDS; s++) {
+        free(w->chosen[s].digests);
+        free(w->told[s].digests);
+    }
     free(w->heap);
     free(w->entries);
 }

@@ -15,6 +15,7 @@ void space_choose(world *w) {
     static const uint32_t sizes[] = {1, 4 << 10, 16 << 10, 64 << 10};
     w->trim_pace = paces[pick(w, 4)];
     w->keep_size_max = sizes[pick(w, 4)];
+    w->in_a_hurry = likely(w, 0.5) ? 0.5 : 0;
 }
 
 static void space_later(world *w, uint32_t i) {
@@ -58,17 +59,17 @@ static void publish(world *w, uint32_t i) {
     w->counts.segments_removed += removed;
     if (w->calm || removed == 0 || !likely(w, w->harsh ? 0.3 : 0.05)) return;
     w->counts.torn_removals++;
-    x->crash_event = began + pick(w, (uint32_t)events);
-    node_crash(w, i, false);
+    x->crash_event = began + pick(w, (uint32_t)events + 1);
+    node_crash(w, i, likely(w, 0.5));
     world_at(w, between(w, 1, 40), EVENT_RESTART)->node = i;
 }
 
-static void checkpoint(world *w, uint32_t i) {
+static void checkpoint(world *w, uint32_t i, uint32_t steps) {
     node *x = &w->nodes[i];
     const uint8_t *bytes;
     size_t size;
     kv_status status = KV_MORE;
-    for (uint32_t steps = 1 + pick(w, 6); status == KV_MORE && steps > 0; steps--)
+    for (; status == KV_MORE && steps > 0; steps--)
         status = kv_replica_checkpoint(x->core, &bytes, &size);
     if (!is_fine(status)) violate(w, "replica %u cannot make a checkpoint: %d", i + 1, (int)status);
     if (status != KV_OK) return;
@@ -80,9 +81,9 @@ static void checkpoint(world *w, uint32_t i) {
     trace(w, "replica %u has a checkpoint", i + 1);
 }
 
-static void move(world *w, uint32_t i) {
+static void move(world *w, uint32_t i, uint32_t steps) {
     kv_status status = KV_MORE;
-    for (uint32_t steps = 1 + pick(w, 8); status == KV_MORE && steps > 0; steps--)
+    for (; status == KV_MORE && steps > 0; steps--)
         status = kv_replica_trim(w->nodes[i].core);
     if (!is_fine(status)) violate(w, "replica %u cannot move what is live: %d", i + 1, (int)status);
     w->counts.segments_moved += status == KV_OK;
@@ -91,9 +92,17 @@ static void move(world *w, uint32_t i) {
 void space_event(world *w, uint32_t i, uint64_t life) {
     node *x = &w->nodes[i];
     if (!x->up || life != x->life) return;
-    if (likely(w, 0.5)) move(w, i);
-    else if (x->unpublished) publish(w, i);
-    else checkpoint(w, i);
+    if (likely(w, w->in_a_hurry)) { /* Nothing comes in between, not even a sync. */
+        move(w, i, UINT32_MAX);
+        checkpoint(w, i, UINT32_MAX);
+        if (x->unpublished) publish(w, i);
+    } else if (likely(w, 0.5)) {
+        move(w, i, 1 + pick(w, 8));
+    } else if (x->unpublished) {
+        publish(w, i);
+    } else {
+        checkpoint(w, i, 1 + pick(w, 6));
+    }
     node_drain(w, i);
     if (x->up) space_later(w, i);
 }
@@ -134,6 +143,11 @@ static uint64_t lanes_digest(const sessions *s) {
     uint64_t digest = kv_xxh64(out.bytes, out.size, 0);
     wire_free(&out);
     return digest;
+}
+
+uint64_t space_lanes(const kv_replica *r, uint32_t number) {
+    const shard *s = &r->shards[number];
+    return s->installing.active || s->applied < s->whole_from ? 0 : lanes_digest(&s->sessions) | 1;
 }
 
 static void compare(world *w, uint32_t i, const kv_replica *one, const kv_replica *other) {

@@ -149,6 +149,7 @@ void node_boot(world *w, uint32_t i) {
     kv_sim_set_recording(x->disk, true);
     x->syncing = false;
     x->stuck = x->promises = 0;
+    x->fresh = true;
     x->owned = 0;
     x->up = space_open(w, i, &options, &fault);
     if (!x->up) {

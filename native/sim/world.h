@@ -51,6 +51,7 @@ typedef struct node {
     kv_sim *disk;
     kv_replica *core;
     bool up, syncing, damaged;
+    bool fresh;            /* it has opened, and was not looked at since */
     uint64_t life, stuck;
     int64_t skew;          /* of its clock, units */
     uint64_t seen[SHARDS]; /* applied versions that were compared */
@@ -99,6 +100,11 @@ typedef struct counts {
         segments_moved, segments_removed, torn_removals, checkpoints, checkpoints_used, checkpoints_refused, opened_twice;
 } counts;
 
+typedef struct by_version {
+    uint64_t *digests;
+    size_t capacity;
+} by_version;
+
 typedef struct world {
     uint64_t seed, random, now, order;
     uint32_t n;
@@ -116,7 +122,7 @@ typedef struct world {
     bool harsh;
     uint32_t bulk;                 /* batches of keys that nobody looks at: an index of several tables */
     bool policy;                   /* the replicas themselves decide who takes over */
-    double trim_pace;              /* units between two times that a replica gives disk back */
+    double trim_pace, in_a_hurry;  /* units between two times that a replica gives disk back; how often it is all at once */
     uint32_t keep_size_max;
     uint32_t weak;                 /* bits of wire types that are lost more often */
     uint32_t shards_busy, objects_busy; /* bits */
@@ -126,7 +132,7 @@ typedef struct world {
     /* what happened */
     entry *entries;
     size_t entry_count;
-    struct { uint64_t *digests; size_t capacity; } chosen[SHARDS];
+    by_version chosen[SHARDS], told[SHARDS]; /* records; what lanes were told */
     bool final_done[OBJECTS];
     uint32_t final_entry[OBJECTS], final_sends[OBJECTS];
     counts counts;
@@ -177,6 +183,8 @@ void space_crashed(world *w, uint32_t i); /* the node's disk is what the crash l
 void space_free(node *x);
 /* Opens the node's disk, from the newest checkpoint, an older one or none. */
 bool space_open(world *w, uint32_t i, kv_replica_options *options, kv_fault *fault);
+
+uint64_t space_lanes(const kv_replica *core, uint32_t shard); /* digest of what they were told; 0: not of one moment */
 
 /* judge.c */
 void agree(world *w, uint32_t i);

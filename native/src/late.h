@@ -34,7 +34,7 @@ typedef kv_status (*late_resolve)(void *context, kv_store *store, const kv_recor
 
 struct kv_late {
     late_resolve resolve; /* gets what a replay finds, in the order of its arrival */
-    void (*restart)(void *context); /* what it got so far is nothing: the replay begins anew, without a checkpoint */
+    void (*restart)(void *context); /* what it got so far is nothing: the replay begins anew, without a checkpoint; or NULL */
     void *context;
 
     /* Checkpoints. A replay begins before the position of the one it opens from, because records may be undecided that lie

@@ -225,7 +225,7 @@ static kv_status open_state(kv_store *store, const uint8_t *checkpoint, size_t s
     state_clear(store);
     if (store->late != NULL) {
         store->late->image = 0;
-        store->late->restart(store->late->context);
+        if (store->late->restart != NULL) store->late->restart(store->late->context);
     }
     *fault = (kv_fault){0};
     status = state_new(store);
