@@ -28,6 +28,7 @@ static void compare(world *w, uint32_t i, uint32_t shard, uint64_t version) {
 
 void agree(world *w, uint32_t i) {
     node *x = &w->nodes[i];
+    if (!space_goes_on(x->core)) violate(w, "replica %u has given up", i + 1);
     for (uint32_t s = 0; s < SHARDS; s++) {
         kv_shard_state state;
         kv_replica_shard(x->core, s, &state);

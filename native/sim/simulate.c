@@ -47,6 +47,10 @@ static void world_finish(world *w) {
             if (node_owns(w, i, 0) || node_owns(w, i, 1)) node_crash(w, i, true);
     w->calm = true;
     w->slow_fsync = 0;
+    for (uint32_t i = 0; i < w->n; i++) {
+        w->nodes[i].full_until = w->now;
+        space_room(w, i);
+    }
     memset(w->cut, 0, sizeof w->cut);
     for (uint32_t i = 0; i < w->n; i++)
         if (!w->nodes[i].up) node_boot(w, i);
@@ -117,7 +121,7 @@ static void counts_show(const counts *c, uint64_t seeds) {
         "steals", "scripts", "restarts", "undecided", "committed", "takeovers", "adoptions", "step_downs", "refusals", "cuts",
         "reconnects", "deduplicated", "evicted", "failures_recorded", "late_flows", "follower_reads", "expired", "offers",
         "snapshots", "installed", "states", "segments_moved", "segments_removed", "torn_removals", "checkpoints",
-        "checkpoints_used", "checkpoints_refused", "opened_twice"};
+        "checkpoints_used", "checkpoints_refused", "opened_twice", "full_disks", "refused_full"};
     const uint64_t *all = (const uint64_t *)c;
     for (size_t i = 0; i < sizeof *c / sizeof *all; i++)
         printf("%s %llu (%.1f a seed)\n", names[i], (unsigned long long)all[i], (double)all[i] / (double)seeds);

@@ -16,6 +16,7 @@ void space_choose(world *w) {
     w->trim_pace = paces[pick(w, 4)];
     w->keep_size_max = sizes[pick(w, 4)];
     w->in_a_hurry = likely(w, 0.5) ? 0.5 : 0;
+    w->full_pace = likely(w, 0.3) ? 80 : 1e9;
 }
 
 static void space_later(world *w, uint32_t i) {
@@ -25,7 +26,38 @@ static void space_later(world *w, uint32_t i) {
     e->life = w->nodes[i].life;
 }
 
-void space_begin(world *w, uint32_t i) { space_later(w, i); }
+static bool is_full(const world *w, uint32_t i) { return w->nodes[i].full_until > w->now; }
+
+static void full_later(world *w, uint32_t i) {
+    if (w->full_pace < 1e6) world_at(w, rarely(w, w->full_pace), EVENT_FULL)->node = i;
+}
+
+void space_begin(world *w, uint32_t i) {
+    space_later(w, i);
+    if (w->nodes[i].life == 1) full_later(w, i);
+}
+
+/* The disk takes a little more, and then nothing. */
+static void limit(world *w, uint32_t i) {
+    node *x = &w->nodes[i];
+    kv_sim_limit(x->disk, is_full(w, i) ? kv_sim_used(x->disk) + pick(w, 1 << 15) : UINT64_MAX);
+}
+
+void space_full(world *w, uint32_t i) {
+    node *x = &w->nodes[i];
+    if (w->calm) return;
+    w->counts.full_disks++;
+    x->full_until = w->now + between(w, 5, 120);
+    trace(w, "the disk of replica %u is full", i + 1);
+    limit(w, i);
+    world_at(w, x->full_until - w->now, EVENT_ROOM)->node = i;
+}
+
+void space_room(world *w, uint32_t i) {
+    trace(w, "the disk of replica %u has room again", i + 1);
+    limit(w, i);
+    full_later(w, i);
+}
 
 static void blob_set(blob *to, const uint8_t *bytes, size_t size) {
     to->bytes = malloc(size);
@@ -40,8 +72,9 @@ void space_free(node *x) {
     x->newest = x->older = (blob){0};
 }
 
-/* What may go wrong without being wrong: there is nothing to do, or it has to wait. */
-static bool is_fine(kv_status status) {
+/* What may go wrong without being wrong: there is nothing to do, it has to wait, or there is no room. */
+static bool is_fine(const world *w, uint32_t i, kv_status status) {
+    if (status == KV_ENOSPC) return is_full(w, i);
     return status == KV_OK || status == KV_MORE || status == KV_EOF || status == KV_EWAIT;
 }
 
@@ -51,7 +84,7 @@ static void publish(world *w, uint32_t i) {
     uint64_t began = kv_sim_event_count(x->disk);
     KV_ASSERT(kv_store_measure(kv_replica_store(x->core), &was) == KV_OK);
     kv_status status = kv_replica_published(x->core);
-    if (!is_fine(status)) violate(w, "replica %u cannot take segments out: %d", i + 1, (int)status);
+    if (!is_fine(w, i, status)) violate(w, "replica %u cannot take segments out: %d", i + 1, (int)status);
     KV_ASSERT(kv_store_measure(kv_replica_store(x->core), &is) == KV_OK);
     uint64_t removed = is.removed_count - was.removed_count, events = kv_sim_event_count(x->disk) - began;
     trace(w, "replica %u has its checkpoint published, %llu segments go", i + 1, (unsigned long long)removed);
@@ -71,7 +104,7 @@ static void checkpoint(world *w, uint32_t i, uint32_t steps) {
     kv_status status = KV_MORE;
     for (; status == KV_MORE && steps > 0; steps--)
         status = kv_replica_checkpoint(x->core, &bytes, &size);
-    if (!is_fine(status)) violate(w, "replica %u cannot make a checkpoint: %d", i + 1, (int)status);
+    if (!is_fine(w, i, status)) violate(w, "replica %u cannot make a checkpoint: %d", i + 1, (int)status);
     if (status != KV_OK) return;
     free(x->older.bytes);
     x->older = x->newest;
@@ -85,7 +118,7 @@ static void move(world *w, uint32_t i, uint32_t steps) {
     kv_status status = KV_MORE;
     for (; status == KV_MORE && steps > 0; steps--)
         status = kv_replica_trim(w->nodes[i].core);
-    if (!is_fine(status)) violate(w, "replica %u cannot move what is live: %d", i + 1, (int)status);
+    if (!is_fine(w, i, status)) violate(w, "replica %u cannot move what is live: %d", i + 1, (int)status);
     w->counts.segments_moved += status == KV_OK;
 }
 
@@ -112,6 +145,7 @@ void space_event(world *w, uint32_t i, uint64_t life) {
 void space_crashed(world *w, uint32_t i) {
     w->nodes[i].crash_event = 0;
     w->nodes[i].unpublished = false;
+    if (is_full(w, i)) limit(w, i);
 }
 
 static uint64_t mix(uint64_t digest, uint64_t more) { return kv_mix64(digest ^ more) + digest; }
@@ -144,6 +178,8 @@ static uint64_t lanes_digest(const sessions *s) {
     wire_free(&out);
     return digest;
 }
+
+bool space_goes_on(const kv_replica *r) { return r->failed == KV_OK; }
 
 uint64_t space_lanes(const kv_replica *r, uint32_t number) {
     const shard *s = &r->shards[number];

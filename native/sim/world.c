@@ -133,6 +133,7 @@ static void counts_take(world *w, const kv_replica_counts *c) {
     w->counts.snapshots += c->snapshots;
     w->counts.installed += c->installed;
     w->counts.states += c->states;
+    w->counts.refused_full += c->full;
 }
 
 void node_boot(world *w, uint32_t i) {
@@ -152,6 +153,10 @@ void node_boot(world *w, uint32_t i) {
     x->fresh = true;
     x->owned = 0;
     x->up = space_open(w, i, &options, &fault);
+    if (!x->up && fault.status == KV_ENOSPC && x->full_until > w->now) {
+        world_at(w, between(w, 5, 20), EVENT_RESTART)->node = i;
+        return;
+    }
     if (!x->up) {
         violate(w, "replica %u cannot open its log: %s", i + 1, fault.what);
         return;
@@ -314,6 +319,8 @@ static void happen(world *w, event *e) {
     case EVENT_FINAL_TIMEOUT: final_timeout(w, e->node, (uint32_t)e->argument); break;
     case EVENT_BULK: bulk_next(w); break;
     case EVENT_TRIM: space_event(w, e->node, e->life); break;
+    case EVENT_FULL: space_full(w, e->node); break;
+    case EVENT_ROOM: space_room(w, e->node); break;
     case EVENT_STUCK: w->nodes[e->node].stuck = e->argument; break;
     }
     free(e->bytes);

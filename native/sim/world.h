@@ -29,7 +29,7 @@ enum object { OBJECT_KEY, OBJECT_FEW, OBJECT_COUNTER, OBJECT_PAIR, OBJECT_TABLE,
 enum event_kind {
     EVENT_TICK, EVENT_TAKEOVER, EVENT_FSYNC, EVENT_FSYNCED, EVENT_DELIVER, EVENT_ARRIVE, EVENT_ANSWER, EVENT_CLIENT_NEXT,
     EVENT_CLIENT_TIMEOUT, EVENT_NEMESIS, EVENT_CRASH, EVENT_RESTART, EVENT_CUT, EVENT_HEAL, EVENT_SCRIPT, EVENT_FINAL_TIMEOUT,
-    EVENT_STUCK, EVENT_BULK, EVENT_TRIM
+    EVENT_STUCK, EVENT_BULK, EVENT_TRIM, EVENT_FULL, EVENT_ROOM
 };
 
 typedef struct event {
@@ -60,6 +60,7 @@ typedef struct node {
     blob newest, older;    /* checkpoints, as its driver stored them */
     bool unpublished;      /* the newest was stored, and the replica has not heard of that */
     uint64_t crash_event;  /* of the disk: it crashes as this begins; 0: now */
+    uint64_t full_until;   /* the disk has no room before then */
 } node;
 
 /* An operation of a client, as it stands; copied into every sending. */
@@ -97,7 +98,8 @@ typedef struct counts {
     uint64_t operations, answered, unknown, messages, duplicates, crashes, owner_crashes, whole_set, partitions, steals,
         scripts, restarts, undecided, committed, takeovers, adoptions, step_downs, refusals, cuts, reconnects, deduplicated,
         evicted, failures_recorded, late_flows, follower_reads, expired, offers, snapshots, installed, states,
-        segments_moved, segments_removed, torn_removals, checkpoints, checkpoints_used, checkpoints_refused, opened_twice;
+        segments_moved, segments_removed, torn_removals, checkpoints, checkpoints_used, checkpoints_refused, opened_twice,
+        full_disks, refused_full;
 } counts;
 
 typedef struct by_version {
@@ -124,6 +126,7 @@ typedef struct world {
     bool policy;                   /* the replicas themselves decide who takes over */
     double trim_pace, in_a_hurry;  /* units between two times that a replica gives disk back; how often it is all at once */
     uint32_t keep_size_max;
+    double full_pace;              /* units between two times that a disk is full */
     uint32_t weak;                 /* bits of wire types that are lost more often */
     uint32_t shards_busy, objects_busy; /* bits */
     uint32_t scripts;              /* bits */
@@ -179,11 +182,14 @@ void moment(world *w, uint32_t i); /* has the node just promised, or opened a ba
 void space_choose(world *w);
 void space_begin(world *w, uint32_t i);
 void space_event(world *w, uint32_t i, uint64_t life);
+void space_full(world *w, uint32_t i);
+void space_room(world *w, uint32_t i);
 void space_crashed(world *w, uint32_t i); /* the node's disk is what the crash left */
 void space_free(node *x);
 /* Opens the node's disk, from the newest checkpoint, an older one or none. */
 bool space_open(world *w, uint32_t i, kv_replica_options *options, kv_fault *fault);
 
+bool space_goes_on(const kv_replica *core); /* it has not ended itself */
 uint64_t space_lanes(const kv_replica *core, uint32_t shard); /* digest of what they were told; 0: not of one moment */
 
 /* judge.c */

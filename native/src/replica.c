@@ -26,6 +26,11 @@ void replica_fail(kv_replica *r, kv_status status) {
     if (r->failed == KV_OK) r->failed = status;
 }
 
+void append_failed(kv_replica *r, kv_status status) {
+    if (status == KV_ENOSPC) r->full = true;
+    else replica_fail(r, status);
+}
+
 uint64_t replica_nonce(kv_replica *r) { return ++r->nonce; }
 
 int member_of(const kv_replica *r, uint16_t node) {
@@ -42,8 +47,8 @@ kv_status log_try(kv_replica *r, uint8_t kind, uint16_t shard_number, uint64_t b
     kv_record record = {.kind = kind, .shard = shard_number, .version = kv_flow_sequence(r->store->flow) + 1, .ballot = ballot,
                         .options = (uint16_t)(KV_HAS_SEQUENCE | (ballot != 0 ? KV_HAS_BALLOT : 0)),
                         .value = value, .value_size = (uint32_t)size};
-    kv_status status = late_append(r->store, &record, 1, position, &used);
-    if (status != KV_OK && status != KV_ENOSPC) replica_fail(r, status);
+    kv_status status = r->full ? KV_ENOSPC : late_append(r->store, &record, 1, position, &used);
+    if (status != KV_OK) append_failed(r, status);
     return status;
 }
 
@@ -307,6 +312,10 @@ kv_status kv_replica_open(kv_io *io, const kv_replica_options *options, kv_fault
     if (status == KV_OK) status = kv_caller_new(r->store, &r->caller);
     if (status == KV_OK) begin_life(r);
     if (status == KV_OK) status = r->failed;
+    if (status != KV_OK && fault->status == KV_OK) {
+        fault->status = status;
+        snprintf(fault->what, sizeof fault->what, "the log cannot be written: %s", kv_status_name(status));
+    }
     if (status != KV_OK) {
         kv_replica_free(r);
         return status;
@@ -408,6 +417,7 @@ static void let_go(const kv_replica *r, shard *s) {
 
 void kv_replica_tick(kv_replica *r) {
     r->now++;
+    r->full = false; /* There may be room again. */
     if (!r->ready || stopped(r)) return;
     reads_check(r);
     for (uint32_t i = 0; i < r->member_count; i++) {
@@ -423,7 +433,7 @@ void kv_replica_tick(kv_replica *r) {
     if (r->options.policy) policy_tick(r);
     if (r->now % r->options.heartbeat_ticks != 0) return;
     expire_some(r);
-    if (log_commits(r) == KV_ENOSPC) replica_fail(r, KV_ENOSPC);
+    log_commits(r);
     flow_pack(r, true);
 }
 

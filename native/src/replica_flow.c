@@ -272,7 +272,7 @@ static bool is_here(kv_replica *r, const shard *s, uint64_t version, uint64_t ba
 static void version_append(kv_replica *r, shard *s, kv_record *records, size_t count, uint64_t version, uint64_t ballot,
                            uint64_t prev_ballot) {
     version_entry entry = {.ballot = ballot, .record_count = (uint32_t)count};
-    if (version <= log_last(&s->log)) r->counts.cuts++;
+    uint64_t before = log_last(&s->log);
     for (size_t i = 0; i < count; i++) {
         records[i].shard = s->number;
         records[i].version = version;
@@ -280,12 +280,17 @@ static void version_append(kv_replica *r, shard *s, kv_record *records, size_t c
         records[i].prev_ballot = prev_ballot;
         records[i].options |= LATE_OPTIONS;
     }
-    kv_status status = late_append(r->store, records, count, &entry.position, &entry.size);
+    kv_status status = r->full ? KV_ENOSPC : late_append(r->store, records, count, &entry.position, &entry.size);
     if (status == KV_OK) {
         log_cut(&s->log, version - 1);
         status = log_push(&s->log, &entry);
+        if (version <= before) r->counts.cuts++;
     }
-    if (status != KV_OK) replica_fail(r, status);
+    if (status != KV_OK) {
+        append_failed(r, status);
+        r->dropped = true;
+        return;
+    }
     /* Reached by a rule left out alone: what was applied is taken back without being undone. */
     if (s->applied >= version) s->applied = s->commit = version - 1;
 }
@@ -297,7 +302,7 @@ bool version_take(kv_replica *r, shard *s, wire_in *in, uint64_t version, uint64
     if (records == NULL) return false;
     if (!is_here(r, s, version, own_ballot)) version_append(r, s, records, count, version, own_ballot, *prev_ballot);
     *prev_ballot = own_ballot;
-    return r->failed == KV_OK;
+    return r->failed == KV_OK && !r->dropped;
 }
 
 typedef struct append {
@@ -330,9 +335,14 @@ static void commit_take(kv_replica *r, shard *s, const append *a) {
 static bool append_take(kv_replica *r, shard *s, const append *a, wire_in *in) {
     if (!ballot_heed(r, s, a->ballot) || s->installing.active || !follows(r, s, a)) return false;
     uint64_t prev_ballot = a->prev_ballot;
-    for (uint64_t i = 0; i < a->count; i++)
-        if (!version_take(r, s, in, a->prev_version + 1 + i, a->ballot, &prev_ballot)) return true;
-    commit_take(r, s, a);
+    append taken = *a;
+    for (taken.count = 0; taken.count < a->count; taken.count++) {
+        if (version_take(r, s, in, a->prev_version + 1 + taken.count, a->ballot, &prev_ballot)) continue;
+        if (in->bad || r->failed != KV_OK) return true;
+        versions_skip(r, in, a->count - taken.count - 1); /* No room. What comes behind this one can wait, too. */
+        break;
+    }
+    commit_take(r, s, &taken);
     return true;
 }
 
@@ -401,9 +411,11 @@ void flow_receive(kv_replica *r, peer *p, wire_in *in) {
         list_clear(&p->refusals);
     }
     bool late = order < 0; /* Of a connection that was given up: harmless, and never acknowledged. */
+    r->dropped = false;
     items_take(r, p, in, seq, late);
     if (late) r->counts.late_flows++;
     if (late || in->bad || r->failed != KV_OK) return;
+    if (r->dropped) return; /* As if it had been lost on its way: the sender begins anew after a while. */
     cursor_move(p, seq);
     if (p->refusals.count > REFUSALS_MAX) return; /* Silence: the sender begins anew. */
     p->cursor_end = log_end(r);

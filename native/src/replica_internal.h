@@ -210,6 +210,7 @@ typedef struct replaying {
 typedef struct trimming {
     kv_compaction *compaction; /* NULL: none is under way */
     uint32_t segment;          /* which one it is of, or was */
+    uint32_t done;             /* the one that was emptied last */
     kv_sweep *sweep;
     kv_checkpoint *checkpoint;
     kv_position start;         /* from where a replay beside it has to begin */
@@ -246,6 +247,9 @@ struct kv_replica {
     kv_replica_counts counts;
     replaying replaying;
     trimming trimming;
+    bool full;    /* the log had no room for a record; nothing that needs one is tried again before the next tick */
+    bool dropped; /* so something of the message at hand was not taken in, and all of it has to come again */
+    bool blocked; /* so a name whose time is over could not be ended */
 };
 
 static inline bool mutated(const kv_replica *r, enum kv_mutation mutation) {
@@ -263,13 +267,15 @@ static inline void stir(kv_replica *r, const shard *s) { r->stirred[s->number / 
 
 /* replica.c */
 void replica_fail(kv_replica *r, kv_status status);
+/* What an append came to: no room is no failure, and passes. */
+void append_failed(kv_replica *r, kv_status status);
 uint64_t replica_nonce(kv_replica *r);
 int member_of(const kv_replica *r, uint16_t node); /* its index; -1: it is none */
 void reply_add(kv_replica *r, const kv_reply *reply);
 void reply_simple(kv_replica *r, uint64_t token, int32_t status);
 /* Appends a record of the replica itself, about a shard (by number) or, 0, about none. */
 void log_state(kv_replica *r, uint8_t kind, uint16_t shard_number, uint64_t ballot, const uint8_t *value, size_t size);
-/* The same; KV_ENOSPC is the caller's to answer. */
+/* The same; KV_ENOSPC is the caller's to answer, and has set `full`. */
 kv_status log_try(kv_replica *r, uint8_t kind, uint16_t shard_number, uint64_t ballot, const uint8_t *value, size_t size,
                   kv_position *position);
 kv_status log_commits(kv_replica *r); /* COMMIT, of shards where it has risen; KV_ENOSPC */
@@ -288,7 +294,7 @@ void shard_step_down(kv_replica *r, shard *s);
 bool ballot_heed(kv_replica *r, shard *s, uint64_t ballot);
 void shard_advance(kv_replica *r, shard *s);
 void shard_apply(kv_replica *r, shard *s);
-void shard_barrier(kv_replica *r, shard *s);
+bool shard_barrier(kv_replica *r, shard *s); /* false: there is no room for it */
 void owned_durable(kv_replica *r);
 /* Deletes, by a record, what an ask is about and its time has ended; true: it proposed one. */
 bool shard_expire(kv_replica *r, shard *s, const kv_ask *ask);

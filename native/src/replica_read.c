@@ -156,7 +156,12 @@ static uint64_t read_position(const kv_replica *r, const shard *s) {
 }
 
 void read_owned(kv_replica *r, shard *s, const kv_ask *a) {
+    r->blocked = false;
     uint64_t position = shard_expire(r, s, a) ? log_last(&s->log) : read_position(r, s);
+    if (r->blocked) { /* It is over, and cannot be ended: neither what it was nor nothing would be right. */
+        reply_add(r, &(kv_reply){.token = a->token, .status = KV_ANSWER_UNAVAILABLE, .error = KV_ENOSPC, .value_size = -1});
+        return;
+    }
     if (r->failed != KV_OK || s->own.ballot == 0) return;
     read *one = read_add_owned(r, s, READ_ASK, position);
     if (one != NULL && ask_copy(a, &one->asked) != KV_OK) replica_fail(r, KV_ENOMEM);

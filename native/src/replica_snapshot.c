@@ -130,9 +130,14 @@ static void state_append(kv_replica *r, kv_record *record) {
     uint32_t used;
     kv_fault fault;
     record->flags = (uint8_t)((record->flags & ~KV_FLAG_CREATED) | KV_FLAG_MOVED);
-    kv_status status = late_append(r->store, record, 1, &position, &used);
-    if (status == KV_OK) status = state_show(r, record, position, used, &fault);
-    if (status != KV_OK) replica_fail(r, status);
+    kv_status status = r->full ? KV_ENOSPC : late_append(r->store, record, 1, &position, &used);
+    if (status == KV_OK) {
+        status = state_show(r, record, position, used, &fault);
+        if (status != KV_OK) replica_fail(r, status);
+        return;
+    }
+    append_failed(r, status);
+    r->dropped = true;
 }
 
 /* Newer than what stands there, or of the same version and come later. */
@@ -157,7 +162,7 @@ static void state_wipe(kv_replica *r, const shard *s) {
     do {
         kv_status status = kv_index_walk(r->store->index, &hash, &slots, &capacity, &count);
         if (status != KV_OK) replica_fail(r, status);
-        for (size_t i = 0; i < count && r->failed == KV_OK; i++) {
+        for (size_t i = 0; i < count && r->failed == KV_OK && !r->dropped; i++) {
             unsigned flags = kv_loc_flags(slots[i].location);
             found f;
             if (flags & (KV_LOC_HEAD | KV_LOC_FLOOR | KV_LOC_TOMBSTONE)) continue;
@@ -171,7 +176,7 @@ static void state_wipe(kv_replica *r, const shard *s) {
             end.value_size = 0;
             state_append(r, &end);
         }
-    } while (hash != 0 && r->failed == KV_OK);
+    } while (hash != 0 && r->failed == KV_OK && !r->dropped);
     free(slots);
 }
 
@@ -182,11 +187,22 @@ void installing_clear(shard *s) {
 }
 
 static void installing_begin(kv_replica *r, shard *s, uint64_t from, uint64_t ballot, uint64_t walk) {
+    kv_position position;
     sweep_stop(r); /* A table that it is about may come back. */
-    log_state(r, KV_KIND_SNAPSHOT_BEGIN, s->number, ballot, NULL, 0);
+    if (log_try(r, KV_KIND_SNAPSHOT_BEGIN, s->number, ballot, NULL, 0, &position) != KV_OK) {
+        r->dropped = true;
+        return;
+    }
     installing_clear(s);
-    s->installing = (installing){.active = true, .from = from, .ballot = ballot, .walk = walk};
+    s->installing.active = true; /* Of no walk yet: one that finds no room to wipe what is here begins anew. */
     state_wipe(r, s);
+    if (!r->dropped) s->installing = (installing){.active = true, .from = from, .ballot = ballot, .walk = walk};
+}
+
+/* It found no room, and has to come again. */
+static void piece_forget(installing *i, uint64_t piece) {
+    i->pieces[piece / 8] &= (uint8_t)~(1 << piece % 8);
+    i->piece_count--;
 }
 
 /* false: it came before. */
@@ -280,11 +296,14 @@ static void install(kv_replica *r, shard *s, uint64_t from_ballot) {
     wire_put64(&out, i->until);
     wire_put8(&out, log_ballot_at(&s->log, i->from, &mine) && mine == from_ballot);
     wire_put_bytes(&out, i->lanes, i->lanes_size);
-    if (out.failed) replica_fail(r, KV_ENOMEM);
-    else log_state(r, KV_KIND_SNAPSHOT_END, s->number, i->ballot, out.bytes, out.size);
-    if (r->failed == KV_OK && installing_end(s, out.bytes, out.size) != KV_OK) replica_fail(r, KV_ECORRUPT);
+    kv_position position;
+    kv_status status = KV_ENOMEM;
+    if (out.failed) replica_fail(r, status);
+    else status = log_try(r, KV_KIND_SNAPSHOT_END, s->number, i->ballot, out.bytes, out.size, &position);
+    if (status == KV_OK && installing_end(s, out.bytes, out.size) != KV_OK) replica_fail(r, KV_ECORRUPT);
     wire_free(&out);
-    r->counts.installed++;
+    r->dropped |= status != KV_OK;
+    r->counts.installed += status == KV_OK;
 }
 
 /* What only the last piece has. */
@@ -317,8 +336,11 @@ bool piece_take(kv_replica *r, shard *s, uint64_t ballot, wire_in *in) {
     bool newer = from > s->commit || mutated(r, KV_MUTATE_SNAPSHOT_DROPS_TAIL);
     bool wanted = accepted && !older && (newer || same);
     if (wanted && !same) installing_begin(r, s, from, ballot, walk);
-    states_take(r, s, in, wanted && piece_note(r, i, piece));
+    wanted = wanted && !r->dropped;
+    bool fresh = wanted && piece_note(r, i, piece);
+    states_take(r, s, in, fresh);
+    if (fresh && r->dropped) piece_forget(i, piece);
     if (wire_take8(in) != 0) last_piece_take(r, i, in, wanted);
-    if (wanted && !in->bad && r->failed == KV_OK && i->count != 0 && i->piece_count == i->count) install(r, s, from_ballot);
+    if (wanted && !r->dropped && !in->bad && r->failed == KV_OK && i->count != 0 && i->piece_count == i->count) install(r, s, from_ballot);
     return accepted;
 }

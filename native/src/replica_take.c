@@ -15,6 +15,7 @@ enum { TAIL_NOT_HIGHER = 0, TAIL_SHOWN = 1, TAIL_LOST = 2 };
 /* One shard of a PREPARE. */
 typedef struct prepare_ask {
     uint64_t commit, last_ballot, last;
+    uint64_t before; /* what was promised, if it is granted */
     uint16_t shard;
     bool granted;
 } prepare_ask;
@@ -40,11 +41,14 @@ void taking_clear(kv_replica *r, shard *s, bool answer) {
 
 /* --- the taker's first step --- */
 
-static void log_promise(kv_replica *r, uint64_t ballot, const uint16_t *shards, size_t count) {
+/* KV_ENOSPC: then nothing is promised. */
+static kv_status log_promise(kv_replica *r, uint64_t ballot, const uint16_t *shards, size_t count) {
     uint8_t value[2 * KV_SHARDS_MAX];
+    kv_position position;
     for (size_t i = 0; i < count; i++) kv_store16(value + 2 * i, shards[i]);
-    r->counts.promises++;
-    log_state(r, KV_KIND_PROMISE, 0, ballot, value, 2 * count);
+    kv_status status = log_try(r, KV_KIND_PROMISE, 0, ballot, value, 2 * count, &position);
+    r->counts.promises += status == KV_OK;
+    return status;
 }
 
 void take_over(kv_replica *r, const uint16_t *asked, size_t asked_count) {
@@ -61,13 +65,15 @@ void take_over(kv_replica *r, const uint16_t *asked, size_t asked_count) {
     }
     if (count == 0) return;
     uint64_t ballot = ballot_make(++r->round, r->options.node);
+    kv_status status = mutated(r, KV_MUTATE_ROUND_REUSED) ? KV_OK : log_promise(r, ballot, shards, count);
     for (size_t i = 0; i < count; i++) {
         shard *s = &r->shards[shards[i]];
-        s->promised = s->taking.ballot = ballot;
+        s->taking.ballot = status == KV_OK ? ballot : 0;
         s->taking.since = r->now;
+        if (status == KV_OK) s->promised = ballot;
     }
+    if (status != KV_OK) return;
     r->counts.takeovers++;
-    if (!mutated(r, KV_MUTATE_ROUND_REUSED)) log_promise(r, ballot, shards, count);
     after *a = after_add(r, AFTER_PREPARE);
     if (a == NULL) return;
     a->ballot = ballot;
@@ -98,7 +104,12 @@ static void adopt(kv_replica *r, shard *s, const shown_tail *tail) {
 static void majority_promised(kv_replica *r, shard *s) {
     taking *t = &s->taking;
     uint64_t ballot = t->ballot, commit = t->commit;
+    r->dropped = false;
     if (t->best.records != NULL) adopt(r, s, &t->best);
+    if (r->dropped) { /* A part of it has no room here: who is asked next may have more. */
+        shard_step_down(r, s);
+        return;
+    }
     uint64_t last = log_last(&s->log);
     if (commit > last) commit = last;
     if (commit > s->commit) s->commit = commit;
@@ -106,7 +117,7 @@ static void majority_promised(kv_replica *r, shard *s) {
     t->queue = (list){0};
     taking_free(t);
     shard_own(r, s, ballot);
-    shard_barrier(r, s);
+    if (!shard_barrier(r, s)) shard_step_down(r, s); /* Whoever is queued is told to retry, as nobody owns it. */
     shard_apply(r, s);
     queued_ask *asked = LIST(queued_ask, &queue);
     for (size_t i = 0; i < queue.count; i++) {
@@ -193,11 +204,18 @@ void prepare_receive(kv_replica *r, peer *p, wire_in *in) {
         shard *s = &r->shards[asks[i].shard];
         asks[i].granted = s->promised < ballot;
         if (!asks[i].granted) continue;
-        shard_step_down(r, s);
+        asks[i].before = s->promised;
         s->promised = ballot;
         granted[granted_count++] = s->number;
     }
-    if (granted_count != 0) log_promise(r, ballot, granted, granted_count);
+    if (granted_count != 0 && log_promise(r, ballot, granted, granted_count) != KV_OK) {
+        /* What cannot be kept is not promised: silence, as of one who is not there. */
+        for (uint64_t i = 0; i < count; i++)
+            if (asks[i].granted) r->shards[asks[i].shard].promised = asks[i].before;
+        free(asks);
+        return;
+    }
+    for (size_t i = 0; i < granted_count; i++) shard_step_down(r, &r->shards[granted[i]]);
     after answer = {.node = p->node, .ballot = ballot, .asks = (uint8_t *)asks, .size = count * sizeof *asks};
     after *waits = mutated(r, KV_MUTATE_PROMISE_NOT_DURABLE) ? NULL : after_add(r, AFTER_PROMISE);
     if (waits != NULL) {

@@ -140,6 +140,9 @@ static kv_status sweep_step(kv_replica *r) {
 static kv_status victim_begin(kv_replica *r) {
     trimming *t = &r->trimming;
     kv_status status = victim_find(r, &t->segment);
+    bool again = status == KV_OK && t->segment == t->done;
+    t->done = 0;
+    if (again) return KV_EWAIT; /* Rows of a dropped table are left in it, which a sweep has to take out. */
     if (status == KV_OK) status = needs_move(r, t->segment + 1);
     if (status == KV_OK) status = kv_compaction_begin(r->store, t->segment, &t->compaction);
     return status == KV_OK ? KV_MORE : status;
@@ -148,6 +151,7 @@ static kv_status victim_begin(kv_replica *r) {
 static kv_status victim_step(kv_replica *r) {
     kv_status status = kv_compaction_step(r->trimming.compaction);
     if (status != KV_MORE) compaction_stop(r);
+    if (status == KV_EOF) r->trimming.done = r->trimming.segment;
     return status == KV_EOF ? KV_OK : status;
 }
 

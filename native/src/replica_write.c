@@ -125,8 +125,8 @@ static void proposed(kv_replica *r, shard *s, kv_position position, uint32_t siz
     shard_advance(r, s);
 }
 
-/* A record without data of its own. */
-static void propose_mark(kv_replica *r, shard *s, uint8_t kind, const kv_request *request) {
+/* A record without data of its own. false: there is no room for it. */
+static bool propose_mark(kv_replica *r, shard *s, uint8_t kind, const kv_request *request) {
     kv_position position;
     uint32_t size;
     kv_record record = {.kind = kind, .shard = s->number, .version = log_last(&s->log) + 1, .ballot = s->own.ballot,
@@ -136,12 +136,13 @@ static void propose_mark(kv_replica *r, shard *s, uint8_t kind, const kv_request
         record.request = *request;
         record.options |= KV_HAS_REQUEST;
     }
-    kv_status status = late_append(r->store, &record, 1, &position, &size);
-    if (status != KV_OK) replica_fail(r, status);
-    else proposed(r, s, position, size, 1);
+    kv_status status = r->full ? KV_ENOSPC : late_append(r->store, &record, 1, &position, &size);
+    if (status == KV_OK) proposed(r, s, position, size, 1);
+    else append_failed(r, status);
+    return status == KV_OK;
 }
 
-void shard_barrier(kv_replica *r, shard *s) { propose_mark(r, s, KV_KIND_BARRIER, NULL); }
+bool shard_barrier(kv_replica *r, shard *s) { return propose_mark(r, s, KV_KIND_BARRIER, NULL); }
 
 /* --- evaluating --- */
 
@@ -214,6 +215,13 @@ static bool is_condition(kv_result result) {
            result == KV_EOVERFLOW || result == KV_EWRONGTYPE;
 }
 
+/* The log has no room. Nothing was done, and nothing will come of it. */
+static void answer_full(kv_replica *r, const kv_ask *a) {
+    r->full = true;
+    r->counts.full++;
+    reply_add(r, &(kv_reply){.token = a->token, .status = KV_ANSWER_UNAVAILABLE, .error = KV_ENOSPC, .value_size = -1});
+}
+
 static void answer_failed(kv_replica *r, shard *s, const kv_ask *a, kv_result result, kv_request *request) {
     uint64_t last = log_last(&s->log), current = kv_caller_answer(r->caller)->version;
     int32_t error = result >= 0 || result == kv_ending(KV_ABSENT) ? KV_ABSENT : (int32_t)result;
@@ -227,11 +235,14 @@ static void answer_failed(kv_replica *r, shard *s, const kv_ask *a, kv_result re
         reply_confirmed(r, s, last, &reply);
         return;
     }
-    r->counts.failures_recorded++;
     request->outcome = (int16_t)error;
     request->result = (int64_t)reply.version;
+    if (!propose_mark(r, s, KV_KIND_SESSION, request)) {
+        answer_full(r, a);
+        return;
+    }
+    r->counts.failures_recorded++;
     sessions_note(&s->own.overlay, request, last + 1);
-    propose_mark(r, s, KV_KIND_SESSION, request);
     wait_for(r, s, last + 1, &reply);
 }
 
@@ -258,7 +269,7 @@ static void shard_evaluate(kv_replica *r, shard *s, const kv_ask *a) {
     kv_result result = evaluate(r, s, a, a->client != 0 ? &request : NULL);
     if (r->late.record_count == 0) {
         if (is_condition(result)) answer_failed(r, s, a, result, &request);
-        else if (result == KV_ENOSPC) reply_simple(r, a->token, KV_ANSWER_UNAVAILABLE);
+        else if (result == KV_ENOSPC) answer_full(r, a);
         else if (result == KV_EPOISONED || result == KV_EDISK) reply_simple(r, a->token, KV_ANSWER_RETRY);
         else reply_add(r, &(kv_reply){.token = a->token, .status = KV_ANSWER_REFUSED, .error = (int32_t)result});
         return;
@@ -285,15 +296,16 @@ static void expire_one(kv_replica *r, shard *s, const target *t) {
     kv_status status = store_find(r->store, t, &f, fault);
     int64_t now = r->store->io->now_ms(r->store->io);
     bool due = status == KV_OK && f.record.expires_ms != 0 && (int64_t)f.record.expires_ms <= now && !found_tombstone(&f);
-    if (due) {
+    if (due && !r->full) {
         next_is(late, s, NULL, LATE_NOTHING);
         late->judge_ms = now;
         status = store_expire(r->caller, t, &deleted);
         late->judge_ms = 0;
     }
     late->evaluating = false;
-    if (status != KV_OK && status != KV_ABSENT) replica_fail(r, status);
-    if (!due || late->record_count == 0) return;
+    if (status != KV_OK && status != KV_ABSENT) append_failed(r, status);
+    r->blocked |= due && r->full;
+    if (!due || r->full || late->record_count == 0) return;
     r->counts.expired++;
     proposed(r, s, late->position, late->size, late->record_count);
 }
@@ -393,8 +405,9 @@ void shard_write(kv_replica *r, shard *s, const kv_ask *a) {
     } else if (forgotten) {
         answer_forgotten(r, s, a);
     } else {
-        shard_expire(r, s, a);
-        if (r->failed == KV_OK && s->own.ballot != 0) shard_evaluate(r, s, a);
+        if (!r->full) shard_expire(r, s, a);
+        if (r->full) answer_full(r, a);
+        else if (r->failed == KV_OK && s->own.ballot != 0) shard_evaluate(r, s, a);
     }
 }
 

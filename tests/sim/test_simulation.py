@@ -37,6 +37,10 @@ MUTATIONS = [
     ("expire_locally", 0, 600, 3),
     ("late_fail", 2200, 20, 1),  # One in some 2,000 seeds: the first that does.
     ("snapshot_no_sessions", 0, 2000, 3),
+    ("state_not_durable", 0, 200, 4),
+    ("checkpoint_ahead", 0, 400, 4),
+    ("undecided_goes", 0, 200, 4),
+    ("state_no_sessions", 0, 50, 5),
 ]
 
 # Without it, a PROMISE of b' shows a tail that was taken after a ballot above b' had been promised. A record of a
@@ -75,6 +79,14 @@ HAPPENS = [
     "offers",
     "snapshots",
     "installed",
+    "states",
+    "segments_moved",
+    "segments_removed",
+    "torn_removals",
+    "checkpoints",
+    "checkpoints_used",
+    "checkpoints_refused",
+    "opened_twice",
 ]
 
 

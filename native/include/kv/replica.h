@@ -177,8 +177,8 @@ void kv_replica_clear(kv_replica *replica); /* answers and outboxes have been ta
 
 /* A step of moving what is live out of the oldest segment, so that the next checkpoint takes that out of the log. KV_MORE: of
  * this segment there is more. KV_OK: it is done, whether there was anything to do or not; the next call begins with the next.
- * KV_EOF: no segment is old enough (keep_size_max). KV_EWAIT: the oldest one holds records that are undecided, or that a
- * peer was promised. KV_ENOSPC: there is no room to move into. Others: the store is damaged, or poisoned. */
+ * KV_EOF: no segment is old enough (keep_size_max). KV_EWAIT: the oldest one holds something that
+ * cannot be moved now: records that are undecided, or that a peer was promised. KV_ENOSPC: there is no room to move into. Others: the store is damaged, or poisoned. */
 kv_status kv_replica_trim(kv_replica *replica);
 
 /* A step of a checkpoint, which begins one if none is under way. KV_MORE. KV_EWAIT: the log has to be durable as far as it
@@ -218,7 +218,7 @@ kv_status kv_replica_record(kv_replica *replica, uint32_t shard, uint64_t versio
 typedef struct kv_replica_counts {
     uint64_t takeovers, adoptions, step_downs, refusals, cuts, reconnects, deduplicated, evicted, failures_recorded,
         late_flows, expired, follower_reads, committed, promises, offers, snapshots, installed,
-        states;
+        states, full;
 } kv_replica_counts;
 const kv_replica_counts *kv_replica_count(const kv_replica *replica);
 
