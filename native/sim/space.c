@@ -74,7 +74,7 @@ void space_free(node *x) {
 
 /* What may go wrong without being wrong: there is nothing to do, it has to wait, or there is no room. */
 static bool is_fine(const world *w, uint32_t i, kv_status status) {
-    if (status == KV_ENOSPC) return is_full(w, i);
+    if (status == KV_ENOSPC) return is_full(w, i) || w->nodes[i].core->full; /* It looks again at its next tick. */
     return status == KV_OK || status == KV_MORE || status == KV_EOF || status == KV_EWAIT;
 }
 
