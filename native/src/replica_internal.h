@@ -10,12 +10,13 @@
  *   replica_state.c   what is kept about a shard besides records, so that the log may go up to there; replaying what is left
  *   replica_trim.c    giving disk back: records that nobody needs, segments, checkpoints
  *
- * beside version_log (which record is where), sessions (who was told what), wire (bytes), list (an array with two ends) and
+ * beside version_log (which record is where), sessions (who was told what), lanes (who will be told what), wire (bytes), list (an array with two ends) and
  * late (the store's part). */
 #ifndef KV_REPLICA_INTERNAL_H
 #define KV_REPLICA_INTERNAL_H
 
 #include "kv/replica.h"
+#include "lanes.h"
 #include "late.h"
 #include "list.h"
 #include "sessions.h"
@@ -65,7 +66,6 @@ typedef struct ownership {
     uint64_t next[KV_MEMBERS_MAX];  /* by member: the next version to send; at or below the base, 0 included: a snapshot */
     sending sending[KV_MEMBERS_MAX];
     list waiting;                   /* of waiting, by version */
-    sessions overlay;               /* as of the last record, committed or not */
 } ownership;
 
 /* What a promise showed. */
@@ -244,6 +244,7 @@ struct kv_replica {
     list replies;         /* of kv_reply */
     wire_out reply_bytes;
     list records;         /* of kv_record: the version record that is being taken in */
+    lane_table undecided;      /* of all shards owned here: what was proposed and is not applied yet */
     kv_replica_counts counts;
     replaying replaying;
     trimming trimming;

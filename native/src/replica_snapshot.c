@@ -148,10 +148,16 @@ kv_status state_show(kv_replica *r, const kv_record *record, kv_position positio
     if (status != KV_OK && status != KV_ABSENT) return status;
     if (status == KV_ABSENT || old.record.version <= record->version) {
         if (record->kind == KV_KIND_TABLE_NEW) big_set_remove(&r->store->retired_tables, record->table_id); /* It is back. */
-        return store_show(r->store, record, position, used, fault);
+        status = store_show(r->store, record, position, used, fault);
     }
-    /* It came to an end, and nothing that stands there says so. */
+    if (status != KV_OK && status != KV_ABSENT) return status;
+    /* It came to an end, and what stands there does not say so, or never was that table: rows of it may have come before. */
     return record->kind == KV_KIND_TABLE_DROP ? big_set_add(&r->store->retired_tables, record->table_id) : KV_OK;
+}
+
+/* Rows may be here whose table never came: a snapshot that was given up had brought no more. */
+static void table_ends(kv_replica *r, uint64_t table_id) {
+    if (big_set_add(&r->store->retired_tables, table_id) != KV_OK) replica_fail(r, KV_ENOMEM);
 }
 
 /* What is here of the shard ends, each name by a record of its own: so a replay comes to the same. */
@@ -165,9 +171,11 @@ static void state_wipe(kv_replica *r, const shard *s) {
         for (size_t i = 0; i < count && r->failed == KV_OK && !r->dropped; i++) {
             unsigned flags = kv_loc_flags(slots[i].location);
             found f;
-            if (flags & (KV_LOC_HEAD | KV_LOC_FLOOR | KV_LOC_TOMBSTONE)) continue;
+            if (flags & (KV_LOC_HEAD | KV_LOC_FLOOR) || (flags & (KV_LOC_TOMBSTONE | KV_LOC_ROW)) == KV_LOC_TOMBSTONE) continue;
             record_of(r, slots[i].location, &f);
             if (r->failed != KV_OK || f.record.shard != s->number) continue;
+            if (flags & KV_LOC_ROW) table_ends(r, f.record.table_id);
+            if (flags & KV_LOC_TOMBSTONE) continue;
             kv_record end = f.record;
             end.kind = end.kind == KV_KIND_TABLE_NEW ? KV_KIND_TABLE_DROP
                      : end.kind == KV_KIND_ROW_PUT   ? KV_KIND_ROW_DELETE : KV_KIND_DELETE;

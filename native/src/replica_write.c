@@ -39,8 +39,8 @@ static void each_record(kv_replica *r, shard *s, uint64_t version, record_step s
 }
 
 static kv_status step_decided(kv_replica *r, shard *s, const kv_record *record, kv_position position, uint32_t used) {
-    (void)s;
     (void)used;
+    if (record->options & KV_HAS_REQUEST) lanes_forget(&r->undecided, s->number, &record->request, record->version);
     if (is_data(record)) decided(r, record, position);
     return KV_OK;
 }
@@ -53,7 +53,7 @@ static bool tells_lane(const shard *s, const kv_record *record) {
 /* What an owner that takes over finds above its applied position is undecided, too. */
 static kv_status step_undecided(kv_replica *r, shard *s, const kv_record *record, kv_position position, uint32_t used) {
     kv_fault fault;
-    if (tells_lane(s, record)) sessions_note(&s->own.overlay, &record->request, record->version);
+    if (tells_lane(s, record) && lanes_note(&r->undecided, s->number, &record->request, record->version) != KV_OK) return KV_ENOMEM;
     if (!is_data(record)) return KV_OK;
     r->late.evaluating = true;
     kv_status status = store_show(r->store, record, position, used, &fault);
@@ -72,7 +72,6 @@ void shard_own(kv_replica *r, shard *s, uint64_t ballot) {
         sending_clear(&own->sending[i]);
     }
     stir(r, s);
-    if (sessions_copy(&s->sessions, &own->overlay) != KV_OK) replica_fail(r, KV_ENOMEM);
     for (uint64_t version = s->applied + 1; version < own->barrier; version++) each_record(r, s, version, step_undecided);
 }
 
@@ -84,7 +83,6 @@ void shard_step_down(kv_replica *r, shard *s) {
         for (size_t i = 0; i < own->waiting.count; i++)
             reply_simple(r, LIST(waiting, &own->waiting)[i].reply.token, KV_ANSWER_RETRY);
         list_clear(&own->waiting);
-        sessions_free(&own->overlay);
         own->ballot = 0;
     }
     taking_clear(r, s, true);
@@ -222,6 +220,10 @@ static void answer_full(kv_replica *r, const kv_ask *a) {
     reply_add(r, &(kv_reply){.token = a->token, .status = KV_ANSWER_UNAVAILABLE, .error = KV_ENOSPC, .value_size = -1});
 }
 
+static void will_tell(kv_replica *r, const shard *s, const kv_request *request, uint64_t version) {
+    if (lanes_note(&r->undecided, s->number, request, version) != KV_OK) replica_fail(r, KV_ENOMEM);
+}
+
 static void answer_failed(kv_replica *r, shard *s, const kv_ask *a, kv_result result, kv_request *request) {
     uint64_t last = log_last(&s->log), current = kv_caller_answer(r->caller)->version;
     int32_t error = result >= 0 || result == kv_ending(KV_ABSENT) ? KV_ABSENT : (int32_t)result;
@@ -242,7 +244,7 @@ static void answer_failed(kv_replica *r, shard *s, const kv_ask *a, kv_result re
         return;
     }
     r->counts.failures_recorded++;
-    sessions_note(&s->own.overlay, request, last + 1);
+    will_tell(r, s, request, last + 1);
     wait_for(r, s, last + 1, &reply);
 }
 
@@ -270,6 +272,7 @@ static void shard_evaluate(kv_replica *r, shard *s, const kv_ask *a) {
     if (r->late.record_count == 0) {
         if (is_condition(result)) answer_failed(r, s, a, result, &request);
         else if (result == KV_ENOSPC) answer_full(r, a);
+        else if (result == KV_ENOMEM) reply_simple(r, a->token, KV_ANSWER_UNAVAILABLE);
         else if (result == KV_EPOISONED || result == KV_EDISK) reply_simple(r, a->token, KV_ANSWER_RETRY);
         else reply_add(r, &(kv_reply){.token = a->token, .status = KV_ANSWER_REFUSED, .error = (int32_t)result});
         return;
@@ -280,7 +283,7 @@ static void shard_evaluate(kv_replica *r, shard *s, const kv_ask *a) {
     }
     request.result = r->late.result;
     kv_reply reply = {.token = a->token, .version = r->late.version, .number = request.result, .value_size = -1};
-    if (a->client != 0) sessions_note(&s->own.overlay, &request, r->late.version);
+    if (a->client != 0) will_tell(r, s, &request, r->late.version);
     proposed(r, s, r->late.position, r->late.size, r->late.record_count);
     wait_for(r, s, reply.version, &reply);
 }
@@ -393,11 +396,16 @@ static void answer_forgotten(kv_replica *r, shard *s, const kv_ask *a) {
     reply_confirmed(r, s, last, &reply);
 }
 
+/* What the lane was told last, or will be once that is committed. */
+static const session *lane_known(const kv_replica *r, const shard *s, const kv_ask *a) {
+    const session *undecided = lanes_find(&r->undecided, s->number, a->client, a->lane);
+    return undecided != NULL ? undecided : sessions_find(&s->sessions, a->client, a->lane);
+}
+
 void shard_write(kv_replica *r, shard *s, const kv_ask *a) {
-    const sessions *overlay = &s->own.overlay;
     bool remembered = a->client != 0 && !mutated(r, KV_MUTATE_NO_SESSIONS);
-    const session *known = remembered ? sessions_find(overlay, a->client, a->lane) : NULL;
-    bool forgotten = remembered && known == NULL && a->seen < overlay->forgotten && !mutated(r, KV_MUTATE_EVICT_BLIND);
+    const session *known = remembered ? lane_known(r, s, a) : NULL;
+    bool forgotten = remembered && known == NULL && a->seen < s->sessions.forgotten && !mutated(r, KV_MUTATE_EVICT_BLIND);
     if (known != NULL && known->number == a->number) {
         answer_again(r, s, a, known);
     } else if (known != NULL && known->number > a->number) {
@@ -453,7 +461,10 @@ void owned_durable(kv_replica *r) {
 
 static kv_status step_apply(kv_replica *r, shard *s, const kv_record *record, kv_position position, uint32_t used) {
     kv_fault fault;
-    if (tells_lane(s, record)) sessions_note(&s->sessions, &record->request, record->version);
+    if (tells_lane(s, record)) {
+        sessions_note(&s->sessions, &record->request, record->version);
+        lanes_forget(&r->undecided, s->number, &record->request, record->version);
+    }
     if (!is_data(record)) return KV_OK;
     if (r->replaying.hidden) return KV_OK;
     /* Behind a snapshot there may be newer things than this record: they came with it. So there may be where a part of the
