@@ -196,6 +196,9 @@ static void refused(kv_replica *r, peer *p, const refusal *no) {
     uint64_t back = no->last < no->prev_version ? no->last : no->commit, match = s->own.match[index];
     if (back > log_last(&s->log)) back = log_last(&s->log); /* No peer of an owner has more; one that lies may say so. */
     s->own.next[index] = (back > match ? back : match) + 1;
+    /* Said before it had heard of a snapshot that was begun: records will do. Were that left open, and it did hear of it, each
+     * would wait for the other. */
+    if (s->own.sending[index].active && !is_behind(s, index)) sending_clear(&s->own.sending[index]);
     stir(r, s);
 }
 
