@@ -35,7 +35,8 @@ void agree(world *w, uint32_t i) {
         for (uint64_t version = x->seen[s] + 1; version <= state.applied; version++) compare(w, i, s, version);
         if (x->seen[s] != state.applied || x->fresh) {
             if (!same_as_ever(&w->told[s], state.applied, space_lanes(x->core, s)))
-                violate(w, "other lanes than elsewhere at version %llu of shard %u, at replica %u", (unsigned long long)state.applied, s, i + 1);
+                violate(w, "other lanes than elsewhere at version %llu of shard %u, at replica %u",
+                        (unsigned long long)state.applied, s, i + 1);
         }
         x->seen[s] = state.applied;
     }

@@ -35,7 +35,7 @@ MUTATIONS = [
     ("restart_owns", 0, 30, 5),
     ("follower_local", 0, 20, 5),
     ("expire_locally", 0, 600, 3),
-    ("late_fail", 40, 20, 1),  # One in some 2,000 seeds: the first that does.
+    ("late_fail", 470, 20, 1),  # One in some 2,000 seeds: the first that does.
     ("snapshot_no_sessions", 0, 2000, 3),
     ("state_not_durable", 0, 200, 4),
     ("checkpoint_ahead", 0, 400, 4),
@@ -89,6 +89,8 @@ HAPPENS = [
     "checkpoints_used",
     "checkpoints_refused",
     "opened_twice",
+    "full_disks",
+    "refused_full",
 ]
 
 

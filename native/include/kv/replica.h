@@ -88,7 +88,8 @@ enum kv_mutation {
 const char *kv_mutation_name(int32_t mutation); /* "ack_before_fsync"; NULL: there is none */
 
 /* Opens the store behind `io` (which it owns from now on, also when this fails) and replays its log. Owns nothing, and
- * says nothing before the log is durable for the first time. KV_EUSAGE: the options make no set. */
+ * says nothing before the log is durable for the first time. KV_EUSAGE: the options make no set. KV_ENOSPC: there is no
+ * room to begin a life; later there may be. */
 kv_status kv_replica_open(kv_io *io, const kv_replica_options *options, kv_fault *fault, kv_replica **out);
 void kv_replica_free(kv_replica *replica); /* the store is closed as by a crash; accepts NULL */
 
