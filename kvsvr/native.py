@@ -64,6 +64,7 @@ __all__ = [
     "Pairs",
     "Pool",
     "Quickened",
+    "ServerHandle",
     "SnapshotHandle",
     "as_bytes",
     "borrow",
@@ -641,6 +642,61 @@ class Checkpoint:
 
     def free(self) -> None:
         lib.kv_checkpoint_free(self._pointer)
+
+
+class ServerHandle:
+    """One kv_server. `run` is one thread's, and keeps it until `stop`; `free` comes after it."""
+
+    __slots__ = ("_path", "_pointer")
+
+    def __init__(
+        self, path: str, *, node: int, members: Sequence[int], shard_count: int, client_socket: int, log_pipe: int
+    ) -> None:
+        self._path = path
+        io, out, fault = ffi.new("kv_io **"), ffi.new("kv_server **"), ffi.new("kv_fault *")
+        status = lib.kv_io_posix_new(os.fsencode(path), True, io)
+        if status != lib.KV_OK:
+            raise failure(
+                status, ffi.new("kv_fault *", {"os_error": ffi.errno, "what": b"opening the directory"}), path
+            )
+        options = ffi.new("kv_server_options *")
+        replica = options.replica
+        replica.node = node
+        replica.member_count = len(members)
+        replica.members[0 : len(members)] = members
+        replica.shard_count = shard_count
+        replica.policy = 1
+        replica.store.sync = lib.KV_SYNC_BATCH
+        replica.store.background = 0
+        options.client_socket = client_socket
+        options.log_pipe = log_pipe
+        status = lib.kv_server_new(io[0], options, fault, out)
+        if status != lib.KV_OK:
+            raise failure(status, fault, path)
+        self._pointer = out[0]
+
+    def run(self) -> None:
+        fault = ffi.new("kv_fault *")
+        status = lib.kv_server_run(self._pointer, fault)
+        if status != lib.KV_OK:
+            raise failure(status, fault, self._path)
+
+    def stop(self) -> None:
+        lib.kv_server_stop(self._pointer)
+
+    def link(self, node: int, descriptor: int) -> None:
+        status = lib.kv_server_link(self._pointer, node, descriptor)
+        if status != lib.KV_OK:
+            os.close(descriptor)
+
+    def figures(self) -> dict[str, int]:
+        found = ffi.new("kv_server_figures *")
+        lib.kv_server_look(self._pointer, found)
+        return {name: int(getattr(found, name)) for name, _ in ffi.typeof("kv_server_figures").fields}
+
+    def free(self) -> None:
+        pointer, self._pointer = self._pointer, ffi.NULL
+        lib.kv_server_free(pointer)
 
 
 _STATS_FIELDS: Final = ffi.typeof("kv_stats").fields

@@ -110,6 +110,12 @@ static void look_at_all(bench *b) {
 
 /* --- a life before: it owns shard 0, and 3 owns shard 1 --- */
 
+/* Those of the options, or others, or a set that nobody writes. */
+static void put_members(bench *b, uint64_t which) {
+    static const uint8_t lists[][9] = {{3, 1, 0, 2, 0, 3, 0}, {2, 1, 0, 3, 0}, {3, 2, 0, 3, 0, 4, 0}, {2, 2, 0, 2, 0}};
+    wire_put_bytes(&b->out, lists[which & 3], 1 + 2 * (size_t)lists[which & 3][0]);
+}
+
 static size_t key_in(uint64_t what, char key[8]) { return (size_t)snprintf(key, 8, what & 8 ? "{a}%u" : "{b}%u", (unsigned)(what & 7)); }
 
 static void ask(bench *b, uint8_t kind, uint64_t name, uint64_t size, int64_t argument, uint64_t client, uint64_t number) {
@@ -134,7 +140,7 @@ static void ask(bench *b, uint8_t kind, uint64_t name, uint64_t size, int64_t ar
 }
 
 static void ack_everything(bench *b, uint16_t node) {
-    const peer *p = &b->r->peers[member_of(b->r, node)];
+    const peer *p = &b->r->peers[peer_of(b->r, node)];
     wire_begin(&b->out, WIRE_ACK);
     wire_put_varint(&b->out, p->connection.incarnation);
     wire_put_varint(&b->out, p->connection.number);
@@ -155,6 +161,7 @@ static void own_shard_0(bench *b) {
     for (int i = 0; i < 2; i++) wire_put_varint(&b->out, 0); /* shard, commit */
     wire_put64(&b->out, 0);
     wire_put_varint(&b->out, 0);
+    put_members(b, 0);
     wire_put8(&b->out, 0);
     wire_end(&b->out);
     send(b, 2);
@@ -297,7 +304,9 @@ static void put_piece(bench *b, input *in, const shard *s, const peer *p) {
     if (!last) return;
     wire_put_varint(&b->out, take(in, 1) % 3);
     wire_put_varint(&b->out, near(in, s->commit + 8));
-    wire_put_varint(&b->out, near(in, 0));
+    uint64_t forgotten = near(in, 0);
+    put_members(b, forgotten >> 2);
+    wire_put_varint(&b->out, forgotten);
     count = take(in, 1) % 6;
     wire_put_varint(&b->out, count);
     for (uint64_t i = 0; i < count; i++) wire_put_bytes(&b->out, VALUE, 38);
@@ -374,7 +383,7 @@ static void put_promise(bench *b, input *in, uint64_t how, const peer *p) {
     wire_put64(&b->out, any_ballot(in, any_shard(b, in, &number), p->node));
     wire_put_varint(&b->out, count);
     for (uint64_t i = 0; i < count && i < 4; i++) {
-        uint64_t granted = take(in, 1) < 200, shown = take(in, 1);
+        uint64_t granted = take(in, 1) < 200, drawn = take(in, 1), shown = drawn;
         shown = shown < 200 ? 1 : shown & 3;
         const shard *s = any_shard(b, in, &number);
         wire_put8(&b->out, (uint8_t)granted);
@@ -384,6 +393,7 @@ static void put_promise(bench *b, input *in, uint64_t how, const peer *p) {
         wire_put_varint(&b->out, near(in, s->commit));
         wire_put64(&b->out, any_ballot(in, s, p->node));
         wire_put_varint(&b->out, near(in, log_last(&s->log)));
+        put_members(b, drawn < 160 ? 0 : drawn >> 3);
         wire_put8(&b->out, (uint8_t)shown);
         if (shown == 1) put_tail(b, in, how, s, p);
     }

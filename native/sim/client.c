@@ -379,6 +379,10 @@ static const operation *operation_of(const world *w, uint64_t token, operation *
 void reply_send(world *w, uint32_t from, const kv_reply *reply, const uint8_t *bytes) {
     operation final;
     if ((reply->token & 255) == BULK) return;
+    if ((reply->token & 255) == OPERATOR) {
+        operator_answer(w, reply);
+        return;
+    }
     const operation *op = operation_of(w, reply->token, &final);
     if (reply->status == KV_ANSWER_REFUSED) violate(w, "replica %u refused: %d", from + 1, reply->error);
     if (op == NULL || (!w->calm && likely(w, 0.02))) return;

@@ -115,7 +115,7 @@ static void nemesis_steal(world *w) {
 }
 
 void nemesis(world *w) {
-    if (w->now > 850 * UNIT) return;
+    if (w->now > 850 * UNIT || exchange_plays(w)) return;
     if (w->scripts != 0) {
         script_begin(w);
         return;

@@ -22,7 +22,11 @@ static bool same_as_ever(by_version *all, uint64_t version, uint64_t digest) {
 
 /* What is applied at a version is the same at every replica, in every life; what was let go of cannot be asked any more. */
 static void compare(world *w, uint32_t i, uint32_t shard, uint64_t version) {
-    if (!same_as_ever(&w->chosen[shard], version, kv_replica_digest(w->nodes[i].core, shard, version)))
+    by_version *chosen = &w->chosen[shard];
+    bool known = version < chosen->capacity && chosen->digests[version] != 0;
+    uint64_t digest = kv_replica_digest(w->nodes[i].core, shard, version);
+    if (digest != 0 && !known) config_judge(w, i, shard, version);
+    if (!same_as_ever(chosen, version, digest))
         violate(w, "two records at version %llu of shard %u, the second at replica %u", (unsigned long long)version, shard, i + 1);
 }
 
@@ -39,6 +43,7 @@ void agree(world *w, uint32_t i) {
                         (unsigned long long)state.applied, s, i + 1);
         }
         x->seen[s] = state.applied;
+        members_judge(w, i, s, &state);
     }
     x->fresh = false;
 }
@@ -69,15 +74,18 @@ static void object_judge(world *w, kv_history_checker *checker, uint32_t object,
 /* Once everything has healed, each shard is with the replica that should have it, and with that one alone. */
 static void owners_judge(world *w) {
     uint16_t members[NODES_MAX];
-    for (uint32_t i = 0; i < w->n; i++) members[i] = (uint16_t)(i + 1);
+    uint32_t count = 0, wanted = members_wanted(w);
+    for (uint32_t i = 0; i < w->n; i++)
+        if (wanted >> i & 1) members[count++] = (uint16_t)(i + 1);
     for (uint32_t s = 0; s < SHARDS; s++)
         for (uint32_t i = 0; i < w->n; i++) {
-            bool should = kv_owner_rank(members, w->n, s, members[i]) == 0;
+            bool should = (wanted >> i & 1) && kv_owner_rank(members, count, s, (uint16_t)(i + 1)) == 0;
             if (node_owns(w, i, s) != should) violate(w, "long after everything healed replica %u owns shard %u: %d", i + 1, s, !should);
         }
 }
 
 void judge(world *w, kv_history_checker *checker) {
+    exchanges_judge(w);
     if (w->policy) owners_judge(w);
     kv_history_op *ops = malloc((w->entry_count + 1) * sizeof *ops);
     KV_ASSERT(ops != NULL);

@@ -113,6 +113,10 @@ static void script_half_snapshot(world *w, uint32_t a, uint32_t x, uint32_t y, u
 void script_step(world *w, const event *e) {
     uint32_t a = w->script_nodes[0], b = w->script_nodes[1], c = w->script_nodes[2];
     uint64_t shards = (uint64_t)1 << w->script_shard;
+    if (e->argument >= STEP_EXCHANGE && e->argument < 2 * STEP_EXCHANGE) {
+        exchange_step(w, (uint32_t)e->argument);
+        return;
+    }
     switch ((int)e->argument) {
     case STEP_OLD_AGAIN:
         at_links(w, 0, EVENT_CUT, links_of(b, c));

@@ -57,27 +57,30 @@ static void world_finish(world *w) {
     world_run(w, w->now + (w->policy ? 600 : 250) * UNIT);
     for (uint32_t object = 0; object < OBJECTS; object++) final_ask(w, object);
     for (int i = 0; i < 40; i++) {
-        bool done = true;
+        bool done = exchanges_done(w);
         for (uint32_t object = 0; object < OBJECTS; object++) done &= w->final_done[object];
         if (done) return;
         world_run(w, w->now + 100 * UNIT);
     }
+    if (!exchanges_done(w)) violate(w, "an exchange of members has not come to its end long after everything healed");
     violate(w, "an object has no answer long after everything healed");
 }
 
 static void world_new(world *w, const arguments *a, uint64_t seed) {
-    *w = (world){.seed = seed, .random = seed * 0xD1342543DE82EF95ULL + 1, .n = a->n, .mutations = a->mutations,
+    *w = (world){.seed = seed, .random = seed * 0xD1342543DE82EF95ULL + 1, .n = a->n, .founders = a->n, .mutations = a->mutations,
                  .verbose = a->verbose};
     w->entries = malloc(ENTRIES_MAX * sizeof *w->entries);
     KV_ASSERT(w->entries != NULL);
     tags_choose(w);
     faults_choose(w);
+    exchange_choose(w);
     for (uint32_t i = 0; i < w->n; i++) {
         w->nodes[i].disk = kv_sim_new();
         node_boot(w, i);
     }
     clients_begin(w);
     world_at(w, 12 * UNIT, EVENT_NEMESIS);
+    exchange_begin(w);
 }
 
 static void world_free(world *w) {
@@ -120,8 +123,8 @@ static void counts_show(const counts *c, uint64_t seeds) {
         "operations", "answered", "unknown", "messages", "duplicates", "crashes", "owner_crashes", "whole_set", "partitions",
         "steals", "scripts", "restarts", "undecided", "committed", "takeovers", "adoptions", "step_downs", "refusals", "cuts",
         "reconnects", "deduplicated", "evicted", "failures_recorded", "late_flows", "follower_reads", "expired", "offers",
-        "snapshots", "installed", "states", "segments_moved", "segments_removed", "torn_removals", "checkpoints",
-        "checkpoints_used", "checkpoints_refused", "opened_twice", "full_disks", "refused_full"};
+        "snapshots", "installed", "exchanges", "configs", "outsiders", "states", "segments_moved", "segments_removed",
+        "torn_removals", "checkpoints", "checkpoints_used", "checkpoints_refused", "opened_twice", "full_disks", "refused_full"};
     const uint64_t *all = (const uint64_t *)c;
     for (size_t i = 0; i < sizeof *c / sizeof *all; i++)
         printf("%s %llu (%.1f a seed)\n", names[i], (unsigned long long)all[i], (double)all[i] / (double)seeds);

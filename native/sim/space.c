@@ -11,16 +11,16 @@
 #include "world.h"
 
 void space_choose(world *w) {
-    static const double paces[] = {15, 40, 150, 1e9};
+    static const double paces[] = {15, 40, 150, NEVER};
     static const uint32_t sizes[] = {1, 4 << 10, 16 << 10, 64 << 10};
     w->trim_pace = paces[pick(w, 4)];
     w->keep_size_max = sizes[pick(w, 4)];
     w->in_a_hurry = likely(w, 0.5) ? 0.5 : 0;
-    w->full_pace = likely(w, 0.3) ? 80 : 1e9;
+    w->full_pace = likely(w, 0.3) ? 80 : NEVER;
 }
 
 static void space_later(world *w, uint32_t i) {
-    if (w->trim_pace > 1e6) return;
+    if (w->trim_pace == NEVER) return;
     event *e = world_at(w, rarely(w, w->trim_pace), EVENT_TRIM);
     e->node = i;
     e->life = w->nodes[i].life;
@@ -29,7 +29,7 @@ static void space_later(world *w, uint32_t i) {
 static bool is_full(const world *w, uint32_t i) { return w->nodes[i].full_until > w->now; }
 
 static void full_later(world *w, uint32_t i) {
-    if (w->full_pace < 1e6) world_at(w, rarely(w, w->full_pace), EVENT_FULL)->node = i;
+    if (w->full_pace != NEVER) world_at(w, rarely(w, w->full_pace), EVENT_FULL)->node = i;
 }
 
 void space_begin(world *w, uint32_t i) {
@@ -179,6 +179,16 @@ static uint64_t lanes_digest(const sessions *s) {
     return digest;
 }
 
+/* Those that are in force, and those of what is applied. */
+static uint64_t members_digest(const shard *s) {
+    wire_out out = {0};
+    wire_put_members(&out, members_now(s));
+    wire_put_members(&out, &s->members);
+    uint64_t digest = kv_xxh64(out.bytes, out.size, s->configs.count);
+    wire_free(&out);
+    return digest;
+}
+
 bool space_goes_on(const kv_replica *r) { return r->failed == KV_OK; }
 
 uint64_t space_lanes(const kv_replica *r, uint32_t number) {
@@ -194,7 +204,7 @@ static void compare(world *w, uint32_t i, const kv_replica *one, const kv_replic
         bool same = a->promised == b->promised && a->commit == b->commit && a->applied == b->applied &&
                     log_last(&a->log) == log_last(&b->log) && log_last_ballot(&a->log) == log_last_ballot(&b->log) &&
                     a->whole_from == b->whole_from && a->installing.active == b->installing.active &&
-                    lanes_digest(&a->sessions) == lanes_digest(&b->sessions);
+                    members_digest(a) == members_digest(b) && lanes_digest(&a->sessions) == lanes_digest(&b->sessions);
         if (!same) violate(w, "replica %u has another shard %u without its checkpoint", i + 1, s);
     }
 }

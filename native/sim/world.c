@@ -101,7 +101,7 @@ static void frame_send(world *w, uint32_t from, uint32_t to, const uint8_t *fram
 
 static void deliver(world *w, const event *e) {
     node *x = &w->nodes[e->node];
-    if (!x->up || w->cut[e->other][e->node]) return;
+    if (!x->up || w->cut[e->other][e->node] || w->nodes[e->other].parted) return;
     node_clock(w, e->node);
     if (kv_replica_receive(x->core, (uint16_t)(e->other + 1), e->bytes, e->size) != KV_OK)
         violate(w, "replica %u took a frame of %u's for bad", e->node + 1, e->other + 1);
@@ -134,6 +134,8 @@ static void counts_take(world *w, const kv_replica_counts *c) {
     w->counts.offers += c->offers;
     w->counts.snapshots += c->snapshots;
     w->counts.installed += c->installed;
+    w->counts.configs += c->configs;
+    w->counts.outsiders += c->outsiders;
     w->counts.states += c->states;
     w->counts.refused_full += c->full;
 }
@@ -141,14 +143,15 @@ static void counts_take(world *w, const kv_replica_counts *c) {
 void node_boot(world *w, uint32_t i) {
     node *x = &w->nodes[i];
     kv_fault fault;
-    kv_replica_options options = {.node = (uint16_t)(i + 1), .member_count = w->n, .shard_count = SHARDS,
+    if (x->gone) return;
+    kv_replica_options options = {.node = (uint16_t)(i + 1), .member_count = w->founders, .shard_count = SHARDS, .joins = i >= w->founders,
                                   .window_size_max = w->window_size_max, .keep_max = w->keep_max, .piece_tables = 1, .session_max = w->session_max, .batch_max = w->batch_max, .damaged = x->damaged,
                                   .incarnation_min = ++x->life * 1000,
                                   .mutations = w->mutations & (((uint64_t)1 << KV_MUTATION_COUNT) - 1)};
     options.policy = w->policy;
     options.store.segment_size_min = 16 << 10;
     options.store.segment_size_max = 64 << 10;
-    for (uint32_t j = 0; j < w->n; j++) options.members[j] = (uint16_t)(j + 1);
+    for (uint32_t j = 0; j < w->founders; j++) options.members[j] = (uint16_t)(j + 1);
     kv_sim_set_recording(x->disk, true);
     x->syncing = false;
     x->stuck = x->promises = x->installed = 0;
@@ -163,6 +166,8 @@ void node_boot(world *w, uint32_t i) {
         violate(w, "replica %u cannot open its log: %s", i + 1, fault.what);
         return;
     }
+    for (uint32_t j = 0; j < w->n; j++)
+        if (j != i && !w->nodes[j].parted) KV_ASSERT(kv_replica_meet(x->core, (uint16_t)(j + 1)) == KV_OK);
     w->counts.restarts += x->life > 1;
     for (uint32_t s = 0; s < SHARDS; s++) {
         kv_shard_state state;
@@ -181,6 +186,16 @@ void node_boot(world *w, uint32_t i) {
     e->life = x->life;
     for (uint32_t s = 0; s < SHARDS; s++)
         if (s % w->n == i) e->argument |= (uint64_t)1 << s;
+}
+
+uint32_t node_add(world *w) {
+    uint32_t i = w->n++;
+    KV_ASSERT(i < NODES_MAX);
+    w->nodes[i].disk = kv_sim_new();
+    for (uint32_t j = 0; j < i; j++)
+        if (w->nodes[j].up) KV_ASSERT(kv_replica_meet(w->nodes[j].core, (uint16_t)(i + 1)) == KV_OK);
+    node_boot(w, i);
+    return i;
 }
 
 /* What was not synced reaches the disk page by page, or not. */
@@ -320,6 +335,7 @@ static void happen(world *w, event *e) {
     case EVENT_SCRIPT: script_step(w, e); break;
     case EVENT_FINAL_TIMEOUT: final_timeout(w, e->node, (uint32_t)e->argument); break;
     case EVENT_BULK: bulk_next(w); break;
+    case EVENT_OPERATOR: operator_next(w, e); break;
     case EVENT_TRIM: space_event(w, e->node, e->life); break;
     case EVENT_FULL: space_full(w, e->node); break;
     case EVENT_ROOM: space_room(w, e->node); break;

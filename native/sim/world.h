@@ -7,6 +7,7 @@
  *   client.c   what clients ask, how they try again, what they saw
  *   faults.c   who crashes, is cut off or takes over, and when
  *   scripts.c  orders of events that chance seldom finds
+ *   exchange.c an operator who puts one member in the place of another, and orders of events for that
  *   space.c    when a replica gives disk back, from what it opens again, and that it opens to the same whatever that is
  *   judge.c    that replicas apply the same, and that what clients saw is linearizable
  *   simulate.c the command
@@ -19,7 +20,7 @@
 #include "kv/io_sim.h"
 #include "kv/replica.h"
 
-enum { NODES_MAX = 5, SHARDS = 2, CLIENTS = 5, OPS_PER_CLIENT = 40, UNIT = 1000, OBJECTS = 6 * SHARDS, ENTRIES_MAX = 4096 };
+enum { FOUNDERS_MAX = 5, NODES_MAX = 8, EXCHANGES_MAX = 2, SHARDS = 2, CLIENTS = 5, OPS_PER_CLIENT = 40, UNIT = 1000, OBJECTS = 6 * SHARDS, ENTRIES_MAX = 4096 };
 
 /* Rules that only a client can break. */
 enum { SIM_MUTATE_LATE_FAIL = KV_MUTATION_COUNT, SIM_MUTATION_COUNT };
@@ -30,7 +31,7 @@ enum object { OBJECT_KEY, OBJECT_FEW, OBJECT_COUNTER, OBJECT_PAIR, OBJECT_TABLE,
 enum event_kind {
     EVENT_TICK, EVENT_TAKEOVER, EVENT_FSYNC, EVENT_FSYNCED, EVENT_DELIVER, EVENT_ARRIVE, EVENT_ANSWER, EVENT_CLIENT_NEXT,
     EVENT_CLIENT_TIMEOUT, EVENT_NEMESIS, EVENT_CRASH, EVENT_RESTART, EVENT_CUT, EVENT_HEAL, EVENT_SCRIPT, EVENT_FINAL_TIMEOUT,
-    EVENT_STUCK, EVENT_BULK, EVENT_SLOW, EVENT_ECHO, EVENT_READERS, EVENT_TRIM, EVENT_FULL, EVENT_ROOM
+    EVENT_STUCK, EVENT_BULK, EVENT_SLOW, EVENT_ECHO, EVENT_READERS, EVENT_OPERATOR, EVENT_TRIM, EVENT_FULL, EVENT_ROOM
 };
 
 typedef struct event {
@@ -58,6 +59,8 @@ typedef struct node {
     uint64_t seen[SHARDS]; /* applied versions that were compared */
     uint64_t promises, installed; /* it had logged, and had, when it was last looked at */
     uint32_t owned;        /* shards, as bits, then */
+    bool gone;             /* for good */
+    bool parted;           /* and everybody was told so */
     blob newest, older;    /* checkpoints, as its driver stored them */
     bool unpublished;      /* the newest was stored, and the replica has not heard of that */
     uint64_t crash_event;  /* of the disk: it crashes as this begins; 0: now */
@@ -98,10 +101,16 @@ typedef struct entry {
 typedef struct counts {
     uint64_t operations, answered, unknown, messages, duplicates, crashes, owner_crashes, whole_set, partitions, steals,
         scripts, restarts, undecided, committed, takeovers, adoptions, step_downs, refusals, cuts, reconnects, deduplicated,
-        evicted, failures_recorded, late_flows, follower_reads, expired, offers, snapshots, installed, states,
-        segments_moved, segments_removed, torn_removals, checkpoints, checkpoints_used, checkpoints_refused, opened_twice,
-        full_disks, refused_full;
+        evicted, failures_recorded, late_flows, follower_reads, expired, offers, snapshots, installed, exchanges, configs,
+        outsiders, states, segments_moved, segments_removed, torn_removals, checkpoints, checkpoints_used, checkpoints_refused,
+        opened_twice, full_disks, refused_full;
 } counts;
+
+/* One member for another, in every shard. */
+typedef struct exchange {
+    uint32_t old, fresh;
+    uint32_t removed, added; /* shards, as bits, where that is done */
+} exchange;
 
 typedef struct by_version {
     uint64_t *digests;
@@ -110,13 +119,19 @@ typedef struct by_version {
 
 typedef struct world {
     uint64_t seed, random, now, order;
-    uint32_t n;
+    uint32_t n;        /* nodes that there are or were */
+    uint32_t founders; /* and those the set began with */
     uint64_t mutations;
     event *heap;
     size_t heap_count, heap_capacity;
     node nodes[NODES_MAX];
     client clients[CLIENTS];
     bool cut[NODES_MAX][NODES_MAX];
+    exchange exchanges[EXCHANGES_MAX];
+    uint32_t exchange_count, exchange_plan;
+    uint32_t chosen_members[SHARDS]; /* as the records have it that are applied: bits */
+    uint64_t newest[SHARDS];         /* of those the last */
+    uint32_t extra[3];               /* nodes that a script has added, and its others */
     bool calm;
     char tags[SHARDS][8];
     /* how harsh it is */
@@ -149,7 +164,8 @@ typedef struct world {
 
 static inline uint64_t link_of(uint32_t from, uint32_t to) { return (uint64_t)1 << (from * NODES_MAX + to); }
 static inline uint64_t links_of(uint32_t a, uint32_t b) { return link_of(a, b) | link_of(b, a); }
-static const uint64_t EVERY_LINK = ((uint64_t)1 << NODES_MAX * NODES_MAX) - 1;
+static const uint64_t EVERY_LINK = UINT64_MAX; /* NODES_MAX * NODES_MAX of them. */
+static const double NEVER = 1e9; /* A mean time, in units. */
 
 /* world.c */
 void world_run(world *w, uint64_t until);
@@ -166,6 +182,7 @@ void node_drain(world *w, uint32_t i);
 void node_clock(world *w, uint32_t i); /* the replica sees what time it is */
 void node_takeover(world *w, uint32_t i, uint32_t shards); /* bits */
 bool node_owns(const world *w, uint32_t i, uint32_t shard);
+uint32_t node_add(world *w); /* an empty one; which it is */
 void trace(world *w, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
 /* client.c */
@@ -187,6 +204,20 @@ void at_links(world *w, double units, enum event_kind kind, uint64_t links);
 void at_node(world *w, double units, enum event_kind kind, uint32_t i, uint64_t argument);
 double some(world *w, double low, double high);
 void moment(world *w, uint32_t i); /* has the node just promised, or opened a ballot? */
+
+/* exchange.c */
+enum { OPERATOR = 253, STEP_EXCHANGE = 100 }; /* in tokens; the first of the steps that are played there */
+void exchange_choose(world *w);
+void exchange_begin(world *w);
+void operator_next(world *w, const event *e);
+void operator_answer(world *w, const kv_reply *reply);
+void exchange_step(world *w, uint32_t step);
+bool exchange_plays(const world *w); /* a script, which nothing is to disturb */
+bool exchanges_done(const world *w);
+uint32_t members_wanted(const world *w); /* in the end: bits */
+void config_judge(world *w, uint32_t i, uint32_t shard, uint64_t version);
+void members_judge(world *w, uint32_t i, uint32_t shard, const kv_shard_state *state);
+void exchanges_judge(world *w);
 
 /* scripts.c */
 void scripts_choose(world *w);

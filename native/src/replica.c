@@ -14,7 +14,10 @@ const char *kv_mutation_name(int32_t mutation) {
         "damaged_votes",    "cut_always",          "commit_unverified", "old_acks",        "self_before_fsync",
         "check_joined",     "fail_unrecorded",     "fail_no_wait",    "evict_blind",       "promise_late_tail",
         "restart_owns",     "follower_local",      "snapshot_drops_tail", "snapshot_read_early",
-        "snapshot_no_sessions", "expire_locally", "state_not_durable", "checkpoint_ahead", "undecided_goes", "state_no_sessions"};
+        "snapshot_no_sessions", "expire_locally",
+        "removed_votes", "first_members", "taker_members", "config_swap", "config_two", "config_early",
+        "cut_keeps_members", "snapshot_no_members", "outsider_heard",
+        "state_not_durable", "checkpoint_ahead", "undecided_goes", "state_no_sessions", "state_no_members"};
     return mutation >= 0 && mutation < KV_MUTATION_COUNT ? names[mutation] : NULL;
 }
 
@@ -32,12 +35,6 @@ void append_failed(kv_replica *r, kv_status status) {
 }
 
 uint64_t replica_nonce(kv_replica *r) { return ++r->nonce; }
-
-int member_of(const kv_replica *r, uint16_t node) {
-    for (uint32_t i = 0; i < r->member_count; i++)
-        if (r->peers[i].node == node) return (int)i;
-    return -1;
-}
 
 uint64_t log_end(const kv_replica *r) { return kv_position_order(kv_flow_tail(r->store->flow)); }
 
@@ -160,9 +157,9 @@ static kv_status replay_commit(kv_replica *r, const kv_record *record) {
     return r->failed;
 }
 
-static kv_status replay_snapshot(shard *s, const kv_record *record) {
+static kv_status replay_snapshot(kv_replica *r, shard *s, const kv_record *record) {
     if (record->ballot > s->promised) s->promised = record->ballot;
-    if (record->kind == KV_KIND_SNAPSHOT_END) return installing_end(s, record->value, record->value_size);
+    if (record->kind == KV_KIND_SNAPSHOT_END) return installing_end(r, s, record->value, record->value_size);
     s->installing.active = true;
     return KV_OK;
 }
@@ -182,7 +179,7 @@ static kv_status replica_resolve(void *context, kv_store *store, const kv_record
     } else if (record->kind == KV_KIND_STATE) {
         if (record->shard < r->shard_count) status = state_replay(r, record, position);
     } else if (record->kind == KV_KIND_SNAPSHOT_BEGIN || record->kind == KV_KIND_SNAPSHOT_END) {
-        if (record->shard < r->shard_count) status = replay_snapshot(&r->shards[record->shard], record);
+        if (record->shard < r->shard_count) status = replay_snapshot(r, &r->shards[record->shard], record);
     } else if (record->kind == KV_KIND_PROMISE) {
         status = replay_promise(r, record);
     } else if (record->kind == KV_KIND_COMMIT) {
@@ -229,7 +226,7 @@ static kv_status members_check(const kv_replica_options *o) {
         for (uint32_t j = 0; j < i; j++)
             if (o->members[i] == o->members[j]) return KV_EUSAGE;
     }
-    return self ? KV_OK : KV_EUSAGE;
+    return o->node != 0 && self != (o->joins != 0) ? KV_OK : KV_EUSAGE;
 }
 
 static kv_status shards_new(kv_replica *r) {
@@ -244,19 +241,11 @@ static kv_status shards_new(kv_replica *r) {
     return KV_OK;
 }
 
-static void members_set(kv_replica *r) {
-    r->member_count = r->options.member_count;
-    r->majority = r->member_count / 2 + 1;
-    for (uint32_t i = 0; i < r->member_count; i++) {
-        r->peers[i].node = r->options.members[i];
-        if (r->peers[i].node == r->options.node) r->self = i;
-    }
-}
-
 /* Nothing is said before this incarnation is on the disk: and then all that was found in the log is, too. */
 static void begin_life(kv_replica *r) {
     uint8_t value[8];
     r->durable = kv_position_order(kv_flow_durable(r->store->flow));
+    members_replayed(r);
     for (uint32_t i = 0; i < r->shard_count; i++) {
         shard *s = &r->shards[i];
         note_round(r, s->promised);
@@ -298,8 +287,8 @@ kv_status kv_replica_open(kv_io *io, const kv_replica_options *options, kv_fault
         r->late.context = r;
         status = members_check(&r->options);
     }
-    if (status == KV_OK) members_set(r);
     if (status == KV_OK) status = shards_new(r);
+    if (status == KV_OK) members_begin(r);
     if (status != KV_OK) {
         io->free(io);
         fault->status = status;
@@ -330,6 +319,7 @@ static void shard_free(shard *s) {
     list_free(&s->own.waiting);
     for (size_t i = 0; i < s->taking.queue.count; i++) ask_free(&LIST(queued_ask, &s->taking.queue)[i]);
     list_free(&s->taking.queue);
+    list_free(&s->configs);
     free(s->taking.best.records);
     installing_clear(s);
 }
@@ -339,7 +329,7 @@ void kv_replica_free(kv_replica *r) {
     trim_free(r);
     for (size_t i = 0; i < r->after.count; i++) free(LIST(after, &r->after)[i].asks);
     for (size_t i = 0; i < r->reads.count; i++) ask_free(&LIST(read, &r->reads)[i].asked);
-    for (uint32_t i = 0; i < KV_MEMBERS_MAX; i++) {
+    for (uint32_t i = 0; i < KV_NODES_MAX; i++) {
         wire_free(&r->peers[i].out);
         list_free(&r->peers[i].sent);
         list_free(&r->peers[i].refusals);
@@ -365,7 +355,7 @@ static bool stopped(const kv_replica *r) { return r->failed != KV_OK; }
 kv_status kv_replica_receive(kv_replica *r, uint16_t node, const uint8_t *bytes, size_t size) {
     wire_in from = {.at = bytes, .end = bytes + size}, body;
     enum wire_type type;
-    int index = member_of(r, node);
+    int index = peer_of(r, node);
     if (index < 0 || (uint32_t)index == r->self) return KV_EUSAGE;
     peer *p = &r->peers[index];
     policy_heard(r, p);
@@ -420,7 +410,7 @@ void kv_replica_tick(kv_replica *r) {
     r->full = false; /* There may be room again. */
     if (!r->ready || stopped(r)) return;
     reads_check(r);
-    for (uint32_t i = 0; i < r->member_count; i++) {
+    for (uint32_t i = 0; i < r->peer_count; i++) {
         peer *p = &r->peers[i];
         if (p->sent.count != 0 && r->now - p->progress > r->options.retransmit_ticks) peer_reconnect(r, p);
     }
@@ -576,7 +566,7 @@ void kv_replica_answers(kv_replica *r, const kv_reply **replies, size_t *count, 
 }
 
 const uint8_t *kv_replica_outbox(kv_replica *r, uint16_t to, size_t *size) {
-    int index = member_of(r, to);
+    int index = peer_of(r, to);
     const wire_out *out = index < 0 ? NULL : &r->peers[index].out;
     *size = out == NULL || out->failed ? 0 : out->size;
     return *size == 0 ? NULL : out->bytes;
@@ -585,7 +575,7 @@ const uint8_t *kv_replica_outbox(kv_replica *r, uint16_t to, size_t *size) {
 void kv_replica_clear(kv_replica *r) {
     list_clear(&r->replies);
     r->reply_bytes.size = 0;
-    for (uint32_t i = 0; i < r->member_count; i++) {
+    for (uint32_t i = 0; i < r->peer_count; i++) {
         if (r->peers[i].out.failed) replica_fail(r, KV_ENOMEM);
         r->peers[i].out.size = 0;
     }
@@ -628,6 +618,7 @@ uint32_t kv_shard_of(uint32_t shard_count, const uint8_t *key, size_t size) {
 
 void kv_replica_shard(const kv_replica *r, uint32_t number, kv_shard_state *out) {
     const shard *s = &r->shards[number];
+    const members *now = members_now(s);
     *out = (kv_shard_state){.promised = s->promised,
                             .commit = s->commit,
                             .applied = s->applied,
@@ -637,7 +628,12 @@ void kv_replica_shard(const kv_replica *r, uint32_t number, kv_shard_state *out)
                             .owned = s->own.ballot != 0,
                             .taking = s->taking.ballot != 0,
                             .whole = !s->installing.active && s->applied >= s->whole_from,
-                            .owner = ballot_node(s->promised)};
+                            .owner = ballot_node(s->promised),
+                            .member = is_member(now, r->options.node),
+                            .member_count = now->count,
+                            .barrier = s->own.ballot != 0 ? s->own.barrier : 0};
+    memcpy(out->members, now->nodes, sizeof out->members);
+    for (size_t i = 0; i < s->configs.count; i++) out->changing += LIST(config, &s->configs)[i].version > s->commit;
 }
 
 kv_status kv_replica_record(kv_replica *r, uint32_t number, uint64_t version, uint32_t nth, kv_record *out) {

@@ -132,15 +132,15 @@ static void peer_pack(kv_replica *r, peer *p, uint32_t index, bool heartbeat) {
 /* Every peer was sent all there is. */
 static bool is_settled(const kv_replica *r, const shard *s) {
     if (s->own.ballot == 0) return true;
-    for (uint32_t i = 0; i < r->member_count; i++)
-        if (i != r->self && s->own.next[i] <= log_last(&s->log)) return false;
+    for (uint32_t i = 0; i < r->peer_count; i++)
+        if (is_peer(r, i) && s->own.next[i] <= log_last(&s->log)) return false;
     return true;
 }
 
 void flow_pack(kv_replica *r, bool heartbeat) {
     r->packing++;
-    for (uint32_t i = 0; i < r->member_count; i++)
-        if (i != r->self) peer_pack(r, &r->peers[i], i, heartbeat);
+    for (uint32_t i = 0; i < r->peer_count; i++)
+        if (is_peer(r, i)) peer_pack(r, &r->peers[i], i, heartbeat);
     for (uint32_t i = 0; (i = shard_next(r, i, false)) < r->shard_count; i++)
         if (is_settled(r, &r->shards[i])) r->stirred[i / 64] &= ~((uint64_t)1 << i % 64);
 }
@@ -188,7 +188,8 @@ static void refused(kv_replica *r, peer *p, const refusal *no) {
         shard_step_down(r, s);
         return;
     }
-    if (no->no_state) {
+    if (s->own.sending[index].active || no->no_state) {
+        /* A snapshot that is on its way brings what is missing; to go on elsewhere now would leave it half sent for ever. */
         if (!s->own.sending[index].active) s->own.next[index] = 0;
         stir(r, s);
         return;
@@ -196,9 +197,6 @@ static void refused(kv_replica *r, peer *p, const refusal *no) {
     uint64_t back = no->last < no->prev_version ? no->last : no->commit, match = s->own.match[index];
     if (back > log_last(&s->log)) back = log_last(&s->log); /* No peer of an owner has more; one that lies may say so. */
     s->own.next[index] = (back > match ? back : match) + 1;
-    /* Said before it had heard of a snapshot that was begun: records will do. Were that left open, and it did hear of it, each
-     * would wait for the other. */
-    if (s->own.sending[index].active && !is_behind(s, index)) sending_clear(&s->own.sending[index]);
     stir(r, s);
 }
 
@@ -275,6 +273,9 @@ static kv_record *version_parse(kv_replica *r, wire_in *in, uint64_t count) {
             return NULL;
         }
         wire_take_record(in, record);
+        members named;
+        if (record->kind != KV_KIND_CONFIG) continue;
+        if (count != 1 || !members_parse(record->value, record->value_size, &named)) in->bad = true;
     }
     return in->bad ? NULL : LIST(kv_record, &r->records);
 }
@@ -308,8 +309,10 @@ static void version_append(kv_replica *r, shard *s, kv_record *records, size_t c
     if (status == KV_OK) {
         if (s->applied >= version) unapply(s, version - 1, prev_ballot);
         log_cut(&s->log, version - 1);
+        configs_cut(r, s, version - 1);
         status = log_push(&s->log, &entry);
         if (version <= before) r->counts.cuts++;
+        if (status == KV_OK) config_note(r, s, &records[0]);
     }
     if (status != KV_OK) {
         append_failed(r, status);
@@ -472,7 +475,7 @@ static void ack_put(kv_replica *r, peer *p, uint64_t cursor) {
 /* Two positions are kept, the one waited for and the newest: were it the newest alone, a busy log would never be durable
  * that far, and nothing would be acknowledged as long as more comes. */
 void acks_pack(kv_replica *r) {
-    for (uint32_t i = 0; i < r->member_count; i++) {
+    for (uint32_t i = 0; i < r->peer_count; i++) {
         peer *p = &r->peers[i];
         bool early = mutated(r, KV_MUTATE_ACK_BEFORE_FSYNC);
         if (!p->ack_wanted || (p->due_end > r->durable && !early)) continue;

@@ -7,6 +7,7 @@
  *   replica_read.c    reads, and the checks that they rest on
  *   replica_snapshot.c  a shard as a whole, for a peer that is far behind
  *   replica_policy.c  who should own what, and when to do something about it
+ *   replica_members.c  who has a vote in a shard, and how that changes; whom this replica knows
  *   replica_state.c   what is kept about a shard besides records, so that the log may go up to there; replaying what is left
  *   replica_trim.c    giving disk back: records that nobody needs, segments, checkpoints
  *
@@ -29,6 +30,24 @@ static inline uint64_t ballot_make(uint64_t round, uint16_t node) { return round
 static inline uint64_t ballot_round(uint64_t ballot) { return ballot >> NODE_BITS; }
 static inline uint16_t ballot_node(uint64_t ballot) { return (uint16_t)ballot; }
 
+/* Who has a vote in a shard. */
+typedef struct members {
+    uint16_t nodes[KV_MEMBERS_MAX];
+    uint32_t count;
+} members;
+
+/* From the CONFIG record at this version on. */
+typedef struct config {
+    uint64_t version;
+    members members;
+} config;
+
+/* The same for counting: those of them that are known, and how many are more than half of all. */
+typedef struct voters {
+    uint32_t peers; /* bits, by index in kv_replica.peers */
+    uint32_t majority;
+} voters;
+
 /* A client that waits for a version to be applied. */
 typedef struct waiting {
     uint64_t version;
@@ -43,6 +62,7 @@ typedef struct sending {
     uint64_t hash;  /* where the walk over the index is */
     uint64_t walk;  /* which one it is: pieces of two do not go together, as the index was another one */
     uint64_t piece; /* how many were sent */
+    members members; /* as of `from` */
 } sending;
 
 /* One that is coming in. */
@@ -54,7 +74,7 @@ typedef struct installing {
     uint64_t piece_count;
     uint64_t count;       /* of all; 0: not known yet */
     uint64_t until;
-    uint8_t *lanes;       /* sessions, as on the wire */
+    uint8_t *lanes;       /* members and sessions, as on the wire */
     size_t lanes_size;
 } installing;
 
@@ -70,9 +90,9 @@ typedef struct ownership {
     uint64_t ballot; /* 0: not owned */
     uint64_t barrier;
     uint64_t since;  /* the tick it began */
-    uint64_t match[KV_MEMBERS_MAX]; /* by member: it holds everything up to here, durably, under this ballot */
-    uint64_t next[KV_MEMBERS_MAX];  /* by member: the next version to send; at or below the base, 0 included: a snapshot */
-    sending sending[KV_MEMBERS_MAX];
+    uint64_t match[KV_NODES_MAX];   /* by peer: it holds everything up to here, durably, under this ballot */
+    uint64_t next[KV_NODES_MAX];    /* by peer: the next version to send; at or below the base, 0 included: a snapshot */
+    sending sending[KV_NODES_MAX];
     list waiting;                   /* of waiting, by version */
     packed packed;                  /* what may be copied for the next member that needs the same */
 } ownership;
@@ -84,6 +104,7 @@ typedef struct shown_tail {
     uint8_t *records; /* as on the wire; NULL: it is not higher than ours */
     size_t records_size;
     bool lost;        /* it is higher, and what we lack of it is no longer held there */
+    members members;  /* in force at its end */
 } shown_tail;
 
 typedef struct queued_ask {
@@ -94,9 +115,10 @@ typedef struct queued_ask {
 typedef struct taking {
     uint64_t ballot; /* 0: no takeover is under way */
     uint64_t since;
-    uint32_t answered; /* members, as bits */
+    uint32_t answered; /* peers, as bits */
     uint64_t commit;   /* the highest that any of them knows of */
     shown_tail best;
+    members members;   /* in force at the end of the highest tail, shown or own */
     list queue;        /* of queued_ask */
 } taking;
 
@@ -115,6 +137,10 @@ typedef struct shard {
     sessions sessions; /* as applied */
     ownership own;
     taking taking;
+    members members; /* as applied */
+    list configs;    /* of config: those of the log behind that, by version; the last one is in force */
+    voters voters;   /* the members in force */
+    bool told_out;   /* policy: somebody who knows more of the shard says that we are no member, and we have not heard of it */
     kv_position state_at;   /* where the newest STATE is; segment 0: there is none */
     uint64_t state_applied; /* what it says is applied */
     uint32_t state_needs;   /* the oldest segment with a record that comes behind that, of those let go of since; or UINT32_MAX */
@@ -197,7 +223,7 @@ typedef struct read {
     uint64_t position;   /* has to be applied; of a follower's: once it is told */
     uint64_t nonce;      /* of the check that counts for it, or of the question to the owner; 0: not sent yet */
     uint64_t since;
-    uint32_t votes;      /* members, as bits */
+    uint32_t votes;      /* peers, as bits */
     bool follower;       /* waits for the owner's position first, and is told it */
     bool told;
     bool refused;        /* the one asked is not the owner */
@@ -233,8 +259,8 @@ struct kv_replica {
     kv_late late;
     kv_store *store;
     kv_caller *caller;
-    uint32_t member_count, majority, self; /* self: its index */
-    peer peers[KV_MEMBERS_MAX];            /* by member; its own is not used but for match */
+    uint32_t peer_count, self;  /* self: its index */
+    peer peers[KV_NODES_MAX];   /* nodes that are known, its own among them; an id of 0: one that has gone */
     shard *shards;
     uint32_t shard_count;
     uint64_t round;       /* the highest seen or used */
@@ -242,6 +268,7 @@ struct kv_replica {
     uint64_t nonce;
     uint64_t now;         /* ticks */
     uint64_t durable;     /* kv_position_order() */
+    bool replayed;        /* the log was read */
     bool ready;           /* the incarnation is durable: we may speak */
     bool votes;
     uint64_t expire_hash; /* where the walk that looks for what is due has come to */
@@ -271,9 +298,12 @@ static inline bool mutated(const kv_replica *r, enum kv_mutation mutation) {
 static inline void note_round(kv_replica *r, uint64_t ballot) {
     if (ballot_round(ballot) > r->round) r->round = ballot_round(ballot);
 }
-static inline bool is_majority(const kv_replica *r, uint32_t members) {
-    return (uint32_t)__builtin_popcount(members) >= r->majority;
+/* The only count there is: of promises, of copies, of confirmations. Who has no vote may be among the bits. */
+static inline bool is_majority(const voters *v, uint32_t peers) {
+    return (uint32_t)__builtin_popcount(peers & v->peers) >= v->majority;
 }
+/* Somebody to talk to. */
+static inline bool is_peer(const kv_replica *r, uint32_t index) { return index != r->self && r->peers[index].node != 0; }
 static inline void stir(kv_replica *r, const shard *s) { r->stirred[s->number / 64] |= (uint64_t)1 << s->number % 64; }
 
 /* replica.c */
@@ -281,7 +311,7 @@ void replica_fail(kv_replica *r, kv_status status);
 /* What an append came to: no room is no failure, and passes. */
 void append_failed(kv_replica *r, kv_status status);
 uint64_t replica_nonce(kv_replica *r);
-int member_of(const kv_replica *r, uint16_t node); /* its index; -1: it is none */
+int peer_of(const kv_replica *r, uint16_t node); /* its index, or the own one; -1: it is not known */
 void reply_add(kv_replica *r, const kv_reply *reply);
 void reply_simple(kv_replica *r, uint64_t token, int32_t status);
 /* Appends a record of the replica itself, about a shard (by number) or, 0, about none. */
@@ -307,6 +337,10 @@ void shard_advance(kv_replica *r, shard *s);
 void shard_apply(kv_replica *r, shard *s);
 bool shard_barrier(kv_replica *r, shard *s); /* false: there is no room for it */
 void owned_durable(kv_replica *r);
+/* Appends a record without data of its own; false: there is no room for it. The answer waits until a version is applied. */
+bool propose_mark(kv_replica *r, shard *s, uint8_t kind, const kv_request *request, const uint8_t *value, size_t size);
+void wait_for(kv_replica *r, shard *s, uint64_t version, const kv_reply *reply);
+void answer_full(kv_replica *r, uint64_t token); /* the log has no room: nothing was done, and nothing will come of it */
 /* Deletes, by a record, what an ask is about and its time has ended; true: it proposed one. */
 bool shard_expire(kv_replica *r, shard *s, const kv_ask *ask);
 /* The same for what nobody asks for, a table of the index at a time. */
@@ -353,7 +387,7 @@ bool piece_take(kv_replica *r, shard *s, uint64_t ballot, wire_in *in);
 uint64_t snapshot_pin(const kv_replica *r, const shard *s);
 kv_status state_show(kv_replica *r, const kv_record *record, kv_position position, uint32_t used, kv_fault *fault);
 void installing_clear(shard *s);
-kv_status installing_end(shard *s, const uint8_t *bytes, size_t size);
+kv_status installing_end(kv_replica *r, shard *s, const uint8_t *bytes, size_t size);
 
 void lanes_put(wire_out *out, const sessions *s);
 bool lanes_take(wire_in *in, sessions *to);
@@ -362,7 +396,7 @@ bool lanes_take(wire_in *in, sessions *to);
 kv_status state_log(kv_replica *r, shard *s); /* KV_ENOSPC; what else goes wrong ends the replica */
 kv_status state_replay(kv_replica *r, const kv_record *record, kv_position position);
 /* A version record, where replay meets it: as the next one, in the place of another tail, or behind what is gone. */
-kv_status version_replay(const kv_replica *r, shard *s, const kv_record *record, kv_position position, uint32_t used);
+kv_status version_replay(kv_replica *r, shard *s, const kv_record *record, kv_position position, uint32_t used);
 void replay_at(kv_replica *r, kv_position position); /* before each record */
 void replay_restart(kv_replica *r);
 kv_status replay_end(const kv_replica *r, kv_fault *fault);
@@ -382,5 +416,23 @@ void policy_refused(kv_replica *r, shard *s);
 void policy_tick(kv_replica *r);
 void offer_send(kv_replica *r, const shard *s, uint32_t to);
 void offer_receive(kv_replica *r, peer *p, wire_in *in);
+/* Whoever should have it of those that live, but this one; -1: there is nobody. */
+int policy_next(const kv_replica *r, const shard *s);
+
+/* replica_members.c */
+void members_begin(kv_replica *r); /* what the options say */
+void members_first(kv_replica *r, shard *s); /* the same, of a shard of which nothing is known */
+void members_replayed(kv_replica *r); /* who is a member now is known, and who was once is not */
+const members *members_now(const shard *s); /* in force */
+bool is_member(const members *m, uint16_t node);
+voters voters_of(const kv_replica *r, const members *m);
+bool members_parse(const uint8_t *value, size_t size, members *out); /* of a CONFIG record; false: nobody writes that */
+void members_set(kv_replica *r, shard *s, const members *m, uint64_t from, bool goes_on); /* as a snapshot of that version has it */
+void wire_put_members(wire_out *out, const members *m);
+void wire_take_members(wire_in *in, members *out);
+/* A CONFIG record is in the log, is applied; what lies behind `last` is not in the log any more. */
+void config_note(kv_replica *r, shard *s, const kv_record *record);
+void config_apply(kv_replica *r, shard *s, const kv_record *record);
+void configs_cut(kv_replica *r, shard *s, uint64_t last);
 
 #endif

@@ -1,7 +1,7 @@
 /* replica_policy.c -- who should own a shard, and when to do something about it. Liveness only: whatever is decided here,
  * what is committed stays committed.
  *
- * Every replica ranks the members for a shard by a hash of both (rendezvous hash): the first is its preferred owner, and
+ * Every replica ranks the members of a shard by a hash of both (rendezvous hash): the first is its preferred owner, and
  * if that one is gone the second has it, with no other shard moving. A replica that has not been heard of for a while is
  * taken for gone. A shard without a living owner is taken over by the first in rank of those that live, and by each after
  * it only some ticks later, so that two of them seldom want the same shard at once; who was refused waits, longer the
@@ -15,9 +15,9 @@ static uint64_t score(uint32_t number, uint16_t node) {
     return kv_mix64(((uint64_t)number << 16 | node) * 0x9E3779B97F4A7C15ULL + 0x632BE59BD9B4E019ULL);
 }
 
-uint32_t kv_owner_rank(const uint16_t *members, uint32_t count, uint32_t number, uint16_t node) {
+uint32_t kv_owner_rank(const uint16_t *nodes, uint32_t count, uint32_t number, uint16_t node) {
     uint32_t rank = 0;
-    for (uint32_t i = 0; i < count; i++) rank += score(number, members[i]) > score(number, node);
+    for (uint32_t i = 0; i < count; i++) rank += score(number, nodes[i]) > score(number, node);
     return rank;
 }
 
@@ -28,11 +28,27 @@ static bool lives(const kv_replica *r, uint32_t index) {
 
 /* Among those that live. */
 static uint32_t own_rank(const kv_replica *r, const shard *s) {
+    const members *now = members_now(s);
     uint16_t living[KV_MEMBERS_MAX];
     uint32_t count = 0;
-    for (uint32_t i = 0; i < r->member_count; i++)
-        if (lives(r, i) && !r->peers[i].learner) living[count++] = r->peers[i].node;
+    for (uint32_t i = 0; i < now->count; i++) {
+        int index = peer_of(r, now->nodes[i]);
+        if (index >= 0 && lives(r, (uint32_t)index) && !r->peers[index].learner) living[count++] = now->nodes[i];
+    }
     return kv_owner_rank(living, count, s->number, r->options.node);
+}
+
+int policy_next(const kv_replica *r, const shard *s) {
+    const members *now = members_now(s);
+    int best = -1;
+    for (uint32_t i = 0; i < now->count; i++) {
+        int index = peer_of(r, now->nodes[i]);
+        if (index < 0 || (uint32_t)index == r->self || r->peers[index].learner) continue;
+        bool gone = r->options.policy && !lives(r, (uint32_t)index);
+        if (gone || s->own.match[index] < s->own.barrier) continue; /* It would have to give up. */
+        if (best < 0 || score(s->number, now->nodes[i]) > score(s->number, r->peers[best].node)) best = index;
+    }
+    return best;
 }
 
 void policy_heard(kv_replica *r, peer *p) {
@@ -47,8 +63,8 @@ void policy_refused(kv_replica *r, shard *s) { s->wait_until = r->now + RANK_TIC
 
 static bool wants(kv_replica *r, shard *s) {
     uint16_t owner = ballot_node(s->promised);
-    int index = member_of(r, owner);
-    if (s->own.ballot != 0 || s->taking.ballot != 0) return false;
+    int index = peer_of(r, owner);
+    if (s->own.ballot != 0 || s->taking.ballot != 0 || s->told_out || !is_member(members_now(s), r->options.node)) return false;
     bool owned = index >= 0 && (uint32_t)index != r->self && lives(r, (uint32_t)index);
     if (owned) {
         s->missed_since = 0;
@@ -76,9 +92,10 @@ static void take_ownerless(kv_replica *r) {
 static int heir(const kv_replica *r, const shard *s) {
     if (s->own.ballot == 0 || r->now - s->own.since < r->options.hold_ticks) return -1;
     if (s->commit < s->own.barrier || s->commit != log_last(&s->log)) return -1;
-    for (uint32_t i = 0; i < r->member_count; i++) {
+    const members *now = members_now(s);
+    for (uint32_t i = 0; i < r->peer_count; i++) {
         const peer *p = &r->peers[i];
-        if (i == r->self || kv_owner_rank(r->options.members, r->member_count, s->number, p->node) != 0) continue;
+        if (!is_peer(r, i) || !is_member(now, p->node) || kv_owner_rank(now->nodes, now->count, s->number, p->node) != 0) continue;
         bool healthy = lives(r, i) && !p->learner && r->now - p->healthy_since >= r->options.healthy_ticks;
         return healthy && s->own.match[i] == log_last(&s->log) ? (int)i : -1;
     }
@@ -114,8 +131,8 @@ void offer_receive(kv_replica *r, peer *p, wire_in *in) {
 /* --- a tick --- */
 
 static void ping(kv_replica *r) {
-    for (uint32_t i = 0; i < r->member_count; i++) {
-        if (i == r->self) continue;
+    for (uint32_t i = 0; i < r->peer_count; i++) {
+        if (!is_peer(r, i)) continue;
         wire_begin(&r->peers[i].out, WIRE_PING);
         wire_end(&r->peers[i].out);
     }

@@ -47,7 +47,7 @@ static void answer_ask(kv_replica *r, const kv_ask *a, const shard *s) {
 }
 
 static void position_send(kv_replica *r, uint16_t node, uint64_t question, bool good, uint64_t position) {
-    int index = member_of(r, node);
+    int index = peer_of(r, node);
     if (index < 0) return;
     wire_out *out = &r->peers[index].out;
     wire_begin(out, WIRE_POSITION);
@@ -90,7 +90,7 @@ static bool is_whole(const kv_replica *r, const shard *s) {
 
 static enum read_state read_look(const kv_replica *r, const read *one) {
     const shard *s = &r->shards[one->shard];
-    bool confirmed = one->confirmed || is_majority(r, one->votes);
+    bool confirmed = one->confirmed || is_majority(&s->voters, one->votes);
     if (one->follower) confirmed = one->told;
     else if (s->own.ballot != one->ballot) return READ_BAD;
     if (one->refused) return READ_BAD;
@@ -187,7 +187,7 @@ void read_stale(kv_replica *r, shard *s, const kv_ask *a) {
 bool reads_wait(const kv_replica *r) {
     const read *all = LIST(read, &r->reads);
     for (size_t i = 0; i < r->reads.count; i++)
-        if (all[i].nonce != 0 && !all[i].follower && !is_majority(r, all[i].votes)) return true;
+        if (all[i].nonce != 0 && !all[i].follower && !is_majority(&r->shards[all[i].shard].voters, all[i].votes)) return true;
     return false;
 }
 
@@ -202,8 +202,8 @@ void reads_check(kv_replica *r) {
         if (ballots[all[i].shard] == 0) count++;
         ballots[all[i].shard] = all[i].ballot;
     }
-    for (uint32_t i = 0; count != 0 && i < r->member_count; i++) {
-        if (i == r->self) continue;
+    for (uint32_t i = 0; count != 0 && i < r->peer_count; i++) {
+        if (!is_peer(r, i)) continue;
         wire_out *out = &r->peers[i].out;
         wire_begin(out, WIRE_CHECK);
         wire_put_varint(out, nonce);
@@ -253,7 +253,7 @@ void checked_receive(kv_replica *r, peer *p, wire_in *in) {
 /* --- at a replica that is not the owner --- */
 
 void read_followed(kv_replica *r, shard *s, const kv_ask *a) {
-    int index = member_of(r, ballot_node(s->promised));
+    int index = peer_of(r, ballot_node(s->promised));
     if (mutated(r, KV_MUTATE_FOLLOWER_LOCAL)) {
         answer_ask(r, a, s);
         return;

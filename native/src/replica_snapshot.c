@@ -20,7 +20,7 @@ enum { SESSION_SIZE = 38 };
 void sending_clear(sending *one) { *one = (sending){0}; }
 
 static void sending_begin(kv_replica *r, const shard *s, sending *one) {
-    *one = (sending){.active = true, .from = s->applied, .walk = replica_nonce(r)};
+    *one = (sending){.active = true, .from = s->applied, .walk = replica_nonce(r), .members = s->members};
     KV_ASSERT(log_ballot_at(&s->log, s->applied, &one->from_ballot));
 }
 
@@ -85,7 +85,7 @@ void lanes_put(wire_out *out, const sessions *s) {
 }
 
 /* The next piece, behind what the item says of shard and ballot. The last one says how many there were, up to which version
- * the state may have been taken, and what the lanes were told. */
+ * the state may have been taken, who had a vote as it began, and what the lanes were told. */
 uint64_t piece_put(kv_replica *r, wire_out *out, shard *s, uint32_t index) {
     sending *one = &s->own.sending[index];
     if (!one->active) sending_begin(r, s, one);
@@ -98,6 +98,7 @@ uint64_t piece_put(kv_replica *r, wire_out *out, shard *s, uint32_t index) {
     if (!one->walked) return 0;
     wire_put_varint(out, one->piece);
     wire_put_varint(out, s->applied);
+    wire_put_members(out, &one->members);
     if (mutated(r, KV_MUTATE_SNAPSHOT_NO_SESSIONS)) {
         wire_put_varint(out, 0);
         wire_put_varint(out, 0);
@@ -115,7 +116,7 @@ uint64_t piece_put(kv_replica *r, wire_out *out, shard *s, uint32_t index) {
  * was made. Else a busy owner would have let go of them by then, and send one snapshot after another. */
 uint64_t snapshot_pin(const kv_replica *r, const shard *s) {
     uint64_t pin = UINT64_MAX;
-    for (uint32_t i = 0; s->own.ballot != 0 && i < r->member_count; i++) {
+    for (uint32_t i = 0; s->own.ballot != 0 && i < r->peer_count; i++) {
         const sending *one = &s->own.sending[i];
         uint64_t held = s->own.match[i] > one->from ? s->own.match[i] : one->from;
         if ((one->active || held < one->until) && held < pin) pin = held;
@@ -276,10 +277,12 @@ bool lanes_take(wire_in *in, sessions *to) {
 /* From SNAPSHOT_END, live or replayed: the state is the snapshot, and the version log begins behind it. The tail behind
  * it stays if it goes on from the same record; the record says so, because a replay may have no more than the end of
  * that tail (replica_state.c), or nothing. */
-kv_status installing_end(shard *s, const uint8_t *bytes, size_t size) {
+kv_status installing_end(kv_replica *r, shard *s, const uint8_t *bytes, size_t size) {
     wire_in in = {.at = bytes, .end = bytes + size};
+    members named;
     uint64_t from = wire_take64(&in), from_ballot = wire_take64(&in), until = wire_take64(&in);
     bool goes_on = wire_take8(&in) != 0;
+    wire_take_members(&in, &named);
     if (in.bad || !lanes_take(&in, &s->sessions)) return KV_ECORRUPT;
     bool behind = s->log.count != 0 && s->log.base > from;
     if (goes_on && behind && !s->gap) return KV_ECORRUPT;
@@ -287,6 +290,8 @@ kv_status installing_end(shard *s, const uint8_t *bytes, size_t size) {
     else if (!goes_on || !behind) shard_restart(s, from, from_ballot);
     if (s->log.base <= from) s->gap = false;
     s->gap_from = from;
+    if (mutated(r, KV_MUTATE_SNAPSHOT_NO_MEMBERS)) named = s->members;
+    members_set(r, s, &named, from, goes_on);
     s->commit = s->applied = from;
     s->commit_logged = from;
     s->whole_from = until;
@@ -308,7 +313,7 @@ static void install(kv_replica *r, shard *s, uint64_t from_ballot) {
     kv_status status = KV_ENOMEM;
     if (out.failed) replica_fail(r, status);
     else status = log_try(r, KV_KIND_SNAPSHOT_END, s->number, i->ballot, out.bytes, out.size, &position);
-    if (status == KV_OK && installing_end(s, out.bytes, out.size) != KV_OK) replica_fail(r, KV_ECORRUPT);
+    if (status == KV_OK && installing_end(r, s, out.bytes, out.size) != KV_OK) replica_fail(r, KV_ECORRUPT);
     wire_free(&out);
     r->dropped |= status != KV_OK;
     r->counts.installed += status == KV_OK;
@@ -318,6 +323,8 @@ static void install(kv_replica *r, shard *s, uint64_t from_ballot) {
 static void last_piece_take(kv_replica *r, installing *i, wire_in *in, bool wanted) {
     uint64_t count = wire_take_varint(in), until = wire_take_varint(in);
     const uint8_t *lanes = in->at;
+    members named;
+    wire_take_members(in, &named);
     wire_take_varint(in);
     uint64_t lane_count = wire_take_varint(in);
     if (lane_count > r->options.session_max) in->bad = true;

@@ -11,7 +11,7 @@
  *       24    8 its ballot      of the record at that version
  *       32    8 whole from      see replica_snapshot.c
  *       40    1 installing      a snapshot is on its way: what is here of the shard is not a state
- *       41    . lanes           as in SNAPSHOT_END: what they were told up to `applied`
+ *       41    . members, lanes as in SNAPSHOT_END: who had a vote, and what the lanes were told, as of `applied`
  *
  * A STATE is true at its place. So it is written again only when its segment is to go, or one with a record that comes behind
  * what it says is applied: `shard_needs`.
@@ -48,6 +48,7 @@ kv_status state_log(kv_replica *r, shard *s) {
     wire_put64(&out, applied_ballot(s));
     wire_put64(&out, s->whole_from);
     wire_put8(&out, s->installing.active);
+    wire_put_members(&out, &s->members);
     lanes_put(&out, mutated(r, KV_MUTATE_STATE_NO_SESSIONS) ? &nobody : &s->sessions);
     kv_position position;
     kv_status status = KV_ENOMEM;
@@ -129,16 +130,17 @@ static bool goes_on(const shard *s, const kv_record *record, kv_position positio
 
 /* Behind records that are gone, or in the place of one of them. A log that is not empty is the end of the true one, so nothing
  * can follow it after a gap. */
-static kv_status version_begin(const kv_replica *r, shard *s, const kv_record *record) {
+static kv_status version_begin(kv_replica *r, shard *s, const kv_record *record) {
     bool jumps = record->version > log_last(&s->log) + 1;
     if (!r->replaying.trimmed || (jumps && s->log.count != 0)) return KV_ECORRUPT;
     log_restart(&s->log, record->version - 1, record->prev_ballot);
+    configs_cut(r, s, record->version - 1);
     if (!s->gap) s->gap_from = s->applied;
     s->gap = s->log.base > s->gap_from; /* A tail that is gone may have been cut: then nothing is missing. */
     return KV_OK;
 }
 
-kv_status version_replay(const kv_replica *r, shard *s, const kv_record *record, kv_position position, uint32_t used) {
+kv_status version_replay(kv_replica *r, shard *s, const kv_record *record, kv_position position, uint32_t used) {
     if (record->ballot > s->promised) s->promised = record->ballot;
     if (goes_on(s, record, position)) {
         entry_extend(s, position, used);
@@ -149,8 +151,11 @@ kv_status version_replay(const kv_replica *r, shard *s, const kv_record *record,
     kv_status status = fits ? KV_OK : version_begin(r, s, record);
     if (status != KV_OK) return status;
     log_cut(&s->log, record->version - 1);
+    configs_cut(r, s, record->version - 1);
     version_entry entry = {.ballot = record->ballot, .position = position, .size = used, .record_count = 1};
-    return log_push(&s->log, &entry);
+    if (log_push(&s->log, &entry) != KV_OK) return KV_ENOMEM;
+    config_note(r, s, record);
+    return r->failed;
 }
 
 /* The version log as replayed so far, beside the STATE: it goes that far, or begins behind it, where records are gone. */
@@ -172,6 +177,8 @@ kv_status state_replay(kv_replica *r, const kv_record *record, kv_position posit
     uint64_t incarnation = wire_take64(&in), promised = wire_take64(&in);
     uint64_t applied = wire_take64(&in), ballot = wire_take64(&in), whole_from = wire_take64(&in);
     bool in_pieces = wire_take8(&in) != 0;
+    members named;
+    wire_take_members(&in, &named);
     if (incarnation > r->incarnation) r->incarnation = incarnation;
     if (promised > s->promised) s->promised = promised;
     if (applied < s->applied) return KV_ECORRUPT;
@@ -181,6 +188,8 @@ kv_status state_replay(kv_replica *r, const kv_record *record, kv_position posit
     if (r->failed != KV_OK) return r->failed;
     kv_status status = state_fits(s, applied, ballot, r->replaying.trimmed);
     if (status != KV_OK || !lanes_take(&in, &s->sessions)) return KV_ECORRUPT;
+    if (mutated(r, KV_MUTATE_STATE_NO_MEMBERS)) named = s->members;
+    members_set(r, s, &named, applied, true);
     s->applied = applied;
     s->commit_logged = s->commit;
     s->whole_from = whole_from;
@@ -195,10 +204,12 @@ void replay_restart(kv_replica *r) {
     for (uint32_t i = 0; i < r->shard_count; i++) {
         shard *s = &r->shards[i];
         sessions kept = s->sessions;
+        list configs = s->configs;
         log_free(&s->log);
         installing_clear(s);
         sessions_clear(&kept);
-        *s = (shard){.number = (uint16_t)i, .sessions = kept, .state_needs = UINT32_MAX};
+        *s = (shard){.number = (uint16_t)i, .sessions = kept, .configs = configs, .state_needs = UINT32_MAX};
+        members_first(r, s);
     }
     late_free(&r->late);
     r->incarnation = 0;

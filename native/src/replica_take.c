@@ -12,12 +12,15 @@
 /* What a PROMISE says of the tail behind the taker's commit. */
 enum { TAIL_NOT_HIGHER = 0, TAIL_SHOWN = 1, TAIL_LOST = 2 };
 
+/* And first of all. */
+enum { PROMISE_REFUSED = 0, PROMISE_GRANTED = 1, PROMISE_OUTSIDE = 2 };
+
 /* One shard of a PREPARE. */
 typedef struct prepare_ask {
     uint64_t commit, last_ballot, last;
     uint64_t before; /* what was promised, if it is granted */
     uint16_t shard;
-    bool granted;
+    bool granted, outside;
 } prepare_ask;
 
 static void taking_free(taking *t) {
@@ -59,6 +62,7 @@ void take_over(kv_replica *r, const uint16_t *asked, size_t asked_count) {
         if (asked[i] >= r->shard_count) continue;
         shard *s = &r->shards[asked[i]];
         if (s->own.ballot != 0 || s->taking.ballot != 0 || s->installing.active) continue;
+        if (!is_member(members_now(s), r->options.node) && !mutated(r, KV_MUTATE_REMOVED_VOTES)) continue;
         note_round(r, s->promised);
         shards[count++] = asked[i];
         s->taking.ballot = 1; /* Named twice, it is taken once. */
@@ -69,6 +73,7 @@ void take_over(kv_replica *r, const uint16_t *asked, size_t asked_count) {
     for (size_t i = 0; i < count; i++) {
         shard *s = &r->shards[shards[i]];
         s->taking.ballot = status == KV_OK ? ballot : 0;
+        s->taking.members = *members_now(s);
         s->taking.since = r->now;
         if (status == KV_OK) s->promised = ballot;
     }
@@ -127,11 +132,21 @@ static void majority_promised(kv_replica *r, shard *s) {
     list_free(&queue);
 }
 
-/* `tail` gives its records away. */
+/* It was removed, and hears of that now. Whoever shows such a tail refuses (is_outside), but nothing is to rest on that. */
+static void outside(kv_replica *r, shard *s) {
+    r->counts.outsiders++;
+    shard_step_down(r, s);
+    policy_refused(r, s);
+    s->told_out = true;
+}
+
+/* Who has to have promised is known only with the tail that is to be adopted: the members at its end. `tail` gives its
+ * records away. */
 static void promised_by(kv_replica *r, shard *s, uint32_t index, shown_tail *tail) {
     taking *t = &s->taking;
     bool better = t->best.records == NULL ? is_higher(r, tail, log_last_ballot(&s->log), log_last(&s->log))
                                           : is_higher(r, tail, t->best.last_ballot, t->best.last);
+    if (tail->lost && !is_member(&tail->members, r->peers[index].node)) return; /* As if it had not answered. */
     if (tail->lost) { /* We are too far behind to be the owner. That one is not, and will send us a snapshot. */
         shard_step_down(r, s);
         policy_refused(r, s);
@@ -144,8 +159,12 @@ static void promised_by(kv_replica *r, shard *s, uint32_t index, shown_tail *tai
         free(t->best.records);
         t->best = *tail;
         tail->records = NULL;
+        if (!mutated(r, KV_MUTATE_TAKER_MEMBERS)) t->members = tail->members;
     }
-    if (is_majority(r, t->answered)) majority_promised(r, s);
+    voters v = voters_of(r, &t->members);
+    if (!is_majority(&v, t->answered)) return;
+    if (is_member(&t->members, r->options.node) || mutated(r, KV_MUTATE_REMOVED_VOTES)) majority_promised(r, s);
+    else outside(r, s);
 }
 
 void prepare_send(kv_replica *r, const after *a) {
@@ -156,8 +175,8 @@ void prepare_send(kv_replica *r, const after *a) {
         if (r->shards[number].taking.ballot == a->ballot) live[count++] = number;
     }
     if (count == 0) return;
-    for (uint32_t i = 0; i < r->member_count; i++) {
-        if (i == r->self) continue;
+    for (uint32_t i = 0; i < r->peer_count; i++) {
+        if (!is_peer(r, i)) continue;
         wire_out *out = &r->peers[i].out;
         wire_begin(out, WIRE_PREPARE);
         wire_put64(out, a->ballot);
@@ -179,6 +198,18 @@ void prepare_send(kv_replica *r, const after *a) {
 }
 
 /* --- the others --- */
+
+static bool is_above(const shard *s, const prepare_ask *ask) {
+    uint64_t mine = log_last_ballot(&s->log);
+    return mine != ask->last_ballot ? mine > ask->last_ballot : log_last(&s->log) > ask->last;
+}
+
+/* A member no more, that has not heard of it: with our answer, which shows that, it would have to give up. Without one it
+ * goes on as if we were not there, and we keep what we own. */
+static bool is_outside(const kv_replica *r, const shard *s, uint16_t node, const prepare_ask *ask) {
+    if (mutated(r, KV_MUTATE_REMOVED_VOTES) || mutated(r, KV_MUTATE_OUTSIDER_HEARD)) return false;
+    return is_above(s, ask) && !is_member(members_now(s), node);
+}
 
 void prepare_receive(kv_replica *r, peer *p, wire_in *in) {
     uint16_t granted[KV_SHARDS_MAX];
@@ -202,7 +233,8 @@ void prepare_receive(kv_replica *r, peer *p, wire_in *in) {
     }
     for (uint64_t i = 0; i < count; i++) {
         shard *s = &r->shards[asks[i].shard];
-        asks[i].granted = s->promised < ballot;
+        asks[i].outside = is_outside(r, s, p->node, &asks[i]);
+        asks[i].granted = s->promised < ballot && !asks[i].outside;
         if (!asks[i].granted) continue;
         asks[i].before = s->promised;
         s->promised = ballot;
@@ -239,14 +271,14 @@ static uint64_t tail_size(const shard *s, uint64_t commit) {
  * lost: we are the better owner then. */
 static void tail_put(kv_replica *r, wire_out *out, shard *s, const prepare_ask *ask) {
     uint64_t mine = log_last_ballot(&s->log), last = log_last(&s->log), prev_ballot = 0;
-    bool higher = mine != ask->last_ballot ? mine > ask->last_ballot : last > ask->last;
-    bool wanted = (higher || mutated(r, KV_MUTATE_LONGEST_TAIL)) && last > ask->commit;
+    bool wanted = (is_above(s, ask) || mutated(r, KV_MUTATE_LONGEST_TAIL)) && last > ask->commit;
     bool shown = wanted && log_ballot_at(&s->log, ask->commit, &prev_ballot) &&
                  out->size - out->frame + tail_size(s, ask->commit) <= WIRE_FRAME_SIZE_MAX / 2;
     wire_put_varint(out, s->number);
     wire_put_varint(out, s->commit);
     wire_put64(out, mine);
     wire_put_varint(out, last);
+    wire_put_members(out, members_now(s));
     wire_put8(out, shown ? TAIL_SHOWN : wanted ? TAIL_LOST : TAIL_NOT_HIGHER);
     if (!shown) return;
     wire_put_varint(out, ask->commit);
@@ -262,8 +294,8 @@ static void tail_put(kv_replica *r, wire_out *out, shard *s, const prepare_ask *
 void promise_send(kv_replica *r, const after *a) {
     const prepare_ask *asks = (const prepare_ask *)(const void *)a->asks;
     size_t count = a->size / sizeof *asks;
-    int index = member_of(r, a->node);
-    KV_ASSERT(index >= 0);
+    int index = peer_of(r, a->node);
+    if (index < 0) return; /* It has gone. */
     wire_out *out = &r->peers[index].out;
     wire_begin(out, WIRE_PROMISE);
     wire_put64(out, a->ballot);
@@ -272,13 +304,13 @@ void promise_send(kv_replica *r, const after *a) {
         shard *s = &r->shards[asks[i].shard];
         /* Since it was asked for, a still higher ballot may have come. */
         bool stands = asks[i].granted && (s->promised == a->ballot || mutated(r, KV_MUTATE_PROMISE_LATE_TAIL));
-        wire_put8(out, stands);
+        wire_put8(out, asks[i].outside ? PROMISE_OUTSIDE : stands ? PROMISE_GRANTED : PROMISE_REFUSED);
         if (stands) {
             tail_put(r, out, s, &asks[i]);
-        } else {
-            wire_put_varint(out, s->number);
-            wire_put64(out, s->promised);
+            continue;
         }
+        wire_put_varint(out, s->number);
+        if (!asks[i].outside) wire_put64(out, s->promised);
     }
     wire_end(out);
 }
@@ -289,6 +321,7 @@ static bool tail_take(wire_in *in, shown_tail *out) {
     *out = (shown_tail){.commit = wire_take_varint(in)};
     out->last_ballot = wire_take64(in);
     out->last = wire_take_varint(in);
+    wire_take_members(in, &out->members);
     uint8_t what = wire_take8(in);
     out->lost = what == TAIL_LOST;
     if (what != TAIL_SHOWN) return true;
@@ -323,12 +356,17 @@ void promise_receive(kv_replica *r, peer *p, wire_in *in) {
     uint64_t ballot = wire_take64(in), count = wire_take_varint(in);
     uint32_t index = (uint32_t)(p - r->peers);
     for (uint64_t i = 0; i < count && !in->bad && r->failed == KV_OK; i++) {
-        bool granted = wire_take8(in) != 0;
+        uint8_t what = wire_take8(in);
         uint64_t number = wire_take_varint(in);
         if (number >= r->shard_count) in->bad = true;
         if (in->bad) return;
         shard *s = &r->shards[number];
-        if (!granted) {
+        if (what == PROMISE_OUTSIDE) {
+            if (s->taking.ballot == ballot && !s->told_out) r->counts.outsiders++;
+            s->told_out |= s->taking.ballot == ballot;
+            continue;
+        }
+        if (what != PROMISE_GRANTED) {
             uint64_t promised = wire_take64(in);
             if (!in->bad) promise_refused(r, s, ballot, promised);
             continue;

@@ -69,7 +69,7 @@ void shard_own(kv_replica *r, shard *s, uint64_t ballot) {
     own->ballot = ballot;
     own->barrier = log_last(&s->log) + 1;
     own->since = r->now;
-    for (uint32_t i = 0; i < r->member_count; i++) {
+    for (uint32_t i = 0; i < r->peer_count; i++) {
         own->match[i] = 0;
         own->next[i] = own->barrier;
         sending_clear(&own->sending[i]);
@@ -94,6 +94,7 @@ void shard_step_down(kv_replica *r, shard *s) {
 bool ballot_heed(kv_replica *r, shard *s, uint64_t ballot) {
     note_round(r, ballot);
     if (ballot <= s->promised) return ballot == s->promised;
+    s->told_out = false;
     shard_step_down(r, s);
     s->promised = ballot; /* No PROMISE: the records of this ballot restore it. */
     return true;
@@ -101,7 +102,7 @@ bool ballot_heed(kv_replica *r, shard *s, uint64_t ballot) {
 
 /* --- proposing --- */
 
-static void wait_for(kv_replica *r, shard *s, uint64_t version, const kv_reply *reply) {
+void wait_for(kv_replica *r, shard *s, uint64_t version, const kv_reply *reply) {
     waiting *w = list_add(&s->own.waiting, sizeof *w);
     if (w == NULL) {
         replica_fail(r, KV_ENOMEM);
@@ -126,24 +127,27 @@ static void proposed(kv_replica *r, shard *s, kv_position position, uint32_t siz
     shard_advance(r, s);
 }
 
-/* A record without data of its own. false: there is no room for it. */
-static bool propose_mark(kv_replica *r, shard *s, uint8_t kind, const kv_request *request) {
+bool propose_mark(kv_replica *r, shard *s, uint8_t kind, const kv_request *request, const uint8_t *value, size_t value_size) {
     kv_position position;
     uint32_t size;
     kv_record record = {.kind = kind, .shard = s->number, .version = log_last(&s->log) + 1, .ballot = s->own.ballot,
                         .prev_ballot = log_last_ballot(&s->log),
-                        .options = LATE_OPTIONS};
+                        .options = LATE_OPTIONS, .value = value, .value_size = (uint32_t)value_size};
     if (request != NULL) {
         record.request = *request;
         record.options |= KV_HAS_REQUEST;
     }
     kv_status status = r->full ? KV_ENOSPC : late_append(r->store, &record, 1, &position, &size);
-    if (status == KV_OK) proposed(r, s, position, size, 1);
-    else append_failed(r, status);
-    return status == KV_OK;
+    if (status != KV_OK) {
+        append_failed(r, status);
+        return false;
+    }
+    config_note(r, s, &record);
+    proposed(r, s, position, size, 1);
+    return true;
 }
 
-bool shard_barrier(kv_replica *r, shard *s) { return propose_mark(r, s, KV_KIND_BARRIER, NULL); }
+bool shard_barrier(kv_replica *r, shard *s) { return propose_mark(r, s, KV_KIND_BARRIER, NULL, NULL, 0); }
 
 /* --- evaluating --- */
 
@@ -216,11 +220,10 @@ static bool is_condition(kv_result result) {
            result == KV_EOVERFLOW || result == KV_EWRONGTYPE;
 }
 
-/* The log has no room. Nothing was done, and nothing will come of it. */
-static void answer_full(kv_replica *r, const kv_ask *a) {
+void answer_full(kv_replica *r, uint64_t token) {
     r->full = true;
     r->counts.full++;
-    reply_add(r, &(kv_reply){.token = a->token, .status = KV_ANSWER_UNAVAILABLE, .error = KV_ENOSPC, .value_size = -1});
+    reply_add(r, &(kv_reply){.token = token, .status = KV_ANSWER_UNAVAILABLE, .error = KV_ENOSPC, .value_size = -1});
 }
 
 static void will_tell(kv_replica *r, const shard *s, const kv_request *request, uint64_t version) {
@@ -242,8 +245,8 @@ static void answer_failed(kv_replica *r, shard *s, const kv_ask *a, kv_result re
     }
     request->outcome = (int16_t)error;
     request->result = (int64_t)reply.version;
-    if (!propose_mark(r, s, KV_KIND_SESSION, request)) {
-        answer_full(r, a);
+    if (!propose_mark(r, s, KV_KIND_SESSION, request, NULL, 0)) {
+        answer_full(r, a->token);
         return;
     }
     r->counts.failures_recorded++;
@@ -274,7 +277,7 @@ static void shard_evaluate(kv_replica *r, shard *s, const kv_ask *a) {
     kv_result result = evaluate(r, s, a, a->client != 0 ? &request : NULL);
     if (r->late.record_count == 0) {
         if (is_condition(result)) answer_failed(r, s, a, result, &request);
-        else if (result == KV_ENOSPC) answer_full(r, a);
+        else if (result == KV_ENOSPC) answer_full(r, a->token);
         else if (result == KV_ENOMEM || result == KV_ECORRUPT) reply_simple(r, a->token, KV_ANSWER_UNAVAILABLE);
         else if (result == KV_EPOISONED || result == KV_EDISK) reply_simple(r, a->token, KV_ANSWER_RETRY);
         else reply_add(r, &(kv_reply){.token = a->token, .status = KV_ANSWER_REFUSED, .error = (int32_t)result});
@@ -418,24 +421,28 @@ void shard_write(kv_replica *r, shard *s, const kv_ask *a) {
         answer_forgotten(r, s, a);
     } else {
         if (!r->full) shard_expire(r, s, a);
-        if (r->full) answer_full(r, a);
+        if (r->full) answer_full(r, a->token);
         else if (r->failed == KV_OK && s->own.ballot != 0) shard_evaluate(r, s, a);
     }
 }
 
 /* --- committing and applying --- */
 
-/* The version that a majority of voters holds at least. */
+/* Who holds a version, as bits. One that says that its disk lost something holds nothing for sure. */
+static uint32_t holders(const kv_replica *r, const shard *s, uint64_t version) {
+    uint32_t bits = 0;
+    for (uint32_t i = 0; i < r->peer_count; i++) bits |= (uint32_t)(s->own.match[i] >= version && !r->peers[i].learner) << i;
+    return bits;
+}
+
+/* The version that a majority of the members holds at least: the highest of those that some of them hold. */
 static uint64_t majority_holds(const kv_replica *r, const shard *s) {
-    uint64_t sorted[KV_MEMBERS_MAX];
-    uint32_t count = 0;
-    for (uint32_t i = 0; i < r->member_count; i++) {
-        if (r->peers[i].learner) continue;
-        uint32_t at = count++;
-        for (; at > 0 && sorted[at - 1] < s->own.match[i]; at--) sorted[at] = sorted[at - 1];
-        sorted[at] = s->own.match[i];
+    uint64_t best = s->commit;
+    for (uint32_t i = 0; i < r->peer_count; i++) {
+        uint64_t version = s->own.match[i];
+        if (version > best && is_majority(&s->voters, holders(r, s, version))) best = version;
     }
-    return count < r->majority ? 0 : sorted[r->majority - 1];
+    return best;
 }
 
 /* Only records of the present ballot are counted; those before commit with them. */
@@ -469,6 +476,7 @@ static kv_status step_apply(kv_replica *r, shard *s, const kv_record *record, kv
         sessions_note(&s->sessions, &record->request, record->version);
         lanes_forget(&r->undecided, s->number, &record->request, record->version);
     }
+    config_apply(r, s, record);
     if (!is_data(record)) return KV_OK;
     if (r->replaying.hidden) return KV_OK;
     /* Behind a snapshot there may be newer things than this record: they came with it. So there may be where a part of the

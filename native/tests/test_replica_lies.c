@@ -44,6 +44,8 @@ static wire_out append_of(uint64_t seq, uint64_t prev_version, uint64_t count) {
     return out;
 }
 
+static void put_first_members(wire_out *out) { wire_put_members(out, &(members){.nodes = {1, 2, 3}, .count = 3}); }
+
 static wire_out piece_of(uint64_t from, uint64_t piece) {
     wire_out out = flow_of(1, 0, ballot_of(9, 1), true);
     wire_put_varint(&out, from);
@@ -104,6 +106,7 @@ static wire_out promise_of(uint64_t ballot, uint64_t shard_number, uint64_t last
     wire_put_varint(&out, 0);
     wire_put64(&out, ballot_of(1, 2));
     wire_put_varint(&out, last);
+    put_first_members(&out);
     wire_put8(&out, 1);
     return out;
 }
@@ -147,6 +150,35 @@ TEST(a_flow_speaks_of_what_is_there_and_of_its_own_ballot) {
     end(b);
 }
 
+/* In a version of its own, and no node twice. */
+TEST(members_that_nobody_writes_are_refused) {
+    kv_record one = {.kind = KV_KIND_CONFIG, .value = (const uint8_t *)"\1\0\1\0", .value_size = 4};
+    bench *b = &world;
+    begin(b, 3);
+    for (uint64_t count = 1; count <= 2; count++) {
+        wire_out out = append_of(1, 0, 1);
+        wire_put_varint(&out, count);
+        wire_put8(&out, 0);
+        for (uint64_t i = 0; i < count; i++) wire_put_record(&out, &one);
+        REFUSED(b, 1, 2, out);
+        one.value = (const uint8_t *)"\1\0\2\0";
+    }
+    takeover(b, 1);
+    sync_node(b, 1);
+    wire_out out = begin_frame(WIRE_PROMISE);
+    wire_put64(&out, state_of(b, 1, 0).promised);
+    wire_put_varint(&out, 1);
+    wire_put8(&out, 1);
+    for (int i = 0; i < 2; i++) wire_put_varint(&out, 0); /* Shard, commit. */
+    wire_put64(&out, 0);
+    wire_put_varint(&out, 0);
+    wire_put8(&out, 0); /* Nobody. */
+    wire_put8(&out, 0);
+    REFUSED(b, 2, 1, out);
+    CHECK(state_of(b, 1, 0).taking);
+    end(b);
+}
+
 TEST(a_piece_of_a_snapshot_brings_data_and_no_more_lanes_than_there_are) {
     bench *b = &world;
     begin_with(b, 3, (kv_replica_options){.shard_count = 1, .session_max = 4});
@@ -162,6 +194,7 @@ TEST(a_piece_of_a_snapshot_brings_data_and_no_more_lanes_than_there_are) {
     wire_put8(&out, 1);
     wire_put_varint(&out, 1);
     wire_put_varint(&out, 5);
+    put_first_members(&out);
     wire_put_varint(&out, 0);
     wire_put_varint(&out, 5); /* Lanes. */
     REFUSED(b, 1, 2, out);
@@ -284,6 +317,7 @@ TEST(who_is_refused_without_end_is_not_answered_any_more) {
 
 int main(void) {
     RUN(a_flow_speaks_of_what_is_there_and_of_its_own_ballot);
+    RUN(members_that_nobody_writes_are_refused);
     RUN(a_piece_of_a_snapshot_brings_data_and_no_more_lanes_than_there_are);
     RUN(an_acknowledgement_is_of_what_was_sent);
     RUN(a_prepare_is_of_the_sender_and_of_shards_that_are_there);

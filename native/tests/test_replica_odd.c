@@ -23,6 +23,31 @@ TEST(batches_and_rows_are_routed_by_what_comes_first) {
     end(b);
 }
 
+/* More than are looked ahead at, and one among them that has no key. */
+TEST(asks_that_come_together_are_answered_as_if_they_came_one_by_one) {
+    enum { COUNT = 50, NO_KEY = 20 };
+    bench *b = &world;
+    kv_ask asks[COUNT];
+    begin_with(b, 1, (kv_replica_options){.shard_count = 4});
+    own(b, 1);
+    for (uint64_t i = 0; i < COUNT; i++) {
+        asks[i] = by(with(about(KV_REQUEST_INCR, "n", NULL), 1), 1 + i % 3, 1 + i / 3, 1, 0);
+        if (i == NO_KEY) asks[i] = (kv_ask){.kind = KV_REQUEST_PUT, .attempt = 1};
+        asks[i].token = ++b->token;
+    }
+    kv_replica_requests(b->node[1], asks, COUNT);
+    kv_replica_requests(b->node[1], asks, 0);
+    settle(b);
+    forget_said(b);
+    for (uint64_t i = 0; i < COUNT; i++) {
+        const answer *is = &b->answers[asks[i].token];
+        CHECK(is->there);
+        CHECK_EQ(is->reply.status, i == NO_KEY ? KV_ANSWER_REFUSED : KV_ANSWER_OK);
+        if (i != NO_KEY) CHECK_EQ(is->reply.number, (int64_t)(i < NO_KEY ? i + 1 : i));
+    }
+    end(b);
+}
+
 TEST(what_a_kind_does_not_know_is_refused) {
     static const uint8_t no_row[] = {KV_REQUEST_EXPIRE, KV_REQUEST_DROP, KV_REQUEST_APPEND};
     bench *b = &world;
@@ -331,12 +356,16 @@ TEST(a_record_that_no_replica_writes_is_damage) {
         {.kind = KV_KIND_SNAPSHOT_BEGIN, .shard = 0, .expected = KV_OK},
         {.kind = KV_KIND_SNAPSHOT_BEGIN, .shard = 1, .expected = KV_ECORRUPT},
         {.kind = KV_KIND_SNAPSHOT_END, .shard = 0, .value = "x", .size = 1, .expected = KV_ECORRUPT},
-        {.kind = KV_KIND_SNAPSHOT_END, .shard = 0, .value = "\7\0\0\0\0\0\0\0" "\0\0\0\0\0\0\0\0" "\7\0\0\0\0\0\0\0" "\0\0",
-         .size = 26, .expected = KV_OK},
-        {.kind = KV_KIND_SNAPSHOT_END, .shard = 0, .value = "\7\0\0\0\0\0\0\0" "\0\0\0\0\0\0\0\0" "\7\0\0\0\0\0\0\0" "\0\1",
-         .size = 26, .expected = KV_ECORRUPT}, /* a lane is missing */
-        {.kind = KV_KIND_SNAPSHOT_END, .shard = 0, .value = "\7\0\0\0\0\0\0\0" "\0\0\0\0\0\0\0\0" "\7\0\0\0\0\0\0\0" "\0\x7f",
-         .size = 26, .expected = KV_ECORRUPT}, /* more lanes than a shard remembers */
+        {.kind = KV_KIND_SNAPSHOT_END, .shard = 0, .value = "\7\0\0\0\0\0\0\0" "\0\0\0\0\0\0\0\0" "\7\0\0\0\0\0\0\0" "\1\1\0\0\0",
+         .size = 29, .expected = KV_OK},
+        {.kind = KV_KIND_SNAPSHOT_END, .shard = 0, .value = "\7\0\0\0\0\0\0\0" "\0\0\0\0\0\0\0\0" "\7\0\0\0\0\0\0\0" "\0\0\0",
+         .size = 27, .expected = KV_ECORRUPT}, /* of no members */
+        {.kind = KV_KIND_CONFIG, .version = 3, .value = "\1\0", .size = 2, .of_a_version = true, .expected = KV_OK},
+        {.kind = KV_KIND_CONFIG, .version = 3, .value = "\0\0", .size = 2, .of_a_version = true, .expected = KV_ECORRUPT},
+        {.kind = KV_KIND_SNAPSHOT_END, .shard = 0, .value = "\7\0\0\0\0\0\0\0" "\0\0\0\0\0\0\0\0" "\7\0\0\0\0\0\0\0" "\1\1\0\0\1",
+         .size = 29, .expected = KV_ECORRUPT}, /* a lane is missing */
+        {.kind = KV_KIND_SNAPSHOT_END, .shard = 0, .value = "\7\0\0\0\0\0\0\0" "\0\0\0\0\0\0\0\0" "\7\0\0\0\0\0\0\0" "\1\1\0\0\x7f",
+         .size = 29, .expected = KV_ECORRUPT}, /* more lanes than a shard remembers */
     };
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
         bench *b = &world;
@@ -354,6 +383,7 @@ TEST(a_record_that_no_replica_writes_is_damage) {
 
 int main(void) {
     RUN(batches_and_rows_are_routed_by_what_comes_first);
+    RUN(asks_that_come_together_are_answered_as_if_they_came_one_by_one);
     RUN(what_a_kind_does_not_know_is_refused);
     RUN(names_that_are_none_are_refused_by_reads_and_writes_alike);
     RUN(a_sum_that_does_not_fit_is_a_condition_that_failed);

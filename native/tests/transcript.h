@@ -20,7 +20,7 @@
 #include "check.h"
 #include "kv/io_sim.h"
 
-enum { NODES = 3, MAIL_MAX = 64, ANSWERS_MAX = 256, TRANSCRIPT_SIZE = 1 << 14, VALUE_MAX = 64, KEPT_MAX = 256 };
+enum { NODES = 5, MAIL_MAX = 64, ANSWERS_MAX = 256, TRANSCRIPT_SIZE = 1 << 14, VALUE_MAX = 64, KEPT_MAX = 256 };
 static const int64_t START_MS = 1700000000000;
 
 typedef struct frame {
@@ -90,12 +90,18 @@ static void say_ballot(bench *b, uint64_t ballot) {
 
 static void say_number(bench *b, const char *word, uint64_t number) { say(b, " %s%llu", word, (unsigned long long)number); }
 
+static void say_nodes(bench *b, const members *m) {
+    for (uint32_t i = 0; i < m->count; i++) say(b, " %u", m->nodes[i]);
+}
+
 static void say_record(bench *b, const kv_record *r) {
     static const char *const names[] = {[KV_KIND_PUT] = "put", [KV_KIND_DELETE] = "delete", [KV_KIND_ROW_PUT] = "row put",
                                         [KV_KIND_ROW_DELETE] = "row delete", [KV_KIND_TABLE_NEW] = "table",
                                         [KV_KIND_TABLE_DROP] = "drop", [KV_KIND_BARRIER] = "barrier",
-                                        [KV_KIND_SESSION] = "failed"};
+                                        [KV_KIND_SESSION] = "failed", [KV_KIND_CONFIG] = "members"};
+    members m;
     say(b, " %s", names[r->kind]);
+    if (r->kind == KV_KIND_CONFIG && members_parse(r->value, r->value_size, &m)) say_nodes(b, &m);
     if (r->key_size != 0) say(b, " %.*s", (int)r->key_size, (const char *)r->key);
     if (r->flags & KV_FLAG_EXPIRED) say(b, " (expired)");
 }
@@ -118,6 +124,16 @@ static void say_versions(bench *b, wire_in *in, uint64_t count) {
         if (i != 0) say(b, ",");
         say_version(b, in);
     }
+}
+
+/* Where they are not those that the set began with. */
+static void say_members(bench *b, wire_in *in) {
+    members m, first = {.count = b->options.member_count};
+    memcpy(first.nodes, b->options.members, sizeof first.nodes);
+    wire_take_members(in, &m);
+    if (m.count == first.count && memcmp(m.nodes, first.nodes, 2 * m.count) == 0) return;
+    say(b, " members");
+    say_nodes(b, &m);
 }
 
 static void say_connection(bench *b, uint32_t from, uint32_t to, wire_in *in) {
@@ -145,6 +161,7 @@ static void say_piece(bench *b, wire_in *in) {
     if (wire_take8(in) == 0) return;
     say_number(b, "of ", wire_take_varint(in));
     say_number(b, "until ", wire_take_varint(in));
+    say_members(b, in);
     say_number(b, "forgotten ", wire_take_varint(in));
     uint64_t count = wire_take_varint(in);
     say_number(b, "lanes ", count);
@@ -202,9 +219,13 @@ static void say_promise(bench *b, wire_in *in) {
     say_ballot(b, wire_take64(in));
     uint64_t count = wire_take_varint(in);
     for (uint64_t i = 0; i < count; i++) {
-        bool granted = wire_take8(in) != 0;
+        uint8_t what = wire_take8(in);
         say_number(b, "s", wire_take_varint(in));
-        if (!granted) {
+        if (what == 2) {
+            say(b, " you are no member");
+            continue;
+        }
+        if (what == 0) {
             say(b, " refused, promised");
             say_ballot(b, wire_take64(in));
             continue;
@@ -214,6 +235,7 @@ static void say_promise(bench *b, wire_in *in) {
         say_number(b, "last ", wire_take_varint(in));
         say(b, " of");
         say_ballot(b, ballot);
+        say_members(b, in);
         uint8_t shown = wire_take8(in);
         if (shown == 2) say(b, " which is no longer held");
         if (shown != 1) continue;
@@ -467,9 +489,20 @@ static void boot(bench *b, uint32_t n) {
     kv_fault fault;
     kv_replica_options options = b->options;
     options.node = (uint16_t)n;
+    options.joins = n > options.member_count;
     kv_status status = kv_replica_open(kv_sim_io(b->disk[n]), &options, &fault, &b->node[n]);
     if (status != KV_OK) printf("open: %s\n", fault.what);
     KV_ASSERT(status == KV_OK);
+    for (uint32_t i = 1; i <= b->count; i++)
+        if (i != n) CHECK_EQ(kv_replica_meet(b->node[n], (uint16_t)i), KV_OK);
+}
+
+static void boot_new(bench *b, uint32_t n) {
+    b->disk[n] = kv_sim_new();
+    kv_sim_set_recording(b->disk[n], 0);
+    kv_sim_set_clock(b->disk[n], START_MS);
+    boot(b, n);
+    sync_node(b, n);
 }
 
 static void begin_with(bench *b, uint32_t count, kv_replica_options options) {
@@ -480,13 +513,17 @@ static void begin_with(bench *b, uint32_t count, kv_replica_options options) {
     if (b->options.heartbeat_ticks == 0) b->options.heartbeat_ticks = 4;
     if (b->options.store.segment_size_max == 0) b->options.store.segment_size_min = b->options.store.segment_size_max = 1 << 16;
     for (uint32_t n = 1; n <= count; n++) b->options.members[n - 1] = (uint16_t)n;
-    for (uint32_t n = 1; n <= count; n++) {
-        b->disk[n] = kv_sim_new();
-        kv_sim_set_recording(b->disk[n], 0);
-        kv_sim_set_clock(b->disk[n], START_MS);
-        boot(b, n);
-        sync_node(b, n);
-    }
+    for (uint32_t n = 1; n <= count; n++) boot_new(b, n);
+}
+
+/* One more, that is no member of anything. */
+static uint32_t join(bench *b) {
+    uint32_t fresh = ++b->count;
+    tell(b, "%u starts\n", fresh);
+    for (uint32_t n = 1; n < fresh; n++)
+        if (b->node[n] != NULL) CHECK_EQ(kv_replica_meet(b->node[n], (uint16_t)fresh), KV_OK);
+    boot_new(b, fresh);
+    return fresh;
 }
 
 static void begin(bench *b, uint32_t count) { begin_with(b, count, (kv_replica_options){.shard_count = 1}); }

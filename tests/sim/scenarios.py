@@ -1,7 +1,7 @@
 """docs/protocol/scenarios.md, drawn from what the transcript tests go through: `make scenarios` writes it.
 
-native/tests/test_replica.c compares every message of a scenario with what it expects; with --tell it prints the same
-lines, and between them what was asked, whose log grew and who waited. A drawing has a lane for the client and one for
+The tests (PROGRAMS) compare every message of a scenario with what they expect; with --tell they print the same lines,
+and between them what was asked, whose log grew and who waited. A drawing has a lane for the client and one for
 each replica, and a row for each line: nothing is left out, and the words are those of the tests, titles included.
 Text, because that is shown by whatever shows Markdown, and a change of it can be read as a diff (decision 0032).
 """
@@ -15,12 +15,10 @@ from dataclasses import dataclass, field
 
 from tests.sim.seeds import ROOT
 
-PROGRAM = "build/plain/test_replica"
+PROGRAMS = ("build/plain/test_replica", "build/plain/test_replica_members")
 PAGE = ROOT / "docs" / "protocol" / "scenarios.md"
-REPLICA_COUNT = 3
-LANES = [2 + 9 * lane for lane in range(REPLICA_COUNT + 1)]  # columns: the client's, then those of replica 1 and so on
+REPLICA_COUNT = 3  # at least; one that joins has a lane where it does
 CLIENT = 0
-TEXT_AT = LANES[-1] + 5
 TEXT_WIDTH = 78
 PROSE_WIDTH = 120
 
@@ -28,8 +26,8 @@ HEAD = """\
 # What they say to each other
 
 Scenarios of the protocol, as tests of the C core go through them: a set of three, one shard, every message carried by
-hand. The drawings are made of the transcripts that `native/tests/test_replica.c` compares line by line, by
-`make scenarios`, and a test fails when this page shows anything else
+hand. The drawings are made of the transcripts that `test_replica.c` and `test_replica_members.c` in `native/tests/`
+compare line by line, by `make scenarios`, and a test fails when this page shows anything else
 ([decision 0032](../decisions/0032-drawings-are-text.md)). The rules are [specification.md](specification.md).
 
     --->|   arrives; a message is drawn when it does       >+   and makes the log of that replica grow
@@ -58,6 +56,15 @@ class Scenario:
     title: str
     about: str
     rows: list[Row] = field(default_factory=list)
+
+    def lane_count(self) -> int:
+        """The client's, and those of the replicas."""
+        return 1 + max([REPLICA_COUNT, *(max(row.start, row.end) for row in self.rows)])
+
+
+def column(lane: int) -> int:
+    """The client's, then those of replica 1 and so on."""
+    return 2 + 9 * lane
 
 
 def row_of(line: str) -> Row:
@@ -92,40 +99,41 @@ def read(output: str) -> Iterator[Scenario]:
         yield scenario
 
 
-def lanes(there: set[int]) -> list[str]:
-    line = [" "] * (LANES[-1] + 1)
+def lanes(there: set[int], count: int) -> list[str]:
+    line = [" "] * (column(count - 1) + 1)
     for lane in there:
-        line[LANES[lane]] = "|"
+        line[column(lane)] = "|"
     return line
 
 
-def drawn(row: Row, there: set[int]) -> Iterator[str]:
+def drawn(row: Row, there: set[int], count: int) -> Iterator[str]:
     """`there`: lanes that are drawn; a replica that is gone has none."""
-    line = lanes(there)
+    line = lanes(there, count)
     if row.start >= 0:
-        first, last = sorted((LANES[row.start], LANES[row.end]))
+        first, last = sorted((column(row.start), column(row.end)))
         line[first + 1 : last] = "-" * (last - first - 1)
         right = row.end > row.start
         line[last - 1 if right else first + 1] = "x" if row.lost else ">" if right else "<"
     if row.end >= 0 and (row.mark != "|" or row.end in there):
-        line[LANES[row.end]] = row.mark
+        line[column(row.end)] = row.mark
     for part in textwrap.wrap(row.text, TEXT_WIDTH, break_on_hyphens=False) or [""]:
-        yield f"    {''.join(line):<{TEXT_AT}}{part}".rstrip()
-        line = lanes(there)
+        yield f"    {''.join(line):<{column(count - 1) + 5}}{part}".rstrip()
+        line = lanes(there, count)
 
 
 def drawing(scenario: Scenario) -> Iterator[str]:
     """The lanes' names, and row for row what happened."""
-    names = [" "] * TEXT_AT
-    for lane, name in enumerate(["client", *map(str, range(1, REPLICA_COUNT + 1))]):
-        at = max(0, LANES[lane] - len(name) // 2)
+    count = scenario.lane_count()
+    names = [" "] * (column(count - 1) + 5)
+    for lane, name in enumerate(["client", *map(str, range(1, count))]):
+        at = max(0, column(lane) - len(name) // 2)
         names[at : at + len(name)] = name
     yield "    " + "".join(names).rstrip()
-    there = set(range(REPLICA_COUNT + 1))
+    there = set(range(count))
     for row in scenario.rows:
         if row.text in ("crashes", "restarts"):
             (there.discard if row.text == "crashes" else there.add)(row.end)
-        yield from drawn(row, there)
+        yield from drawn(row, there, count)
 
 
 def page(scenarios: list[Scenario]) -> str:
@@ -137,9 +145,11 @@ def page(scenarios: list[Scenario]) -> str:
 
 
 def told() -> str:
-    """What the test program says of its scenarios; it has to pass."""
-    result = subprocess.run([PROGRAM, "--tell"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
-    return result.stdout
+    """What the test programs say of their scenarios; they have to pass."""
+    return "".join(
+        subprocess.run([program, "--tell"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True).stdout
+        for program in PROGRAMS
+    )
 
 
 def main() -> int:

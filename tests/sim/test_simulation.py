@@ -41,10 +41,24 @@ MUTATIONS = [
     ("checkpoint_ahead", 0, 400, 4),
     ("undecided_goes", 0, 200, 4),
     ("state_no_sessions", 0, 50, 5),
+    ("state_no_members", 0, 400, 3),
     ("cut_below_commit", 0, 150, 3),
     ("check_joined", 0, 400, 3),
     ("snapshot_drops_tail", 0, 600, 3),
     ("snapshot_read_early", 0, 1000, 3),
+    ("removed_votes", 0, 60, 4),
+    ("first_members", 0, 500, 3),
+    ("config_swap", 0, 200, 4),
+    ("config_two", 0, 200, 4),
+    ("cut_keeps_members", 0, 200, 3),
+    ("snapshot_no_members", 0, 100, 4),
+    ("outsider_heard", 100, 20, 1),  # One in some 300 seeds: the first that does.
+]
+
+# The same at N = 5: what it takes is more members than three.
+MUTATIONS_OF_FIVE = [
+    ("taker_members", 0, 250, 2),
+    ("config_early", 0, 200, 3),
 ]
 
 # Without it, a PROMISE of b' shows a tail that was taken after a ballot above b' had been promised. A record of a
@@ -81,6 +95,8 @@ HAPPENS = [
     "offers",
     "snapshots",
     "installed",
+    "exchanges",
+    "configs",
     "states",
     "segments_moved",
     "segments_removed",
@@ -116,6 +132,14 @@ def test_a_missing_rule_is_noticed(mutation: str, first: int, count: int, least:
     assert simulate(3, first, count, mutation).violation_count >= least
 
 
+@pytest.mark.parametrize(
+    ("mutation", "first", "count", "least"), MUTATIONS_OF_FIVE, ids=[row[0] for row in MUTATIONS_OF_FIVE]
+)
+def test_a_rule_that_takes_five_members_is_noticed_missing(mutation: str, first: int, count: int, least: int) -> None:
+    """The same, with sets of five."""
+    assert simulate(5, first, count, mutation).violation_count >= least
+
+
 @pytest.mark.parametrize("mutation", HARMLESS + UNSEEN_YET)
 def test_what_is_said_to_go_unseen_goes_unseen(mutation: str) -> None:
     """One that is noticed belongs into MUTATIONS."""
@@ -127,7 +151,7 @@ def test_every_rule_that_can_be_left_out_is_looked_at() -> None:
     headers = [ROOT / "native" / "include" / "kv" / "replica.h", ROOT / "native" / "sim" / "world.h"]
     text = "".join(header.read_text(encoding="utf-8") for header in headers)
     names = {name.lower() for name in re.findall(r"\b(?:KV|SIM)_MUTATE_([A-Z][A-Z_]*)\b", text)}
-    listed = [row[0] for row in MUTATIONS] + HARMLESS + UNSEEN_YET
+    listed = [row[0] for row in MUTATIONS + MUTATIONS_OF_FIVE] + HARMLESS + UNSEEN_YET
     assert sorted(names) == sorted(listed)
     half_done = (ROOT / "docs" / "next.md").read_text(encoding="utf-8")
     assert [name for name in UNSEEN_YET if f"`{name}`" not in half_done] == []

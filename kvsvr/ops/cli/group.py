@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from kvsvr.errors import CorruptionError, KvError, UsageError
-from kvsvr.ops.cli import backup, doctor, export, get, import_, put, scan, stats, table, verify
+from kvsvr.ops.cli import backup, doctor, export, get, import_, put, scan, serve, stats, table, verify
 from kvsvr.ops.cli.common import DAMAGE, FAILED, USAGE, wants_json
 
 
@@ -54,7 +54,7 @@ def commands() -> None:
     """
 
 
-for _module in (get, put, scan, table, import_, export, verify, doctor, stats):
+for _module in (get, put, scan, table, import_, export, verify, doctor, stats, serve):
     commands.add_command(_module.command)
 commands.add_command(backup.backup_command)
 commands.add_command(backup.restore_command)

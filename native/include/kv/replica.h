@@ -19,13 +19,13 @@
 #include "io.h"
 #include "store.h"
 
-enum { KV_MEMBERS_MAX = 7, KV_SHARDS_MAX = 1024, KV_SLOT_COUNT = 16384 };
+enum { KV_MEMBERS_MAX = 7, KV_NODES_MAX = 16, KV_SHARDS_MAX = 1024, KV_SLOT_COUNT = 16384 };
 
 typedef struct kv_replica kv_replica;
 
 typedef struct kv_replica_options {
     uint16_t node;                        /* its id; never that of another disk */
-    uint16_t members[KV_MEMBERS_MAX];     /* ids of the set, its own among them; the same for everybody */
+    uint16_t members[KV_MEMBERS_MAX];     /* ids that the set began with; the same for everybody and for ever */
     uint32_t member_count;                /* 1, 3 or 5 */
     uint32_t shard_count;                 /* fixed when the set is made; 0: 64 */
     uint32_t session_max;                 /* lanes that a shard remembers; 0: 1024 */
@@ -46,6 +46,7 @@ typedef struct kv_replica_options {
     int32_t damaged;                      /* bool: the disk lost something: no votes, no ownership */
     uint64_t mutations;                   /* rules left out, for tests: KV_MUTATE_* */
     kv_options store;
+    int32_t joins;                        /* bool: its id is none of `members`: it learns, and may be made a member */
     uint64_t keep_size_max;               /* bytes at the end of the log in which records are kept for peers; 0: 64 MiB */
     const uint8_t *checkpoint;            /* the newest published one (kv_replica_checkpoint), or NULL. Not kept */
     size_t checkpoint_size;
@@ -79,10 +80,20 @@ enum kv_mutation {
     KV_MUTATE_SNAPSHOT_READ_EARLY,   /* what came in pieces is read before it is of one moment */
     KV_MUTATE_SNAPSHOT_NO_SESSIONS,  /* a snapshot leaves out what the lanes were told */
     KV_MUTATE_EXPIRE_LOCALLY,        /* whoever answers a read holds expiries against its own clock */
+    KV_MUTATE_REMOVED_VOTES,         /* promises, acks and checks of replicas that are no members are counted */
+    KV_MUTATE_FIRST_MEMBERS,         /* majorities are counted among the members that the set began with */
+    KV_MUTATE_TAKER_MEMBERS,         /* promises are counted among the taker's members, not those of the tail it adopts */
+    KV_MUTATE_CONFIG_SWAP,           /* one record removes a member and adds another */
+    KV_MUTATE_CONFIG_TWO,            /* a CONFIG record does not wait until the one before is committed */
+    KV_MUTATE_CONFIG_EARLY,          /* nor until a record of the own ballot is */
+    KV_MUTATE_CUT_KEEPS_MEMBERS,     /* a cut does not take back the members of what it cuts */
+    KV_MUTATE_SNAPSHOT_NO_MEMBERS,   /* a snapshot leaves out the members */
+    KV_MUTATE_OUTSIDER_HEARD,        /* a member no more gets promises, and others wait for what it never will own */
     KV_MUTATE_STATE_NOT_DURABLE,     /* a segment goes before the STATE that stands for it is written */
     KV_MUTATE_CHECKPOINT_AHEAD,      /* a checkpoint is published before the log it stands on is durable */
     KV_MUTATE_UNDECIDED_GOES,        /* a segment goes whatever records in it are undecided, or kept */
     KV_MUTATE_STATE_NO_SESSIONS,     /* STATE leaves out what the lanes were told */
+    KV_MUTATE_STATE_NO_MEMBERS,      /* nor is it asked for the members */
     KV_MUTATION_COUNT,
 };
 const char *kv_mutation_name(int32_t mutation); /* "ack_before_fsync"; NULL: there is none */
@@ -102,6 +113,23 @@ kv_status kv_replica_receive(kv_replica *replica, uint16_t from, const uint8_t *
 void kv_replica_durable(kv_replica *replica, uint64_t upto);
 /* Those of the shards that it does not own and is not taking over already. */
 void kv_replica_takeover(kv_replica *replica, const uint16_t *shards, size_t count);
+
+/* There is a replica of that id: it is spoken to and heard from now on, until this one is closed. Who is a member of a shard is
+ * known without it. KV_EUSAGE: 0, or its own id; KV_ELIMIT: KV_NODES_MAX are known. */
+kv_status kv_replica_meet(kv_replica *replica, uint16_t node);
+/* There is none any more. KV_EUSAGE: it is a member of a shard, as far as this one knows, or not known. */
+kv_status kv_replica_part(kv_replica *replica, uint16_t node);
+
+/* Makes a replica that learns a member of a shard, or ends that; asked of the owner. */
+typedef struct kv_member_change {
+    uint64_t token;     /* comes back with the answer: OK once it is committed, or was so before */
+    uint16_t shard;
+    uint16_t add;       /* a node; 0: nobody */
+    uint16_t remove;    /* likewise; one of the two */
+} kv_member_change;
+/* RETRY: it is not the owner (one that is to remove itself gives the shard away first), another change is under way, or who
+ * is to be added does not follow yet. FAILED, KV_ECONFLICT: the set would be of another size than all members or one less. */
+void kv_replica_member_change(kv_replica *replica, const kv_member_change *change);
 
 enum kv_request_kind {
     KV_REQUEST_GET = 1,    /* a key, or a row where there is a table */
@@ -172,7 +200,7 @@ typedef struct kv_reply {
 } kv_reply;
 /* All since the last clear. The pointers stay until the next call of any kind. */
 void kv_replica_answers(kv_replica *replica, const kv_reply **replies, size_t *count, const uint8_t **bytes);
-/* Bytes for a member; NULL: none. A row of frames, each of which may be lost, or come twice, without harm. */
+/* Bytes for a node that is known; NULL: none. A row of frames, each of which may be lost, or come twice, without harm. */
 const uint8_t *kv_replica_outbox(kv_replica *replica, uint16_t to, size_t *size);
 void kv_replica_clear(kv_replica *replica); /* answers and outboxes have been taken */
 
@@ -213,6 +241,11 @@ typedef struct kv_shard_state {
     int32_t taking; /* bool */
     int32_t whole;  /* bool: its state is of one moment, and may be read */
     uint16_t owner; /* who that is as far as this one knows; 0: nobody */
+    int32_t member; /* bool: it has a vote */
+    uint16_t members[KV_MEMBERS_MAX]; /* in force */
+    uint32_t member_count;
+    uint32_t changing; /* CONFIG records that it does not know to be committed */
+    uint64_t barrier;  /* of an owner: the version that its ballot begins with */
 } kv_shard_state;
 void kv_replica_shard(const kv_replica *replica, uint32_t shard, kv_shard_state *out);
 /* Digest of the record at a version that is held and above the base: what it says, not where it lies. 0: not held. */
@@ -222,7 +255,7 @@ kv_status kv_replica_record(kv_replica *replica, uint32_t shard, uint64_t versio
 
 typedef struct kv_replica_counts {
     uint64_t takeovers, adoptions, step_downs, refusals, cuts, reconnects, deduplicated, evicted, failures_recorded,
-        late_flows, expired, follower_reads, committed, promises, offers, snapshots, installed,
+        late_flows, expired, follower_reads, committed, promises, offers, snapshots, installed, configs, outsiders,
         states, full;
 } kv_replica_counts;
 const kv_replica_counts *kv_replica_count(const kv_replica *replica);

@@ -1,0 +1,43 @@
+/* server.h -- a replica as a process: clients over RESP, peers over frames, the log to the disk.
+ *
+ * One thread runs the loop (kv_server_run), and everything but the waits for the disk happens there: read what has come from
+ * everybody, hand all of it to the replica, let it pack, send. A second thread, the server's own, syncs the log and makes
+ * its next segments, and rings when it has. So one sync is shared by all that came while the one before it ran.
+ *
+ * Who may be a peer is not decided here: kv_server_link takes a connection over that has been made, and looked at, by the
+ * caller (kvsvr/node). What happens and somebody may want to know is a line in the log pipe.
+ *
+ * kv_server_run is one thread's; kv_server_stop, _link and _figures are any thread's. */
+#ifndef KV_SERVER_H
+#define KV_SERVER_H
+
+#include "replica.h"
+
+typedef struct kv_server kv_server;
+
+typedef struct kv_server_options {
+    kv_replica_options replica;
+    int32_t client_socket;      /* it listens; the server's from now on */
+    int32_t log_pipe;           /* lines of JSON, one for an event; the caller's. -1: none. A full one loses lines */
+    uint32_t client_count_max;  /* 0: 10,000 */
+    uint32_t tick_ms;           /* 0: 5 */
+    uint32_t request_ms;        /* after which a request is given up; 0: 5,000 */
+    uint64_t word_size_max;     /* of a command; 0: 512 MiB, Redis' own */
+    uint64_t owed_size_max;     /* to a client that does not read; above it is cut. 0: 256 MiB */
+} kv_server_options;
+
+/* Opens the replica behind `io` (the server's from now on, also when this fails). */
+kv_status kv_server_new(kv_io *io, const kv_server_options *options, kv_fault *fault, kv_server **out);
+/* Until it is stopped: KV_OK; or the replica can go on no more: why. */
+kv_status kv_server_run(kv_server *server, kv_fault *fault);
+void kv_server_stop(kv_server *server);
+/* A connection to or from a peer, whoever made it; the one there was is closed. KV_EUSAGE: that is no peer. */
+kv_status kv_server_link(kv_server *server, uint16_t node, int32_t socket);
+void kv_server_free(kv_server *server); /* not while it runs; accepts NULL */
+
+typedef struct kv_server_figures {
+    uint64_t clients, connections, commands, errors, received_size, sent_size, syncs, shards_owned, links, forwarded, retried;
+} kv_server_figures;
+void kv_server_look(const kv_server *server, kv_server_figures *out);
+
+#endif

@@ -1,0 +1,260 @@
+/* link.c -- connections to peers: frames of the replica, and requests that are passed on.
+ *
+ * A link may go at any moment, and a frame with it: the replica takes that for a lost message, and whoever passed a request
+ * on asks again. A frame is size (4), type (1), body, as docs/protocol/wire.md has it; types from PASS on are the server's:
+ *
+ *     PASS     token 8, then the request                  to the owner of its shard
+ *     PASSED   token 8, then the answer                   back */
+#include <errno.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <stdlib.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "server_internal.h"
+
+enum { LINK_PASS = 200, LINK_PASSED = 201, LINK_READ_SIZE = 1 << 18, LINK_OWED_MAX = 64 << 20 };
+
+static peer_link *link_to(kv_server *server, uint16_t node) {
+    for (uint32_t i = 0; i < server->link_count; i++)
+        if (server->links[i].node == node) return &server->links[i];
+    return NULL;
+}
+
+void link_close(kv_server *server, peer_link *l, const char *why) {
+    if (l->source.fd < 0) return;
+    close(l->source.fd);
+    l->source.fd = -1;
+    l->in.begin = l->in.end = 0;
+    l->out.size = l->sent = 0;
+    l->writing = false;
+    server->figures.links--;
+    server_event(server, "{\"event\": \"link_down\", \"node\": %u, \"why\": \"%s\"}", l->node, why);
+    requests_link_lost(server, l->node);
+}
+
+kv_status kv_server_link(kv_server *server, uint16_t node, int32_t socket) {
+    if (link_to(server, node) == NULL) return KV_EUSAGE;
+    pthread_mutex_lock(&server->lock);
+    bool room = server->arrived_count < KV_MEMBERS_MAX;
+    if (room) server->arrived[server->arrived_count++] = (arrival){node, socket};
+    pthread_mutex_unlock(&server->lock);
+    if (!room) return KV_ELIMIT;
+    server_ring(server);
+    return KV_OK;
+}
+
+static void link_take(kv_server *server, const arrival *one) {
+    int yes = 1;
+    peer_link *l = link_to(server, one->node);
+    link_close(server, l, "another connection took its place");
+    setsockopt(one->fd, IPPROTO_TCP, TCP_NODELAY, &yes, sizeof yes);
+    l->source.fd = one->fd;
+    if (!server_watch(server, &l->source, EPOLLIN)) {
+        close(one->fd);
+        l->source.fd = -1;
+        return;
+    }
+    server->figures.links++;
+    server_event(server, "{\"event\": \"link_up\", \"node\": %u}", l->node);
+}
+
+void links_arrive(kv_server *server) {
+    arrival taken[KV_MEMBERS_MAX];
+    pthread_mutex_lock(&server->lock);
+    uint32_t count = server->arrived_count;
+    memcpy(taken, server->arrived, count * sizeof *taken);
+    server->arrived_count = 0;
+    pthread_mutex_unlock(&server->lock);
+    for (uint32_t i = 0; i < count; i++) link_take(server, &taken[i]);
+}
+
+/* --- out --- */
+
+static void watch_writing(kv_server *server, peer_link *l, bool writing) {
+    if (l->writing == writing) return;
+    l->writing = writing;
+    struct epoll_event event = {.events = EPOLLIN | (writing ? EPOLLOUT : 0), .data.ptr = &l->source};
+    epoll_ctl(server->epoll, EPOLL_CTL_MOD, l->source.fd, &event);
+}
+
+void link_flush(kv_server *server, peer_link *l) {
+    while (l->sent < l->out.size) {
+        ssize_t done = send(l->source.fd, l->out.bytes + l->sent, l->out.size - l->sent, MSG_NOSIGNAL | MSG_DONTWAIT);
+        if (done < 0 && errno == EINTR) continue;
+        if (done < 0 && errno == EAGAIN) break;
+        if (done < 0) {
+            link_close(server, l, "it cannot be written to");
+            return;
+        }
+        l->sent += (size_t)done;
+    }
+    if (l->sent == l->out.size) l->out.size = l->sent = 0;
+    watch_writing(server, l, l->sent < l->out.size);
+}
+
+/* What the replica has for a peer that cannot take it is dropped: it will be told that it was lost. */
+void links_send(kv_server *server) {
+    for (uint32_t i = 0; i < server->link_count; i++) {
+        peer_link *l = &server->links[i];
+        size_t size;
+        const uint8_t *bytes = kv_replica_outbox(server->replica, l->node, &size);
+        if (l->source.fd < 0) continue;
+        if (size != 0 && l->out.size - l->sent < LINK_OWED_MAX) wire_put_bytes(&l->out, bytes, size);
+        if (l->out.failed) link_close(server, l, "no memory");
+        else if (l->out.size != 0) link_flush(server, l);
+    }
+}
+
+/* --- requests --- */
+
+static void put_string(wire_out *out, const uint8_t *bytes, size_t size) {
+    wire_put_varint(out, bytes == NULL ? 0 : size + 1);
+    if (bytes != NULL) wire_put_bytes(out, bytes, size);
+}
+
+static const uint8_t *take_string(wire_in *in, size_t *size) {
+    uint64_t length = wire_take_varint(in);
+    *size = length == 0 ? 0 : length - 1;
+    return length == 0 ? NULL : wire_take_bytes(in, length - 1);
+}
+
+bool link_pass_on(kv_server *server, uint16_t node, const op *o) {
+    peer_link *l = link_to(server, node);
+    const kv_ask *ask = &o->ask;
+    if (l == NULL || l->source.fd < 0 || ask->operation_count != 0) return false;
+    wire_out *out = &l->out;
+    wire_begin(out, (enum wire_type)LINK_PASS);
+    wire_put64(out, ask->token);
+    wire_put8(out, ask->kind);
+    wire_put_varint(out, ask->attempt);
+    wire_put_varint(out, ask->lane);
+    wire_put64(out, ask->client);
+    wire_put_varint(out, ask->number);
+    wire_put_varint(out, ask->seen);
+    wire_put64(out, (uint64_t)ask->argument);
+    wire_put64(out, (uint64_t)ask->ttl_ms);
+    put_string(out, ask->key, ask->key_size);
+    put_string(out, ask->table, ask->table_size);
+    put_string(out, ask->value, ask->value_size);
+    wire_end(out);
+    return !out->failed;
+}
+
+static void pass_receive(kv_server *server, peer_link *l, wire_in *in, uint8_t *bytes, size_t size) {
+    op *o = op_foreign(server, bytes, size);
+    if (o == NULL) return; /* As if it had been lost. */
+    in->end = o->bytes.bytes + (in->end - bytes);
+    in->at = o->bytes.bytes + (in->at - bytes);
+    o->from = l->node;
+    o->from_token = wire_take64(in);
+    kv_ask *ask = &o->ask;
+    ask->kind = wire_take8(in);
+    ask->attempt = (uint16_t)wire_take_varint(in);
+    ask->lane = (uint32_t)wire_take_varint(in);
+    ask->client = wire_take64(in);
+    ask->number = wire_take_varint(in);
+    ask->seen = wire_take_varint(in);
+    ask->argument = (int64_t)wire_take64(in);
+    ask->ttl_ms = (int64_t)wire_take64(in);
+    ask->key = take_string(in, &ask->key_size);
+    ask->table = take_string(in, &ask->table_size);
+    ask->value = take_string(in, &ask->value_size);
+    if (in->bad || ask->attempt == 0 || (ask->key == NULL && ask->table == NULL)) op_done(server, o);
+    else request_pass(server, o);
+}
+
+void link_pass_back(kv_server *server, const op *o, const kv_reply *reply, const uint8_t *bytes) {
+    peer_link *l = link_to(server, o->from);
+    if (l == NULL || l->source.fd < 0) return;
+    wire_out *out = &l->out;
+    wire_begin(out, (enum wire_type)LINK_PASSED);
+    wire_put64(out, o->from_token);
+    wire_put8(out, (uint8_t)reply->status);
+    wire_put64(out, (uint64_t)(int64_t)reply->error);
+    wire_put_varint(out, reply->version);
+    wire_put_varint(out, reply->shard_version);
+    wire_put64(out, (uint64_t)reply->number);
+    put_string(out, reply->value_size < 0 ? NULL : bytes, reply->value_size < 0 ? 0 : (size_t)reply->value_size);
+    wire_end(out);
+}
+
+static void passed_receive(kv_server *server, wire_in *in) {
+    size_t size;
+    op *o = op_of(server, wire_take64(in));
+    kv_reply reply = {.status = wire_take8(in)};
+    reply.error = (int32_t)wire_take64(in);
+    reply.version = wire_take_varint(in);
+    reply.shard_version = wire_take_varint(in);
+    reply.number = (int64_t)wire_take64(in);
+    const uint8_t *bytes = take_string(in, &size);
+    reply.value_size = bytes == NULL ? -1 : (int64_t)size;
+    if (o == NULL || in->bad || o->passed_to == 0) return;
+    o->passed_to = 0;
+    request_answer(server, o, &reply, bytes);
+}
+
+/* --- in --- */
+
+/* Frames of the replica that follow one another go to it in one piece. */
+static bool frames_take(kv_server *server, peer_link *l) {
+    uint8_t *at = l->in.bytes + l->in.begin, *end = l->in.bytes + l->in.end, *run = at;
+    bool good = true;
+    while (good && end - at >= WIRE_HEAD_SIZE) {
+        uint64_t size = kv_load32(at);
+        uint8_t type = at[4];
+        if (size == 0 || size > WIRE_FRAME_SIZE_MAX) return false;
+        if ((uint64_t)(end - at) < size + 4) break;
+        uint8_t *next = at + size + 4;
+        if (type >= LINK_PASS) {
+            if (run != at) good = kv_replica_receive(server->replica, l->node, run, (size_t)(at - run)) == KV_OK;
+            wire_in body = {.at = at + WIRE_HEAD_SIZE, .end = next};
+            if (type == LINK_PASS) pass_receive(server, l, &body, at, (size_t)(next - at));
+            else passed_receive(server, &body);
+            run = next;
+        }
+        at = next;
+    }
+    if (good && run != at) good = kv_replica_receive(server->replica, l->node, run, (size_t)(at - run)) == KV_OK;
+    l->in.begin = (size_t)(at - l->in.bytes);
+    return good;
+}
+
+/* The size that the frame at the front needs, if its head is there. */
+static size_t frame_room(const peer_link *l) {
+    size_t have = l->in.end - l->in.begin;
+    uint64_t size = have < WIRE_HEAD_SIZE ? 0 : (uint64_t)kv_load32(l->in.bytes + l->in.begin) + 4;
+    return size > have + LINK_READ_SIZE ? (size_t)size : have + LINK_READ_SIZE;
+}
+
+void link_readable(kv_server *server, peer_link *l) {
+    size_t room = LINK_READ_SIZE;
+    ssize_t got = (ssize_t)room;
+    while (l->source.fd >= 0 && (size_t)got == room) {
+        if (!input_room(&l->in, frame_room(l))) {
+            link_close(server, l, "no memory");
+            return;
+        }
+        room = l->in.capacity - l->in.end;
+        got = recv(l->source.fd, l->in.bytes + l->in.end, room, MSG_DONTWAIT);
+        if (got < 0 && (errno == EAGAIN || errno == EINTR)) return;
+        if (got <= 0) {
+            link_close(server, l, got == 0 ? "it was closed" : "it was cut");
+            return;
+        }
+        l->in.end += (size_t)got;
+        if (!frames_take(server, l)) link_close(server, l, "it sends what no replica sends");
+    }
+}
+
+void links_free(kv_server *server) {
+    for (uint32_t i = 0; i < server->link_count; i++) {
+        peer_link *l = &server->links[i];
+        if (l->source.fd >= 0) close(l->source.fd);
+        free(l->in.bytes);
+        wire_free(&l->out);
+    }
+    for (uint32_t i = 0; i < server->arrived_count; i++) close(server->arrived[i].fd);
+}

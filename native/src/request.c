@@ -1,0 +1,129 @@
+/* request.c -- what is asked of replicas on a client's behalf, here or elsewhere, until there is an answer.
+ *
+ * Reads are asked here: the replica knows what the owner has to say to them. Writes are asked here if this one owns the shard,
+ * else of who does. Whatever gets lost on the way, or is told to come again, is asked again until its time is over: a write
+ * under the same number, so that it is executed once (docs/protocol/specification.md, section 10). Each op is a lane, since
+ * it has one request at a time. */
+#include "server_internal.h"
+
+static uint64_t token_of(const op *o) { return (uint64_t)o->life << 32 | o->index; }
+
+static bool asks_to_read(const kv_ask *ask) { return ask->kind == KV_REQUEST_GET || ask->kind == KV_REQUEST_READ; }
+
+/* The replica hands out pointers with its answers, which the next call to it ends: so until they have been looked at
+ * nothing is asked. */
+static void put_off(kv_server *server, op *o) {
+    uint32_t *place = list_add(&server->waiting, sizeof *place);
+    o->waits = place != NULL;
+    if (place != NULL) *place = o->index;
+    else request_give_up(server, o, "OOM no memory to ask again");
+}
+
+static void ask_now(kv_server *server, op *o) {
+    kv_shard_state state;
+    o->ask.token = token_of(o);
+    o->ask.attempt++;
+    o->waits = false;
+    kv_replica_shard(server->replica, o->shard, &state);
+    uint16_t self = server->options.replica.node;
+    bool elsewhere = !asks_to_read(&o->ask) && !state.owned && state.owner != self && state.owner != 0;
+    o->passed_to = elsewhere && o->from == 0 && link_pass_on(server, state.owner, o) ? state.owner : 0;
+    if (o->passed_to != 0) server->figures.forwarded++;
+    else kv_replica_request(server->replica, &o->ask);
+    server->asked = true;
+}
+
+void request_ask(kv_server *server, op *o) {
+    const kv_ask *ask = &o->ask;
+    const uint8_t *key = ask->table != NULL ? ask->table : ask->key;
+    o->shard = (uint16_t)kv_shard_of(server->shard_count, key, ask->table != NULL ? ask->table_size : ask->key_size);
+    o->since = server->ticks;
+    o->ask.attempt = 0;
+    o->ask.follower = 1;
+    if (!asks_to_read(ask) && server->link_count != 0) {
+        o->ask.client = server->identity;
+        o->ask.lane = o->index;
+        o->ask.number = ++server->number;
+        o->ask.seen = server->seen[o->shard];
+    }
+    if (server->answering) put_off(server, o);
+    else ask_now(server, o);
+}
+
+void request_pass(kv_server *server, op *o) {
+    const kv_ask *ask = &o->ask;
+    const uint8_t *key = ask->table != NULL ? ask->table : ask->key;
+    o->shard = (uint16_t)kv_shard_of(server->shard_count, key, ask->table != NULL ? ask->table_size : ask->key_size);
+    o->ask.attempt--;
+    ask_now(server, o);
+}
+
+void request_give_up(kv_server *server, op *o, const char *why) {
+    if (o->from == 0) resp_put_error(op_reply(o), "%s", why);
+    else link_pass_back(server, o, &(kv_reply){.status = KV_ANSWER_RETRY}, NULL);
+    server->figures.errors++;
+    op_done(server, o);
+}
+
+static void ask_again_later(kv_server *server, op *o) {
+    bool over = (server->ticks - o->since) * server->options.tick_ms >= server->options.request_ms;
+    server->figures.retried++;
+    /* Who passed it on asks again himself: by then another one may be the owner. */
+    if (over || o->from != 0) request_give_up(server, o, "CLUSTERDOWN Hash slot not served");
+    else put_off(server, o);
+}
+
+/* An answer to what this op asked last. */
+void request_answer(kv_server *server, op *o, const kv_reply *reply, const uint8_t *bytes) {
+    uint64_t *seen = &server->seen[o->shard];
+    if (reply->shard_version > *seen) *seen = reply->shard_version;
+    if (o->from != 0) {
+        link_pass_back(server, o, reply, bytes);
+        op_done(server, o);
+    } else if (reply->status == KV_ANSWER_RETRY) {
+        ask_again_later(server, o);
+    } else if (reply->status == KV_ANSWER_SEEN) {
+        o->ask.seen = reply->version;
+        put_off(server, o);
+    } else if (reply->status == KV_ANSWER_UNKNOWN) {
+        request_give_up(server, o, "UNKNOWN the write may have been executed, and nobody remembers what came of it");
+    } else if (reply->status == KV_ANSWER_UNAVAILABLE) {
+        request_give_up(server, o, "UNAVAILABLE what is asked for cannot be had now");
+    } else {
+        o->command->answered(server, o, reply, bytes);
+    }
+}
+
+void requests_answered(kv_server *server) {
+    const kv_reply *replies;
+    const uint8_t *bytes;
+    size_t count;
+    kv_replica_answers(server->replica, &replies, &count, &bytes);
+    server->answering = true;
+    for (size_t i = 0; i < count; i++) {
+        op *o = op_of(server, replies[i].token);
+        if (o != NULL) request_answer(server, o, &replies[i], bytes + replies[i].value_at);
+    }
+    server->answering = false;
+}
+
+/* What was put off is asked again: at a tick, so that whoever is to be found has a moment to become the owner. */
+void requests_tick(kv_server *server) {
+    list due = server->waiting;
+    server->waiting = (list){0};
+    for (size_t i = 0; i < due.count; i++) {
+        op *o = LIST(op *, &server->ops)[LIST(uint32_t, &due)[i]];
+        if (o->waits && !o->done) ask_now(server, o);
+    }
+    list_free(&due);
+}
+
+/* What was passed on to a peer that cannot be heard any more: it may have been executed, and is asked again. */
+void requests_link_lost(kv_server *server, uint16_t node) {
+    for (size_t i = 0; i < server->ops.count; i++) {
+        op *o = LIST(op *, &server->ops)[i];
+        if (o->passed_to != node || o->done) continue;
+        o->passed_to = 0;
+        ask_again_later(server, o);
+    }
+}

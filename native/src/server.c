@@ -1,0 +1,246 @@
+/* server.c -- see kv/server.h. The loop, and what waits for the disk. */
+#include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "server_internal.h"
+
+enum { SHARD_COUNT = 64, EVENTS_MAX = 128, CLIENTS_DEFAULT = 10000, TICK_MS = 5, REQUEST_MS = 5000 };
+static const uint64_t WORD_SIZE_MAX = (uint64_t)512 << 20, OWED_SIZE_MAX = (uint64_t)256 << 20;
+
+static uint64_t clock_ms(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
+}
+
+/* A line of JSON, or nothing where nobody reads: the loop waits for no log. */
+void server_event(kv_server *server, const char *format, ...) {
+    char line[512];
+    va_list arguments;
+    if (server->options.log_pipe < 0) return;
+    va_start(arguments, format);
+    int size = vsnprintf(line, sizeof line - 1, format, arguments);
+    va_end(arguments);
+    if (size < 0 || (size_t)size >= sizeof line - 1) return;
+    line[size] = '\n';
+    ssize_t written = write(server->options.log_pipe, line, (size_t)size + 1);
+    (void)written;
+}
+
+bool server_watch(kv_server *server, source *one, uint32_t events) {
+    struct epoll_event event = {.events = events, .data.ptr = one};
+    return epoll_ctl(server->epoll, EPOLL_CTL_ADD, one->fd, &event) == 0;
+}
+
+void server_ring(const kv_server *server) {
+    uint64_t one = 1;
+    ssize_t written = write(server->bell.fd, &one, sizeof one);
+    (void)written; /* Full: it rings already. */
+}
+
+/* --- what waits for the disk --- */
+
+/* The next segment is made before it is needed: a sync is the moment when one has become full. */
+static void *sync_run(void *context) {
+    kv_server *server = context;
+    kv_flow *flow = kv_replica_flow(server->replica);
+    pthread_mutex_lock(&server->lock);
+    while (!server->ends) {
+        if (server->sync_wanted <= server->synced || server->sync_failed != KV_OK) {
+            pthread_cond_wait(&server->wanted, &server->lock);
+            continue;
+        }
+        uint64_t upto = server->sync_wanted;
+        pthread_mutex_unlock(&server->lock);
+        kv_status status = kv_flow_sync(flow, (kv_position){.segment = (uint32_t)(upto >> 32), .offset = (uint32_t)upto});
+        pthread_mutex_lock(&server->lock);
+        if (status == KV_OK) server->synced = upto;
+        else server->sync_failed = status;
+        server_ring(server);
+        if (status != KV_OK || !kv_flow_wants_prepare(flow)) continue;
+        pthread_mutex_unlock(&server->lock);
+        kv_flow_prepare(flow, 0); /* What fails here fails again, and is told, where a segment is needed. */
+        pthread_mutex_lock(&server->lock);
+    }
+    pthread_mutex_unlock(&server->lock);
+    return NULL;
+}
+
+/* One at a time is under way, of all there is. */
+static void want_sync(kv_server *server) {
+    uint64_t tail = kv_replica_tail(server->replica);
+    pthread_mutex_lock(&server->lock);
+    bool more = tail > server->sync_wanted;
+    if (more) server->sync_wanted = tail;
+    if (more) pthread_cond_signal(&server->wanted);
+    pthread_mutex_unlock(&server->lock);
+}
+
+static kv_status hear_bell(kv_server *server) {
+    uint64_t count;
+    ssize_t got = read(server->bell.fd, &count, sizeof count);
+    (void)got;
+    pthread_mutex_lock(&server->lock);
+    uint64_t synced = server->synced;
+    kv_status failed = server->sync_failed;
+    pthread_mutex_unlock(&server->lock);
+    links_arrive(server);
+    if (failed != KV_OK) return failed;
+    kv_replica_durable(server->replica, synced);
+    return KV_OK;
+}
+
+/* --- the loop --- */
+
+static kv_status handle(kv_server *server, source *one, uint32_t events) {
+    client *c = (client *)one;
+    switch (one->kind) {
+    case SOURCE_LISTEN: clients_accept(server); break;
+    case SOURCE_BELL: return hear_bell(server);
+    case SOURCE_CLIENT:
+        if (one->fd < 0) break; /* It ended a moment ago. */
+        if (events & EPOLLOUT) client_dirty(server, c);
+        if (events & (EPOLLIN | EPOLLERR | EPOLLHUP)) client_readable(server, c);
+        break;
+    case SOURCE_LINK:
+        if (one->fd >= 0 && (events & EPOLLOUT)) link_flush(server, (peer_link *)one);
+        if (one->fd >= 0 && (events & (EPOLLIN | EPOLLERR | EPOLLHUP))) link_readable(server, (peer_link *)one);
+        break;
+    }
+    return KV_OK;
+}
+
+static void tick(kv_server *server) {
+    if (server->now_ms < server->next_tick_ms) return;
+    server->ticks++;
+    server->next_tick_ms = server->now_ms + server->options.tick_ms;
+    kv_replica_tick(server->replica);
+    requests_tick(server);
+}
+
+/* Answers let commands go on that waited for them, which ask for more: until nobody does. */
+static void work_off(kv_server *server) {
+    do {
+        server->asked = false;
+        kv_replica_flush(server->replica);
+        requests_answered(server);
+        links_send(server);
+        kv_replica_clear(server->replica);
+        want_sync(server);
+        while (server->dirty != NULL) {
+            client *c = server->dirty;
+            server->dirty = c->next_dirty;
+            c->dirty = false;
+            if (c->source.fd >= 0 && (c->blocked || c->in.end != c->in.begin)) client_go_on(server, c);
+            client_send(server, c);
+        }
+    } while (server->asked);
+}
+
+kv_status kv_server_run(kv_server *server, kv_fault *fault) {
+    struct epoll_event events[EVENTS_MAX];
+    kv_status status = KV_OK;
+    server->now_ms = server->next_tick_ms = clock_ms();
+    while (status == KV_OK && !atomic_load(&server->stop)) {
+        uint64_t left = server->next_tick_ms > server->now_ms ? server->next_tick_ms - server->now_ms : 0;
+        int count = epoll_wait(server->epoll, events, EVENTS_MAX, (int)left);
+        server->now_ms = clock_ms();
+        for (int i = 0; status == KV_OK && i < count; i++) status = handle(server, events[i].data.ptr, events[i].events);
+        tick(server);
+        work_off(server);
+        if (status == KV_OK) status = kv_replica_failure(server->replica);
+    }
+    if (status != KV_OK) {
+        fault->status = status;
+        snprintf(fault->what, sizeof fault->what, "the replica cannot go on: %s", kv_status_name(status));
+    }
+    return status;
+}
+
+void kv_server_stop(kv_server *server) {
+    atomic_store(&server->stop, true);
+    server_ring(server);
+}
+
+/* --- life --- */
+
+static void default_options(kv_server_options *o) {
+    if (o->client_count_max == 0) o->client_count_max = CLIENTS_DEFAULT;
+    if (o->tick_ms == 0) o->tick_ms = TICK_MS;
+    if (o->request_ms == 0) o->request_ms = REQUEST_MS;
+    if (o->word_size_max == 0) o->word_size_max = WORD_SIZE_MAX;
+    if (o->owed_size_max == 0) o->owed_size_max = OWED_SIZE_MAX;
+}
+
+static kv_status server_begin(kv_server *server) {
+    const kv_replica_options *replica = &server->options.replica;
+    server->shard_count = replica->shard_count == 0 ? SHARD_COUNT : replica->shard_count;
+    server->seen = calloc(server->shard_count, sizeof *server->seen);
+    if (server->seen == NULL) return KV_ENOMEM;
+    for (uint32_t i = 0; i < replica->member_count; i++) {
+        if (replica->members[i] == replica->node) continue;
+        server->links[server->link_count++] = (peer_link){.source = {SOURCE_LINK, -1}, .node = replica->members[i]};
+    }
+    server->epoll = epoll_create1(EPOLL_CLOEXEC);
+    server->bell = (source){SOURCE_BELL, eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)};
+    if (server->epoll < 0 || server->bell.fd < 0) return KV_ELIMIT;
+    if (!server_watch(server, &server->bell, EPOLLIN) || !server_watch(server, &server->listen, EPOLLIN)) return KV_ELIMIT;
+    if (pthread_create(&server->syncer, NULL, sync_run, server) != 0) return KV_ELIMIT;
+    server->syncer_runs = true;
+    return KV_OK;
+}
+
+kv_status kv_server_new(kv_io *io, const kv_server_options *options, kv_fault *fault, kv_server **out) {
+    kv_server *server = calloc(1, sizeof *server);
+    if (server == NULL) {
+        io->free(io);
+        return KV_ENOMEM;
+    }
+    server->options = *options;
+    server->epoll = -1;
+    server->bell.fd = -1;
+    server->listen = (source){SOURCE_LISTEN, options->client_socket};
+    default_options(&server->options);
+    pthread_mutex_init(&server->lock, NULL);
+    pthread_cond_init(&server->wanted, NULL);
+    kv_status status = io->random(io, (uint8_t *)&server->identity, sizeof server->identity);
+    if (status != KV_OK) io->free(io);
+    else status = kv_replica_open(io, &options->replica, fault, &server->replica);
+    if (status == KV_OK) status = server_begin(server);
+    if (status != KV_OK) {
+        kv_server_free(server);
+        return status;
+    }
+    *out = server;
+    return KV_OK;
+}
+
+void kv_server_free(kv_server *server) {
+    if (server == NULL) return;
+    if (server->syncer_runs) {
+        pthread_mutex_lock(&server->lock);
+        server->ends = true;
+        pthread_cond_signal(&server->wanted);
+        pthread_mutex_unlock(&server->lock);
+        pthread_join(server->syncer, NULL);
+    }
+    clients_free(server);
+    links_free(server);
+    if (server->replica != NULL) kv_replica_free(server->replica);
+    if (server->listen.fd >= 0) close(server->listen.fd);
+    if (server->bell.fd >= 0) close(server->bell.fd);
+    if (server->epoll >= 0) close(server->epoll);
+    list_free(&server->waiting);
+    free(server->seen);
+    pthread_mutex_destroy(&server->lock);
+    pthread_cond_destroy(&server->wanted);
+    free(server);
+}
+
+void kv_server_look(const kv_server *server, kv_server_figures *out) { *out = server->figures; }

@@ -1,0 +1,107 @@
+"""Settings of a replica process: where they come from, which one counts, and what is refused with which words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kvsvr.errors import UsageError
+from kvsvr.node.config import address, load
+
+FILE = """
+id = 1
+dir = "data"
+shards = 16
+[peers]
+2 = "127.0.0.1:7202"
+3 = "127.0.0.1:7203"
+"""
+
+
+def test_a_file_says_all(tmp_path: Path) -> None:
+    file = tmp_path / "kvsvr.toml"
+    file.write_text(FILE)
+    config = load(file, {}, {})
+    assert (config.node, config.directory, config.shard_count, config.set_name) == (1, Path("data"), 16, "kvsvr")
+    assert config.client_address == ("127.0.0.1", 7101)
+    assert config.peers == {2: ("127.0.0.1", 7202), 3: ("127.0.0.1", 7203)}
+    assert config.secret == b""
+
+
+def test_the_environment_goes_over_the_file_and_flags_over_both(tmp_path: Path) -> None:
+    file = tmp_path / "kvsvr.toml"
+    file.write_text(FILE)
+    environment = {"KVSVR_DIR": "elsewhere", "KVSVR_SHARDS": "32", "KVSVR_PEERS": "4=[::1]:1,5=h:2", "OTHER": "1"}
+    config = load(file, environment, {"shards": "64", "id": None})
+    assert (config.node, config.directory, config.shard_count) == (1, Path("elsewhere"), 64)
+    assert config.peers == {4: ("::1", 1), 5: ("h", 2)}
+
+
+def test_a_secret_is_what_a_file_holds(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("0123456789abcdef\n")
+    flags = {
+        "id": 1,
+        "dir": "d",
+        "secret_file": tmp_path / "secret",
+        "peers": "2=h:2,3=h:3",
+        "peer_listen": "0.0.0.0:1",
+    }
+    assert load(None, {}, flags).secret == b"0123456789abcdef"
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({}, "id is not said"),
+        ({"id": 1}, "dir is not said"),
+        ({"id": 0, "dir": "d"}, "id is a number from 1 to 65535, not 0"),
+        ({"id": "x", "dir": "d"}, "id is a number"),
+        ({"id": True, "dir": "d"}, "id is a number"),
+        ({"id": 1, "dir": ""}, "dir is a text"),
+        ({"id": 1, "dir": "d", "shards": 1025}, "shards is a number from 1 to 1024"),
+        ({"id": 1, "dir": "d", "listen": "7101"}, "listen is HOST:PORT"),
+        ({"id": 1, "dir": "d", "listen": "127.0.0.1:0"}, "listen is HOST:PORT"),
+        ({"id": 1, "dir": "d", "listen": "127.0.0.1:65536"}, "listen is HOST:PORT"),
+        ({"id": 1, "dir": "d", "listen": "0.0.0.0:7101"}, "clients are not asked who they are"),
+        ({"id": 1, "dir": "d", "listen": "example.org:7101"}, "can be reached from elsewhere"),
+        ({"id": 1, "dir": "d", "peers": "2=h:1"}, "a set has 1, 3 or 5 replicas, not 2"),
+        ({"id": 1, "dir": "d", "peers": "1=h:1,2=h:2"}, "1 is this replica's own id"),
+        ({"id": 1, "dir": "d", "peers": "2,3"}, "peers: 2 is HOST:PORT"),
+        ({"id": 1, "dir": "d", "peers": 5}, "peers is a table"),
+        ({"id": 1, "dir": "d", "peers": "2=h:1,3=h:1", "peer_listen": "0.0.0.0:1"}, "replicas need a secret_file"),
+        ({"id": 1, "dir": "d", "secret_file": "/nowhere/at/all"}, "cannot be read"),
+    ],
+)
+def test_a_wrong_setting_is_named_with_what_it_may_be(flags: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        load(None, {}, flags)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("id = ", "no TOML"),
+        ("colour = 1", "there is no setting 'colour'"),
+        (None, "cannot be read"),
+        (b"\xff", "no TOML"),
+    ],
+)
+def test_a_wrong_file_is_named(tmp_path: Path, text: str | bytes | None, words: str) -> None:
+    file = tmp_path / "kvsvr.toml"
+    if text is not None:
+        file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(UsageError, match=words):
+        load(file, {}, {})
+
+
+def test_a_short_secret_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("short")
+    with pytest.raises(UsageError, match="5 bytes; a secret has at least 16"):
+        load(None, {}, {"id": 1, "dir": "d", "secret_file": tmp_path / "secret"})
+
+
+def test_addresses() -> None:
+    assert address("listen", "localhost:1") == ("localhost", 1)
+    assert address("listen", "[::1]:65535") == ("::1", 65535)

@@ -1,0 +1,134 @@
+"""Replicas know whom they talk to before a byte of the protocol is exchanged, and who cannot prove it is sent away."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing
+
+import pytest
+
+from kvsvr.node.links import HANDSHAKE_S, MAGIC, NONCE_SIZE, Identity, Links, Refused, accept, greet
+
+SECRET = b"0123456789abcdef"
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    left, right = socket.socketpair()
+    for one in (left, right):
+        one.settimeout(5)
+    with closing(left), closing(right):
+        yield left, right
+
+
+def meet(pair: tuple[socket.socket, socket.socket], dialer: Identity, acceptor: Identity, node: int) -> list[object]:
+    """What came of it at the dialer, who wants `node`, and at the acceptor."""
+    found: list[object] = [None, None]
+
+    def take() -> None:
+        try:
+            found[1] = accept(pair[1], acceptor, {2: ("h", 1), 3: ("h", 1)})
+        except (OSError, Refused) as error:
+            found[1] = error
+            pair[1].close()
+
+    thread = threading.Thread(target=take)
+    thread.start()
+    try:
+        greet(pair[0], dialer, node)
+    except (OSError, Refused) as error:
+        found[0] = error
+        pair[0].close()
+    thread.join()
+    return found
+
+
+def test_both_prove_that_they_know_the_secret(pair: tuple[socket.socket, socket.socket]) -> None:
+    assert meet(pair, Identity(3, "s", SECRET), Identity(1, "s", SECRET), 1) == [None, 3]
+
+
+@pytest.mark.parametrize(
+    ("dialer", "node", "words"),
+    [
+        (Identity(3, "s", b"another secret!!"), 1, "secret"),
+        (Identity(3, "t", SECRET), 1, "of another"),
+        (Identity(4, "s", SECRET), 1, "node 4, which is no member"),
+        (Identity(3, "s", SECRET), 2, "secret"),  # It was to be 2 that is there.
+    ],
+)
+def test_who_is_none_of_ours_is_refused(
+    pair: tuple[socket.socket, socket.socket], dialer: Identity, node: int, words: str
+) -> None:
+    at_dialer, at_acceptor = meet(pair, dialer, Identity(1, "s", SECRET), node)
+    assert isinstance(at_dialer, Refused | OSError)
+    assert isinstance(at_acceptor, Refused)
+    assert words in str(at_acceptor)
+
+
+def test_an_acceptor_that_does_not_know_the_secret_is_refused(pair: tuple[socket.socket, socket.socket]) -> None:
+    """It says yes to everybody, without a proof of its own."""
+
+    def take() -> None:
+        pair[1].sendall(MAGIC + os.urandom(NONCE_SIZE))
+        pair[1].recv(1000)
+        pair[1].sendall(bytes(32))
+
+    thread = threading.Thread(target=take)
+    thread.start()
+    with pytest.raises(Refused, match="secret"):
+        greet(pair[0], Identity(3, "s", SECRET), 1)
+    thread.join()
+
+
+def test_what_is_no_replica_is_refused(pair: tuple[socket.socket, socket.socket]) -> None:
+    pair[1].sendall(b"+OK\r\n" * 20)
+    with pytest.raises(Refused, match="no replica"):
+        greet(pair[0], Identity(3, "s", SECRET), 1)
+
+
+def test_who_says_nothing_is_let_go_and_others_get_through_meanwhile() -> None:
+    listener = socket.create_server(("127.0.0.1", 0))
+    where = listener.getsockname()
+    handed: list[tuple[int, int]] = []
+    came = threading.Event()
+
+    def hand_over(node: int, descriptor: int) -> None:
+        handed.append((node, descriptor))
+        came.set()
+
+    links = Links(Identity(1, "s", SECRET), {2: ("h", 1), 3: ("h", 1)}, listener, hand_over)
+    links.start()
+    with socket.create_connection(where) as silent, socket.create_connection(where) as dialer:
+        silent.settimeout(HANDSHAKE_S * 5)
+        dialer.settimeout(5)
+        greet(dialer, Identity(2, "s", SECRET), 1)
+        assert came.wait(5)
+        assert silent.recv(1000).startswith(MAGIC)
+        assert silent.recv(1000) == b""
+    assert [node for node, _ in handed] == [2]
+    os.close(handed[0][1])
+    links.stop()
+
+
+def test_a_lost_connection_is_dialled_again() -> None:
+    below, above = socket.create_server(("127.0.0.1", 0)), socket.create_server(("127.0.0.1", 0))
+    handed: list[tuple[int, int]] = []
+    one = Links(Identity(1, "s", SECRET), {2: above.getsockname()}, below, lambda node, fd: handed.append((node, fd)))
+    two = Links(Identity(2, "s", SECRET), {1: below.getsockname()}, above, lambda node, fd: handed.append((node, fd)))
+    one.start()
+    two.start()
+    for rounds in (1, 2):
+        end = time.monotonic() + 20
+        while len(handed) < 2 * rounds and time.monotonic() < end:
+            time.sleep(0.01)
+        assert sorted(node for node, _ in handed) == sorted([1, 2] * rounds)
+        if rounds == 1:
+            two.lost(1)
+    two.stop()
+    one.stop()
+    for _, descriptor in handed:
+        os.close(descriptor)
