@@ -356,16 +356,16 @@ TEST(a_record_that_no_replica_writes_is_damage) {
         {.kind = KV_KIND_SNAPSHOT_BEGIN, .shard = 0, .expected = KV_OK},
         {.kind = KV_KIND_SNAPSHOT_BEGIN, .shard = 1, .expected = KV_ECORRUPT},
         {.kind = KV_KIND_SNAPSHOT_END, .shard = 0, .value = "x", .size = 1, .expected = KV_ECORRUPT},
-        {.kind = KV_KIND_SNAPSHOT_END, .shard = 0, .value = "\7\0\0\0\0\0\0\0" "\0\0\0\0\0\0\0\0" "\7\0\0\0\0\0\0\0" "\1\1\0\0\0",
-         .size = 29, .expected = KV_OK},
-        {.kind = KV_KIND_SNAPSHOT_END, .shard = 0, .value = "\7\0\0\0\0\0\0\0" "\0\0\0\0\0\0\0\0" "\7\0\0\0\0\0\0\0" "\0\0\0",
-         .size = 27, .expected = KV_ECORRUPT}, /* of no members */
+        {.kind = KV_KIND_SNAPSHOT_END, .shard = 0, .value = "\7\0\0\0\0\0\0\0" "\0\0\0\0\0\0\0\0" "\7\0\0\0\0\0\0\0" "\0" "\1\1\0\0\0",
+         .size = 30, .expected = KV_OK},
+        {.kind = KV_KIND_SNAPSHOT_END, .shard = 0, .value = "\7\0\0\0\0\0\0\0" "\0\0\0\0\0\0\0\0" "\7\0\0\0\0\0\0\0" "\0" "\0\0\0",
+         .size = 28, .expected = KV_ECORRUPT}, /* of no members */
         {.kind = KV_KIND_CONFIG, .version = 3, .value = "\1\0", .size = 2, .of_a_version = true, .expected = KV_OK},
         {.kind = KV_KIND_CONFIG, .version = 3, .value = "\0\0", .size = 2, .of_a_version = true, .expected = KV_ECORRUPT},
-        {.kind = KV_KIND_SNAPSHOT_END, .shard = 0, .value = "\7\0\0\0\0\0\0\0" "\0\0\0\0\0\0\0\0" "\7\0\0\0\0\0\0\0" "\1\1\0\0\1",
-         .size = 29, .expected = KV_ECORRUPT}, /* a lane is missing */
-        {.kind = KV_KIND_SNAPSHOT_END, .shard = 0, .value = "\7\0\0\0\0\0\0\0" "\0\0\0\0\0\0\0\0" "\7\0\0\0\0\0\0\0" "\1\1\0\0\x7f",
-         .size = 29, .expected = KV_ECORRUPT}, /* more lanes than a shard remembers */
+        {.kind = KV_KIND_SNAPSHOT_END, .shard = 0, .value = "\7\0\0\0\0\0\0\0" "\0\0\0\0\0\0\0\0" "\7\0\0\0\0\0\0\0" "\0" "\1\1\0\0\1",
+         .size = 30, .expected = KV_ECORRUPT}, /* a lane is missing */
+        {.kind = KV_KIND_SNAPSHOT_END, .shard = 0, .value = "\7\0\0\0\0\0\0\0" "\0\0\0\0\0\0\0\0" "\7\0\0\0\0\0\0\0" "\0" "\1\1\0\0\x7f",
+         .size = 30, .expected = KV_ECORRUPT}, /* more lanes than a shard remembers */
     };
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
         bench *b = &world;
