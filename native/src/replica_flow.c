@@ -11,6 +11,9 @@
 
 enum { MESSAGE_SIZE_MAX = 1 << 20, REFUSALS_MAX = 256 };
 
+/* What a refusal says that the peer has lost. */
+enum { LACKS_NOTHING = 0, LACKS_STATE = 1, LACKS_RECORD = 2 };
+
 /* --- packing --- */
 
 /* The ballot is said where it is not that of the message: 0, or 1 and the ballot. */
@@ -92,6 +95,7 @@ static uint32_t shard_next(const kv_replica *r, uint32_t number, bool all) {
 
 static void peer_pack(kv_replica *r, peer *p, uint32_t index, bool heartbeat) {
     bool begun = false;
+    if (!p->welcomed) return;
     for (uint32_t i = 0; (i = shard_next(r, i, heartbeat)) < r->shard_count; i++) {
         shard *s = &r->shards[i];
         if (s->own.ballot == 0) continue;
@@ -108,6 +112,7 @@ static void peer_pack(kv_replica *r, peer *p, uint32_t index, bool heartbeat) {
             wire_put_varint(&p->out, p->connection.incarnation);
             wire_put_varint(&p->out, p->connection.number);
             wire_put_varint(&p->out, ++p->seq);
+            wire_put_varint(&p->out, r->durable);
             begun = true;
         }
         item_put(r, p, index, s, count);
@@ -173,6 +178,12 @@ static void refused(kv_replica *r, peer *p, const refusal *no) {
         shard_step_down(r, s);
         return;
     }
+    if (no->hole) { /* What was counted of it from there on is not held any more. */
+        if (s->own.match[index] > no->last) s->own.match[index] = no->last;
+        s->own.next[index] = no->last + 1;
+        stir(r, s);
+        return;
+    }
     if (no->no_state) {
         if (!s->own.sending[index].active) s->own.next[index] = 0;
         stir(r, s);
@@ -197,7 +208,9 @@ static bool take_refusals(kv_replica *r, wire_in *in, list *out) {
         no->prev_version = wire_take_varint(in);
         no->last = wire_take_varint(in);
         no->commit = wire_take_varint(in);
-        no->no_state = wire_take8(in) != 0;
+        uint8_t lacks = wire_take8(in);
+        no->no_state = lacks == LACKS_STATE;
+        no->hole = lacks == LACKS_RECORD;
         if (number >= r->shard_count) in->bad = true;
     }
     return true;
@@ -225,6 +238,7 @@ void ack_receive(kv_replica *r, peer *p, wire_in *in) {
     bool voter = wire_take8(in) != 0;
     list refusals = {0};
     if (!take_refusals(r, in, &refusals)) replica_fail(r, KV_ENOMEM);
+    vouch_take(p, in);
     bool counts = connection_order(of, p->connection) == 0 || mutated(r, KV_MUTATE_OLD_ACKS);
     if (!in->bad && counts) {
         bool voted = !p->learner;
@@ -246,8 +260,7 @@ void ack_receive(kv_replica *r, peer *p, wire_in *in) {
 
 /* --- accepting, at the peer --- */
 
-/* The records of one version. NULL: the bytes are bad, or there is no memory. */
-static kv_record *version_parse(kv_replica *r, wire_in *in, uint64_t count) {
+kv_record *version_parse(kv_replica *r, wire_in *in, uint64_t count) {
     if (count == 0 || count > BATCH_RECORDS_MAX) in->bad = true;
     list_clear(&r->records);
     for (uint64_t i = 0; i < count && !in->bad; i++) {
@@ -284,6 +297,7 @@ static void version_append(kv_replica *r, shard *s, kv_record *records, size_t c
     if (status == KV_OK) {
         log_cut(&s->log, version - 1);
         status = log_push(&s->log, &entry);
+        hole_look(s);
     }
     if (status != KV_OK) replica_fail(r, status);
     /* Reached by a rule left out alone: what was applied is taken back without being undone. */
@@ -295,7 +309,8 @@ bool version_take(kv_replica *r, shard *s, wire_in *in, uint64_t version, uint64
     if (wire_take8(in) != 0) own_ballot = wire_take64(in);
     kv_record *records = version_parse(r, in, count);
     if (records == NULL) return false;
-    if (!is_here(r, s, version, own_ballot)) version_append(r, s, records, count, version, own_ballot, *prev_ballot);
+    if (hole_at(s, version, own_ballot)) hole_fill(r, s, version, own_ballot);
+    else if (!is_here(r, s, version, own_ballot)) version_append(r, s, records, count, version, own_ballot, *prev_ballot);
     *prev_ballot = own_ballot;
     return r->failed == KV_OK;
 }
@@ -326,13 +341,15 @@ static void commit_take(kv_replica *r, shard *s, const append *a) {
     shard_apply(r, s);
 }
 
-/* true: everything up to its last record is here, or the bytes are bad. false: none of the records was looked at. */
-static bool append_take(kv_replica *r, shard *s, const append *a, wire_in *in) {
+/* true: everything up to its last record is here, or the bytes are bad. false: none of the records was looked at. *hole: they
+ * were taken in, and one up to there is damaged, so an acknowledgement would vouch for what is not here. */
+static bool append_take(kv_replica *r, shard *s, const append *a, wire_in *in, bool *hole) {
     if (!ballot_heed(r, s, a->ballot) || s->installing.active || !follows(r, s, a)) return false;
     uint64_t prev_ballot = a->prev_ballot;
     for (uint64_t i = 0; i < a->count; i++)
         if (!version_take(r, s, in, a->prev_version + 1 + i, a->ballot, &prev_ballot)) return true;
-    commit_take(r, s, a);
+    *hole = s->hole != 0 && s->hole <= a->prev_version + a->count && !mutated(r, KV_MUTATE_HOLE_ACKED);
+    if (!*hole) commit_take(r, s, a);
     return true;
 }
 
@@ -344,14 +361,16 @@ void versions_skip(kv_replica *r, wire_in *in, uint64_t count) {
     }
 }
 
-static void refuse(kv_replica *r, peer *p, const shard *s, const append *a, uint64_t seq) {
+static void refuse(kv_replica *r, peer *p, const shard *s, const append *a, uint64_t seq, bool hole) {
     refusal *no = list_add(&p->refusals, sizeof *no);
     if (no == NULL) {
         replica_fail(r, KV_ENOMEM);
         return;
     }
     *no = (refusal){.seq = seq, .ballot = a->ballot, .promised = s->promised, .prev_version = a->prev_version,
-                    .last = log_last(&s->log), .commit = s->commit, .shard = s->number, .no_state = s->installing.active};
+                    .last = log_last(&s->log), .commit = s->commit, .shard = s->number, .no_state = s->installing.active, .hole = hole};
+    if (hole) no->last = s->hole - 1;
+    if (hole && no->commit > no->last) no->commit = no->last;
 }
 
 static void items_take(kv_replica *r, peer *p, wire_in *in, uint64_t seq, bool late) {
@@ -366,16 +385,16 @@ static void items_take(kv_replica *r, peer *p, wire_in *in, uint64_t seq, bool l
         }
         shard *s = &r->shards[number];
         if (piece) {
-            if (!piece_take(r, s, a.ballot, in) && !late) refuse(r, p, s, &a, seq);
+            if (!piece_take(r, s, a.ballot, in) && !late) refuse(r, p, s, &a, seq, false);
             continue;
         }
         a.prev_version = wire_take_varint(in);
         a.prev_ballot = wire_take64(in);
         a.commit = wire_take_varint(in);
         a.count = wire_take_varint(in);
-        if (in->bad || append_take(r, s, &a, in)) continue;
-        versions_skip(r, in, a.count);
-        if (!late) refuse(r, p, s, &a, seq);
+        bool hole = false, taken = in->bad || append_take(r, s, &a, in, &hole);
+        if (!taken) versions_skip(r, in, a.count);
+        if ((!taken || hole) && !late) refuse(r, p, s, &a, seq, hole);
     }
 }
 
@@ -391,9 +410,10 @@ static void cursor_move(peer *p, uint64_t seq) {
 
 void flow_receive(kv_replica *r, peer *p, wire_in *in) {
     connection of = take_connection(in);
-    uint64_t seq = wire_take_varint(in);
+    uint64_t seq = wire_take_varint(in), position = wire_take_varint(in);
     int order = connection_order(of, p->inbound);
     if (in->bad) return;
+    vouched(p, of.incarnation, position);
     if (order > 0) {
         p->inbound = of;
         p->cursor = p->beyond = 0;
@@ -430,8 +450,9 @@ static void ack_put(kv_replica *r, peer *p, uint64_t cursor) {
         wire_put_varint(out, all[i].prev_version);
         wire_put_varint(out, all[i].last);
         wire_put_varint(out, all[i].commit);
-        wire_put8(out, all[i].no_state);
+        wire_put8(out, all[i].hole ? LACKS_RECORD : all[i].no_state ? LACKS_STATE : LACKS_NOTHING);
     }
+    vouch_put(r, out);
     wire_end(out);
 }
 

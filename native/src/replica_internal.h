@@ -7,6 +7,8 @@
  *   replica_read.c    reads, and the checks that they rest on
  *   replica_snapshot.c  a shard as a whole, for a peer that is far behind
  *   replica_policy.c  who should own what, and when to do something about it
+ *   replica_repair.c  records of the own log that are damaged
+ *   replica_hello.c   whether the disk is what it was
  *
  * beside version_log (which record is where), sessions (who was told what), wire (bytes), list (an array with two ends) and
  * late (the store's part). */
@@ -15,6 +17,7 @@
 
 #include "kv/replica.h"
 #include "late.h"
+#include "ledger.h"
 #include "list.h"
 #include "sessions.h"
 #include "version_log.h"
@@ -53,6 +56,7 @@ typedef struct installing {
     uint64_t until;
     uint8_t *lanes;       /* sessions, as on the wire */
     size_t lanes_size;
+    bool lost;            /* a part of it is damaged: there is no state before the next one */
 } installing;
 
 typedef struct ownership {
@@ -97,6 +101,8 @@ typedef struct shard {
     uint64_t whole_from; /* the state came in pieces, and is of one moment once this is applied */
     installing installing;
     uint64_t verified_ballot, verified; /* up to here the log is that of this ballot's owner */
+    uint64_t hole; /* the lowest version above the base whose record is damaged; 0: none. Its entry has no records */
+    uint64_t filling, filling_ballot; /* replay: what comes next of this version fills its hole */
     uint64_t commit_logged;
     uint64_t commit_heard; /* of the owner: the highest it spoke of */
     uint64_t missed_since; /* policy: the tick from which on it had no living owner; 0: it has one */
@@ -121,6 +127,7 @@ typedef struct refusal {
     uint64_t prev_version, last, commit;
     uint16_t shard;
     bool no_state; /* only a snapshot helps */
+    bool hole;     /* the record behind `last` is damaged */
 } refusal;
 
 /* A connection in either direction is named by its sender: incarnation and a counter. */
@@ -131,6 +138,13 @@ static inline int connection_order(connection left, connection right) {
     if (left.incarnation != right.incarnation) return left.incarnation < right.incarnation ? -1 : 1;
     return left.number < right.number ? -1 : left.number > right.number;
 }
+
+/* A start of a replica, and how far its log was durable when it last vouched for something. */
+typedef struct disk_start {
+    uint64_t disk;   /* 0: nothing is known */
+    uint64_t number; /* another one at each start */
+    uint64_t incarnation, position;
+} disk_start;
 
 enum { SEQ_WINDOW = 64 };
 typedef struct peer {
@@ -145,6 +159,13 @@ typedef struct peer {
     bool learner;        /* it says that it does not vote */
     uint64_t heard;      /* policy: the tick of its last message; 0: none yet */
     uint64_t healthy_since; /* policy: there has been no long silence since this tick */
+    bool gone;           /* it will never be back: it is not waited for */
+    bool welcomed;       /* it has compared our disk with what it remembers: we may speak to it */
+    bool hello_due, hello_out; /* HELLO is to be sent; lies in the outbox */
+    uint64_t welcome_number;   /* of the start that is to be answered; 0: none is */
+    bool welcome_fits, welcome_out;
+    disk_start memory;        /* of it */
+    bool ended;          /* its disk went backwards: it is refused for good */
     /* to us */
     connection inbound;
     uint64_t cursor;     /* everything up to it is processed */
@@ -204,6 +225,11 @@ struct kv_replica {
     uint64_t round;       /* the highest seen or used */
     uint64_t incarnation;
     uint64_t nonce;
+    disk_start self_start;    /* as it was before anything was logged */
+    bool begun;           /* NODE is logged */
+    uint64_t wanted[KV_SHARDS_MAX / 64]; /* bits: to be taken over as soon as it may speak */
+    uint16_t ended_by;    /* who found out that the disk went backwards */
+    ledger ledger;
     uint64_t now;         /* ticks */
     uint64_t durable;     /* kv_position_order() */
     bool ready;           /* the incarnation is durable: we may speak */
@@ -247,6 +273,9 @@ kv_status ask_copy(const kv_ask *ask, queued_ask *out);
 void ask_free(queued_ask *asked);
 /* One record of a version that is held; KV_EOF: there are no more. *at is where it begins, and then where the next does. */
 kv_status version_next(const kv_replica *r, const version_entry *entry, uint32_t *at, kv_record *out, uint32_t *used);
+/* What a replay does with a record. */
+kv_status replica_resolve(void *context, kv_store *store, const kv_record *record, kv_position position, uint32_t used,
+                          kv_fault *fault);
 
 /* replica_write.c */
 void shard_write(kv_replica *r, shard *s, const kv_ask *ask);
@@ -270,6 +299,8 @@ void ack_receive(kv_replica *r, peer *from, wire_in *in);
 void acks_pack(kv_replica *r);
 void peer_reconnect(kv_replica *r, peer *p);
 void wire_put_version(kv_replica *r, wire_out *out, const version_entry *entry, uint64_t ballot);
+/* The records of one version, in r->records. NULL: the bytes are bad, or there is no memory. */
+kv_record *version_parse(kv_replica *r, wire_in *in, uint64_t count);
 /* As many version records, to get behind them. */
 void versions_skip(kv_replica *r, wire_in *in, uint64_t count);
 /* One version record from the wire into the log, unless it is there. false: the bytes are bad. */
@@ -305,6 +336,35 @@ uint64_t snapshot_pin(const kv_replica *r, const shard *s);
 kv_status state_show(kv_replica *r, const kv_record *record, kv_position position, uint32_t used, kv_fault *fault);
 void installing_clear(shard *s);
 kv_status installing_end(shard *s, const uint8_t *bytes, size_t size);
+/* The version log begins behind a snapshot of that version. */
+void snapshot_begins_at(shard *s, uint64_t from, uint64_t from_ballot, uint64_t until);
+
+/* replica_repair.c */
+bool shard_votes(const kv_replica *r, const shard *s);
+bool hole_at(const shard *s, uint64_t version, uint64_t ballot);
+void hole_look(shard *s); /* after its version log was cut or begun anew, or a hole was filled */
+/* r->records are what belongs there. */
+void hole_fill(kv_replica *r, shard *s, uint64_t version, uint64_t ballot);
+kv_status replica_told(void *context, kv_store *store, const kv_record *told_by, kv_position at, uint32_t *size);
+kv_status replay_repair(shard *s, const kv_record *record);
+/* true: it is a part of what was fetched back, and where it belongs. */
+bool replay_fills(shard *s, const kv_record *record, kv_position position, uint32_t used);
+void lost_ask(kv_replica *r);
+void lost_receive(kv_replica *r, peer *p, wire_in *in);
+void found_receive(kv_replica *r, wire_in *in);
+void ledger_write(kv_replica *r);
+
+/* replica_hello.c */
+kv_status hello_begin(kv_replica *r);
+void hello_tick(kv_replica *r);
+void hello_pack(kv_replica *r); /* last of all: nothing else goes out to who has not welcomed us */
+void hello_taken(kv_replica *r);
+void hello_receive(kv_replica *r, peer *p, wire_in *in);
+void welcome_receive(kv_replica *r, peer *p, wire_in *in);
+/* Incarnation and durable position: what is vouched for here. */
+void vouch_put(kv_replica *r, wire_out *out);
+void vouch_take(peer *p, wire_in *in);
+void vouched(peer *p, uint64_t incarnation, uint64_t position);
 
 /* replica_policy.c */
 void policy_heard(kv_replica *r, peer *p);

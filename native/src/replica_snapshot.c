@@ -248,19 +248,29 @@ static bool sessions_take(wire_in *in, sessions *to) {
     return !in->bad;
 }
 
-/* From SNAPSHOT_END, live or replayed: the state is the snapshot, and the version log begins behind it. The tail behind
- * it stays if it goes on from the same record. */
-kv_status installing_end(shard *s, const uint8_t *bytes, size_t size) {
-    wire_in in = {.at = bytes, .end = bytes + size};
-    uint64_t from = wire_take64(&in), from_ballot = wire_take64(&in), until = wire_take64(&in), mine;
-    if (in.bad || !sessions_take(&in, &s->sessions)) return KV_ECORRUPT;
+/* The tail behind it stays if it goes on from the same record. Behind a hole that the snapshot covers more may be committed
+ * than was applied, and stays so. */
+void snapshot_begins_at(shard *s, uint64_t from, uint64_t from_ballot, uint64_t until) {
+    uint64_t mine;
     bool goes_on = log_ballot_at(&s->log, from, &mine) && mine == from_ballot;
     if (goes_on) log_let_go(&s->log, from);
     else log_restart(&s->log, from, from_ballot);
-    s->commit = s->applied = from;
-    s->commit_logged = from;
+    s->commit = goes_on && s->commit > from ? s->commit : from;
+    s->applied = from;
+    s->commit_logged = s->commit;
     s->whole_from = until;
+    hole_look(s);
+}
+
+/* From SNAPSHOT_END, live or replayed: the state is the snapshot, and the version log begins behind it. */
+kv_status installing_end(shard *s, const uint8_t *bytes, size_t size) {
+    wire_in in = {.at = bytes, .end = bytes + size};
+    uint64_t from = wire_take64(&in), from_ballot = wire_take64(&in), until = wire_take64(&in);
+    if (in.bad || !sessions_take(&in, &s->sessions)) return KV_ECORRUPT;
+    bool lost = s->installing.lost; /* A piece of it. */
+    snapshot_begins_at(s, from, from_ballot, until);
     installing_clear(s);
+    s->installing.active = s->installing.lost = lost;
     return KV_OK;
 }
 
@@ -306,7 +316,8 @@ bool piece_take(kv_replica *r, shard *s, uint64_t ballot, wire_in *in) {
     if (in->bad) return true;
     bool accepted = ballot_heed(r, s, ballot), mine = i->active && ballot == i->ballot;
     bool same = mine && walk == i->walk, older = mine && walk < i->walk;
-    bool newer = from > s->commit || mutated(r, KV_MUTATE_SNAPSHOT_DROPS_TAIL);
+    /* Behind what is applied; where a part of the state is damaged, one that is as new will do. */
+    bool newer = from > s->applied || (i->active && from == s->applied) || mutated(r, KV_MUTATE_SNAPSHOT_DROPS_TAIL);
     bool wanted = accepted && !older && (newer || same);
     if (wanted && !same) installing_begin(r, s, from, ballot, walk);
     states_take(r, s, in, wanted && piece_note(r, i, piece));

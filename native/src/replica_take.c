@@ -54,7 +54,7 @@ void take_over(kv_replica *r, const uint16_t *asked, size_t asked_count) {
     for (size_t i = 0; i < asked_count && count < KV_SHARDS_MAX; i++) {
         if (asked[i] >= r->shard_count) continue;
         shard *s = &r->shards[asked[i]];
-        if (s->own.ballot != 0 || s->taking.ballot != 0 || s->installing.active) continue;
+        if (s->own.ballot != 0 || s->taking.ballot != 0 || s->installing.active || s->hole != 0) continue;
         note_round(r, s->promised);
         shards[count++] = asked[i];
         s->taking.ballot = 1; /* Named twice, it is taken once. */
@@ -185,7 +185,11 @@ void prepare_receive(kv_replica *r, peer *p, wire_in *in) {
         one->shard = (uint16_t)number;
         if (number >= r->shard_count) in->bad = true;
     }
-    if (in->bad || asks == NULL || !r->votes) {
+    uint64_t asked = count;
+    count = 0;
+    for (uint64_t i = 0; asks != NULL && i < asked && !in->bad; i++)
+        if (shard_votes(r, &r->shards[asks[i].shard])) asks[count++] = asks[i];
+    if (in->bad || asks == NULL || count == 0) {
         free(asks);
         return;
     }
@@ -262,6 +266,7 @@ void promise_send(kv_replica *r, const after *a) {
             wire_put64(out, s->promised);
         }
     }
+    vouch_put(r, out);
     wire_end(out);
 }
 
@@ -323,4 +328,5 @@ void promise_receive(kv_replica *r, peer *p, wire_in *in) {
         if (!in->bad && waited_for) promised_by(r, s, index, &tail);
         free(tail.records);
     }
+    if (r->failed == KV_OK) vouch_take(p, in);
 }

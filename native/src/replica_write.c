@@ -474,6 +474,7 @@ static void apply_ahead(const kv_replica *r, const shard *s, uint64_t limit) {
 
 void shard_apply(kv_replica *r, shard *s) {
     uint64_t limit = s->commit < log_last(&s->log) ? s->commit : log_last(&s->log);
+    if (s->hole != 0 && limit >= s->hole) limit = s->hole - 1;
     if (s->installing.active) return;
     uint64_t ahead = s->applied;
     while (s->applied < limit && r->failed == KV_OK) {

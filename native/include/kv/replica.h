@@ -44,6 +44,11 @@ typedef struct kv_replica_options {
     uint32_t healthy_ticks;               /* policy: nor to one that has been there for less. 0: 40 */
     uint32_t pending_max;                 /* answers a shard owes at most; who comes then is told to retry. 0: 65,536 */
     int32_t damaged;                      /* bool: the disk lost something: no votes, no ownership */
+    int32_t await_hello;                  /* bool: it says nothing before all others have compared its disk with what they
+                                             remember; else before it and those who have are a majority. Decision 0030 */
+    uint64_t boot;                        /* a number that no other start of the disk has; 0: it draws one */
+    uint16_t gone[KV_MEMBERS_MAX];        /* members that will never be back, and are not waited for */
+    uint32_t gone_count;
     uint64_t mutations;                   /* rules left out, for tests: KV_MUTATE_* */
     kv_options store;
 } kv_replica_options;
@@ -76,12 +81,20 @@ enum kv_mutation {
     KV_MUTATE_SNAPSHOT_READ_EARLY,   /* what came in pieces is read before it is of one moment */
     KV_MUTATE_SNAPSHOT_NO_SESSIONS,  /* a snapshot leaves out what the lanes were told */
     KV_MUTATE_EXPIRE_LOCALLY,        /* whoever answers a read holds expiries against its own clock */
+    KV_MUTATE_HOLE_ACKED,            /* an ack vouches for what is behind a damaged record: harmless */
+    KV_MUTATE_REPAIR_CUTS,           /* what is fetched back is logged like any other record, which cuts at replay */
+    KV_MUTATE_PROMISE_UNTOLD,        /* a PROMISE that is damaged is taken for nothing */
+    KV_MUTATE_WIPED_RETURNS,         /* HELLO does not compare the disk: a wiped one returns under its node id */
+    KV_MUTATE_ROLLBACK_UNSEEN,       /* HELLO compares nothing */
+    KV_MUTATE_HELLO_UNAWAITED,       /* await_hello: it speaks before all others have answered HELLO */
     KV_MUTATION_COUNT,
 };
 const char *kv_mutation_name(int32_t mutation); /* "ack_before_fsync"; NULL: there is none */
 
 /* Opens the store behind `io` (which it owns from now on, also when this fails) and replays its log. Owns nothing, and
- * says nothing before the log is durable for the first time. KV_EUSAGE: the options make no set. */
+ * says nothing but HELLO before others have answered that and the log is durable for the first time. KV_EUSAGE: the options
+ * make no set, or the disk is another node's. KV_ECORRUPT: damage of which nothing tells what it was; KV_EBACKWARDS: its peers
+ * found it to be wiped or set back. With either the disk counts as wiped: it may come back empty, as another node. */
 kv_status kv_replica_open(kv_io *io, const kv_replica_options *options, kv_fault *fault, kv_replica **out);
 void kv_replica_free(kv_replica *replica); /* the store is closed as by a crash; accepts NULL */
 
@@ -92,7 +105,7 @@ void kv_replica_tick(kv_replica *replica);
 kv_status kv_replica_receive(kv_replica *replica, uint16_t from, const uint8_t *bytes, size_t size);
 /* The log is durable before `upto`, a kv_position_order(). */
 void kv_replica_durable(kv_replica *replica, uint64_t upto);
-/* Those of the shards that it does not own and is not taking over already. */
+/* Those of the shards that it does not own and is not taking over already; before it may speak: as soon as it may. */
 void kv_replica_takeover(kv_replica *replica, const uint16_t *shards, size_t count);
 
 enum kv_request_kind {
@@ -134,6 +147,9 @@ typedef struct kv_ask {
     size_t expectation_count;
 } kv_ask;
 void kv_replica_request(kv_replica *replica, const kv_ask *ask);
+
+/* The operator's word that a member will never be back: its answer to HELLO is not waited for. */
+void kv_replica_declare_gone(kv_replica *replica, uint16_t node);
 
 /* --- out --- */
 
@@ -181,6 +197,7 @@ uint32_t kv_shard_of(uint32_t shard_count, const uint8_t *key, size_t size);
 
 typedef struct kv_shard_state {
     uint64_t promised, commit, applied, last, last_ballot, base;
+    uint64_t hole;  /* the lowest version whose record is damaged and not yet fetched back: no vote here; 0: none */
     int32_t owned;  /* bool */
     int32_t taking; /* bool */
     int32_t whole;  /* bool: its state is of one moment, and may be read */
@@ -194,8 +211,17 @@ kv_status kv_replica_record(kv_replica *replica, uint32_t shard, uint64_t versio
 
 typedef struct kv_replica_counts {
     uint64_t takeovers, adoptions, step_downs, refusals, cuts, reconnects, deduplicated, evicted, failures_recorded,
-        late_flows, expired, follower_reads, committed, promises, offers, snapshots, installed;
+        late_flows, expired, follower_reads, committed, promises, offers, snapshots, installed, holes, repaired, restored;
 } kv_replica_counts;
 const kv_replica_counts *kv_replica_count(const kv_replica *replica);
+
+/* KV_OK: it goes on. Else it does nothing any more, and is to be ended. KV_EBACKWARDS: a peer remembers more of its disk than
+ * is on it, so it must not be started on that disk again. */
+kv_status kv_replica_ended(const kv_replica *replica, kv_fault *why);
+/* What is remembered of a member's disk; false: nothing. */
+typedef struct kv_replica_memory {
+    uint64_t boot, incarnation, position; /* kv_position_order() */
+} kv_replica_memory;
+bool kv_replica_remembers(const kv_replica *replica, uint16_t node, kv_replica_memory *out);
 
 #endif
