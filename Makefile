@@ -1,4 +1,4 @@
-# make demo | test | torture | simulate | simulate-coverage | fuzz | fuzz-long | bench | bench-micro | build | clean.
+# make demo | test | torture | simulate | simulate-coverage | scenarios | fuzz | fuzz-long | bench | bench-micro | build | clean.
 # Needs make, a C compiler and Python 3.11 with venv and headers, and clang to fuzz; all else comes from the package index
 # into .venv.
 # `make PYTHON=/usr/bin/python3` picks another Python.
@@ -20,7 +20,7 @@ CLANG ?= clang
 # cmake and ninja of .venv first: a machine may have old ones, or none.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: build test torture simulate simulate-coverage lint c-tests demo bench bench-harness bench-replica bench-micro clean \
+.PHONY: build test torture simulate simulate-coverage scenarios lint c-tests demo bench bench-harness bench-replica bench-micro clean \
     fuzz fuzz-long $(FUZZ:%=fuzz-%) $(FLAVOURS:%=c-tests-%)
 
 build: $(VENV)/built
@@ -62,6 +62,11 @@ simulate-coverage: build/coverage/build.ninja
 
 build/coverage/build.ninja: native/CMakeLists.txt | $(VENV)/tools
 	CC=gcc CFLAGS=--coverage cmake -S native -B build/coverage -G Ninja -DCMAKE_BUILD_TYPE=Debug -DKV_EXTENSION=OFF -DKV_TESTS=ON
+
+# The drawings of docs/protocol/scenarios.md, from what the transcript tests go through now.
+scenarios: build/plain/build.ninja
+	cmake --build build/plain --target test_replica
+	$(BIN)/python -m tests.sim.scenarios
 
 lint: $(VENV)/tested
 	$(BIN)/ruff check $(PY_DIRS)

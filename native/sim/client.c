@@ -249,6 +249,7 @@ static void client_go(world *w, uint32_t i) {
     c->sends++;
     int hint = c->hint[c->op.shard];
     uint32_t to = hint >= 0 && likely(w, w->loyal) ? (uint32_t)hint : pick(w, w->n);
+    if (w->readers >= 0 && !w->calm && is_read(&c->op) && i % 2 == 0) to = (uint32_t)w->readers;
     uint64_t late = !w->calm && likely(w, w->late_client) ? rarely(w, 50) : 0;
     request_send(w, to, &c->op, i | (uint64_t)c->sends << 8 | c->op.number << 32, late);
     event *e = world_at(w, between(w, 12, 30), EVENT_CLIENT_TIMEOUT);

@@ -1,18 +1,10 @@
 /* faults.c -- who crashes, is cut off or takes over, and when. See world.h.
  *
- * Half of the seeds are harsh, half are mild enough for progress. Three scripts bring about orders of events that chance
- * seldom finds, with the times left to chance. */
+ * Half of the seeds are harsh, half are mild enough for progress. Some play scripts (scripts.c) and have no other faults. */
 #include "world.h"
-
-static uint64_t link(uint32_t from, uint32_t to) { return (uint64_t)1 << (from * NODES_MAX + to); }
-static uint64_t both(uint32_t a, uint32_t b) { return link(a, b) | link(b, a); }
-static const uint64_t EVERY_LINK = ((uint64_t)1 << NODES_MAX * NODES_MAX) - 1;
 
 static double one_of(world *w, const double *choices, uint32_t count) { return choices[pick(w, count)]; }
 #define ONE_OF(w, ...) one_of(w, (const double[]){__VA_ARGS__}, sizeof((const double[]){__VA_ARGS__}) / sizeof(double))
-
-enum { SCRIPT_SAME_ROUND = 1, SCRIPT_LOST_PROMISE = 2, SCRIPT_OLD_RECORDS = 4, SCRIPTS_ALL = 7 };
-enum { STEP_NONE = -1, STEP_OLD_AGAIN, STEP_OLD_LOST_SOON, STEP_OLD_LOST };
 
 static uint32_t weak_choose(world *w) {
     static const uint32_t choices[] = {0, 0, 1u << 3, 1u << 1, 1u << 1 | 1u << 2, 1u << 6}; /* PREPARE, FLOW, ACK, CHECKED */
@@ -20,7 +12,6 @@ static uint32_t weak_choose(world *w) {
 }
 
 void faults_choose(world *w) {
-    static const uint32_t scripts[] = {0, 0, 0, SCRIPTS_ALL, SCRIPT_SAME_ROUND, SCRIPT_LOST_PROMISE, SCRIPT_OLD_RECORDS};
     static const uint32_t objects[] = {63, 63, 1u << OBJECT_KEY, 1u << OBJECT_FEW, 1u << OBJECT_FEW, 1u << OBJECT_COUNTER,
                                        1u << OBJECT_PAIR, 1u << OBJECT_TABLE, 1u << OBJECT_MORTAL};
     w->session_max = (uint32_t)ONE_OF(w, 2, 3, 3, 9);
@@ -44,113 +35,24 @@ void faults_choose(world *w) {
     w->after_takeover = w->harsh ? (const double[]){0, 0.5, 0.3}[after] : 0;
     w->shards_busy = likely(w, 0.5) ? 1 : (1u << SHARDS) - 1;
     w->objects_busy = objects[pick(w, 9)];
-    w->scripts = w->policy ? 0 : scripts[pick(w, 7)];
-    for (uint32_t i = 0; i < NODES_MAX; i++) w->at_barrier[i] = STEP_NONE;
+    scripts_choose(w);
     if (w->scripts == 0) return;
     w->after_promise = w->after_takeover = w->drop = w->slow_fsync = w->takeover = 0;
     w->weak = 0;
     w->batch_max = (uint32_t)ONE_OF(w, 1, 1, 8);
 }
 
-/* --- orders of events --- */
-
-static void at_links(world *w, double units, enum event_kind kind, uint64_t links) {
+void at_links(world *w, double units, enum event_kind kind, uint64_t links) {
     world_at(w, (uint64_t)(units * UNIT), kind)->argument = links;
 }
 
-static void at_node(world *w, double units, enum event_kind kind, uint32_t i, uint64_t argument) {
+void at_node(world *w, double units, enum event_kind kind, uint32_t i, uint64_t argument) {
     event *e = world_at(w, (uint64_t)(units * UNIT), kind);
     e->node = i;
     e->argument = argument;
 }
 
-static double some(world *w, double low, double high) { return low + (high - low) * chance(w); }
-static uint64_t stuck_until(const world *w, double units) { return w->now + (uint64_t)(units * UNIT); }
-
-/* P takes over with X alone, X gets records that P loses, P takes over with Y alone. */
-static void script_same_round(world *w, uint32_t p, uint32_t x, uint32_t y, uint32_t shard) {
-    double t = some(w, 4, 10);
-    at_links(w, 0, EVENT_CUT, both(p, y));
-    at_node(w, 1, EVENT_TAKEOVER, p, 1u << shard);
-    at_node(w, 1.2 + some(w, 0, 3), EVENT_STUCK, p, stuck_until(w, 60));
-    at_node(w, t, EVENT_CRASH, p, true);
-    at_node(w, t + 0.5, EVENT_RESTART, p, 0);
-    at_links(w, t + 0.5, EVENT_HEAL, both(p, y));
-    at_links(w, t + 0.5, EVENT_CUT, both(p, x));
-    at_node(w, t + 3, EVENT_TAKEOVER, p, 1u << shard);
-    at_links(w, t + some(w, 15, 40), EVENT_HEAL, EVERY_LINK);
-}
-
-/* X promises P, crashes at once, and meets the old owner before it meets P again. */
-static void script_lost_promise(world *w, uint32_t p, uint32_t x, uint32_t old, uint32_t shard) {
-    double t = some(w, 12, 20), crash = t + some(w, 1, 4);
-    at_node(w, 0, EVENT_TAKEOVER, old, 1u << shard);
-    at_links(w, t, EVENT_CUT, both(p, old));
-    at_node(w, t, EVENT_STUCK, x, stuck_until(w, t + 60));
-    at_node(w, t + 0.2, EVENT_TAKEOVER, p, 1u << shard);
-    at_node(w, crash, EVENT_CRASH, x, true);
-    at_links(w, crash, EVENT_CUT, both(p, x));
-    at_node(w, crash + 0.5, EVENT_RESTART, x, 0);
-    at_links(w, crash + some(w, 10, 40), EVENT_HEAL, EVERY_LINK);
-}
-
-/* A has records that nobody else has, B a barrier that nobody else has; then A again, then B. */
-static void script_old_records(world *w, uint32_t a, uint32_t b, uint32_t c, uint32_t shard) {
-    double t = some(w, 8, 15);
-    at_node(w, 0, EVENT_TAKEOVER, a, 1u << shard);
-    at_links(w, t, EVENT_CUT, both(a, b) | both(a, c));
-    at_node(w, t + some(w, 3, 15), EVENT_TAKEOVER, b, 1u << shard);
-    w->at_barrier[b] = STEP_OLD_AGAIN;
-}
-
-void script_step(world *w, const event *e) {
-    uint32_t a = w->script_nodes[0], b = w->script_nodes[1], c = w->script_nodes[2];
-    uint64_t shards = (uint64_t)1 << w->script_shard;
-    switch ((int)e->argument) {
-    case STEP_OLD_AGAIN:
-        at_links(w, 0, EVENT_CUT, both(b, c));
-        at_links(w, 1, EVENT_HEAL, both(a, c));
-        at_node(w, 1.5, EVENT_TAKEOVER, a, shards);
-        at_node(w, 6, EVENT_TAKEOVER, a, shards); /* The first may have met a higher round. */
-        w->at_barrier[a] = STEP_OLD_LOST_SOON;
-        break;
-    case STEP_OLD_LOST_SOON:
-        world_at(w, between(w, 2, 9), EVENT_SCRIPT)->argument = STEP_OLD_LOST;
-        break;
-    default:
-        at_links(w, 0, EVENT_CUT, both(a, c));
-        at_links(w, 0, EVENT_HEAL, both(b, c));
-        at_node(w, 0.5, EVENT_CRASH, a, false);
-        at_node(w, 1, EVENT_TAKEOVER, b, shards);
-        at_links(w, some(w, 20, 40), EVENT_HEAL, EVERY_LINK);
-        at_node(w, 30, EVENT_RESTART, a, 0);
-        break;
-    }
-}
-
-static void script_begin(world *w) {
-    uint32_t which, three[3];
-    for (uint32_t i = 0; i < 3; i++) {
-        bool again;
-        do {
-            three[i] = pick(w, w->n);
-            again = false;
-            for (uint32_t j = 0; j < i; j++) again |= three[j] == three[i];
-        } while (again);
-        w->script_nodes[i] = three[i];
-    }
-    do which = 1u << pick(w, 3);
-    while ((w->scripts & which) == 0);
-    do w->script_shard = pick(w, SHARDS);
-    while ((w->shards_busy >> w->script_shard & 1) == 0);
-    for (uint32_t i = 0; i < NODES_MAX; i++) w->at_barrier[i] = STEP_NONE;
-    at_links(w, 0, EVENT_HEAL, EVERY_LINK);
-    w->counts.scripts++;
-    trace(w, "script %u with %u, %u, %u in shard %u", which, three[0] + 1, three[1] + 1, three[2] + 1, w->script_shard);
-    if (which == SCRIPT_SAME_ROUND) script_same_round(w, three[0], three[1], three[2], w->script_shard);
-    else if (which == SCRIPT_LOST_PROMISE) script_lost_promise(w, three[0], three[1], three[2], w->script_shard);
-    else script_old_records(w, three[0], three[1], three[2], w->script_shard);
-}
+double some(world *w, double low, double high) { return low + (high - low) * chance(w); }
 
 /* --- chance --- */
 
@@ -179,8 +81,8 @@ static void nemesis_partition(world *w) {
     bool some_only = likely(w, 0.4);
     for (uint32_t j = 0; j < w->n; j++) {
         if (j == i || (some_only && likely(w, 0.5))) continue;
-        if (ways != 2) links |= link(i, j);
-        if (ways != 3) links |= link(j, i);
+        if (ways != 2) links |= link_of(i, j);
+        if (ways != 3) links |= link_of(j, i);
     }
     w->counts.partitions++;
     trace(w, "replica %u is cut off", i + 1);
@@ -202,8 +104,8 @@ static void nemesis_steal(world *w) {
     uint64_t links = 0;
     for (uint32_t j = 0; j < w->n; j++) {
         if (j == old) continue;
-        if (ways != 2) links |= link(old, j);
-        if (ways != 3) links |= link(j, old);
+        if (ways != 2) links |= link_of(old, j);
+        if (ways != 3) links |= link_of(j, old);
     }
     w->counts.steals++;
     at_links(w, some(w, 0, 3), EVENT_CUT, links);
@@ -215,7 +117,6 @@ void nemesis(world *w) {
     if (w->now > 850 * UNIT) return;
     if (w->scripts != 0) {
         script_begin(w);
-        world_at(w, between(w, 90, 140), EVENT_NEMESIS);
         return;
     }
     double kind = chance(w);
@@ -229,11 +130,7 @@ void nemesis(world *w) {
 /* --- the moments that matter: just after a promise, just after a takeover --- */
 
 static void after_takeover(world *w, uint32_t i, uint32_t shard) {
-    if (w->at_barrier[i] != STEP_NONE) {
-        world_at(w, 0, EVENT_SCRIPT)->argument = (uint64_t)w->at_barrier[i];
-        w->at_barrier[i] = STEP_NONE;
-        return;
-    }
+    if (script_takes(w, i)) return;
     if (!likely(w, w->after_takeover)) return;
     if (likely(w, 0.5)) {
         double pause = ONE_OF(w, 3, 30), when = some(w, 0.1, 5), back = some(w, 1, pause);
@@ -244,20 +141,22 @@ static void after_takeover(world *w, uint32_t i, uint32_t shard) {
     }
     uint64_t links = 0;
     for (uint32_t j = 0; j < w->n; j++)
-        if (j != i && likely(w, 0.6)) links |= link(i, j);
+        if (j != i && likely(w, 0.6)) links |= link_of(i, j);
     at_links(w, ONE_OF(w, 0, 0, 2), EVENT_CUT, links);
     at_links(w, some(w, 10, 80), EVENT_HEAL, links);
 }
 
 void moment(world *w, uint32_t i) {
     node *x = &w->nodes[i];
-    uint64_t promises = kv_replica_count(x->core)->promises;
+    uint64_t promises = kv_replica_count(x->core)->promises, installed = kv_replica_count(x->core)->installed;
     uint32_t owned = 0;
     for (uint32_t s = 0; s < SHARDS; s++) owned |= (uint32_t)node_owns(w, i, s) << s;
     uint32_t fresh = owned & ~x->owned;
     bool promised = promises != x->promises;
     x->promises = promises;
     x->owned = owned;
+    if (installed != x->installed) script_installed(w, i);
+    x->installed = installed;
     if (w->calm || w->now > 850 * UNIT) return;
     for (uint32_t s = 0; s < SHARDS; s++)
         if (fresh >> s & 1) after_takeover(w, i, s);

@@ -91,7 +91,9 @@ static void frame_send(world *w, uint32_t from, uint32_t to, const uint8_t *fram
         if (w->cut[from][to] || likely(w, w->drop)) return;
         if ((w->weak >> type & 1) && likely(w, 0.3)) return;
     }
-    carry(w, from, to, frame, size, delay(w));
+    bool slow = !w->calm && (w->slow & link_of(from, to)) != 0, echo = !w->calm && (w->echo & link_of(from, to)) != 0;
+    carry(w, from, to, frame, size, delay(w) + (slow ? between(w, 25, 38) : 0));
+    if (echo) carry(w, from, to, frame, size, between(w, 25, 38));
     if (w->calm || !likely(w, 0.03)) return;
     carry(w, from, to, frame, size, rarely(w, 40));
     w->counts.duplicates++;
@@ -147,7 +149,7 @@ void node_boot(world *w, uint32_t i) {
     for (uint32_t j = 0; j < w->n; j++) options.members[j] = (uint16_t)(j + 1);
     kv_sim_set_recording(x->disk, true);
     x->syncing = false;
-    x->stuck = x->promises = 0;
+    x->stuck = x->promises = x->installed = 0;
     x->owned = 0;
     x->up = kv_replica_open(kv_sim_io(x->disk), &options, &fault, &x->core) == KV_OK;
     if (!x->up) {
@@ -282,7 +284,7 @@ static void tick(world *w, uint32_t i, uint64_t life) {
 static void cut_set(world *w, uint64_t links, bool on) {
     for (uint32_t i = 0; i < w->n; i++)
         for (uint32_t j = 0; j < w->n; j++)
-            if (links >> (i * NODES_MAX + j) & 1) w->cut[i][j] = on;
+            if (links & link_of(i, j)) w->cut[i][j] = on;
 }
 
 static void happen(world *w, event *e) {
@@ -308,6 +310,9 @@ static void happen(world *w, event *e) {
     case EVENT_SCRIPT: script_step(w, e); break;
     case EVENT_FINAL_TIMEOUT: final_timeout(w, e->node, (uint32_t)e->argument); break;
     case EVENT_BULK: bulk_next(w); break;
+    case EVENT_SLOW: w->slow = e->argument; break;
+    case EVENT_ECHO: w->echo = e->argument; break;
+    case EVENT_READERS: w->readers = (int)e->node; break;
     case EVENT_STUCK: w->nodes[e->node].stuck = e->argument; break;
     }
     free(e->bytes);

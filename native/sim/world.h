@@ -5,7 +5,8 @@
  *
  *   world.c    events, chance, the network, nodes: a replica with its disk, its syncs, its crashes
  *   client.c   what clients ask, how they try again, what they saw
- *   faults.c   who crashes, is cut off or takes over, and when; orders of events that chance seldom finds
+ *   faults.c   who crashes, is cut off or takes over, and when
+ *   scripts.c  orders of events that chance seldom finds
  *   judge.c    that replicas apply the same, and that what clients saw is linearizable
  *   simulate.c the command
  *
@@ -28,7 +29,7 @@ enum object { OBJECT_KEY, OBJECT_FEW, OBJECT_COUNTER, OBJECT_PAIR, OBJECT_TABLE,
 enum event_kind {
     EVENT_TICK, EVENT_TAKEOVER, EVENT_FSYNC, EVENT_FSYNCED, EVENT_DELIVER, EVENT_ARRIVE, EVENT_ANSWER, EVENT_CLIENT_NEXT,
     EVENT_CLIENT_TIMEOUT, EVENT_NEMESIS, EVENT_CRASH, EVENT_RESTART, EVENT_CUT, EVENT_HEAL, EVENT_SCRIPT, EVENT_FINAL_TIMEOUT,
-    EVENT_STUCK, EVENT_BULK
+    EVENT_STUCK, EVENT_BULK, EVENT_SLOW, EVENT_ECHO, EVENT_READERS
 };
 
 typedef struct event {
@@ -48,7 +49,7 @@ typedef struct node {
     uint64_t life, stuck;
     int64_t skew;          /* of its clock, units */
     uint64_t seen[SHARDS]; /* applied versions that were compared */
-    uint64_t promises;     /* it had logged when it was last looked at */
+    uint64_t promises, installed; /* it had logged, and had, when it was last looked at */
     uint32_t owned;        /* shards, as bits, then */
 } node;
 
@@ -110,7 +111,10 @@ typedef struct world {
     uint32_t shards_busy, objects_busy; /* bits */
     uint32_t scripts;              /* bits */
     int at_barrier[NODES_MAX];     /* which step of a script waits for the node's barrier; -1: none */
+    int at_install[NODES_MAX];     /* the same, for a snapshot that it has as a whole */
     uint32_t script_nodes[3], script_shard;
+    uint64_t slow, echo;           /* links: on which everything comes late; on which copies of everything come late */
+    int readers;                   /* whom every other client asks what it reads; -1: nobody in particular */
     /* what happened */
     entry *entries;
     size_t entry_count;
@@ -121,6 +125,10 @@ typedef struct world {
     char violation[512];           /* the first; empty: none */
     bool verbose;
 } world;
+
+static inline uint64_t link_of(uint32_t from, uint32_t to) { return (uint64_t)1 << (from * NODES_MAX + to); }
+static inline uint64_t links_of(uint32_t a, uint32_t b) { return link_of(a, b) | link_of(b, a); }
+static const uint64_t EVERY_LINK = ((uint64_t)1 << NODES_MAX * NODES_MAX) - 1;
 
 /* world.c */
 void world_run(world *w, uint64_t until);
@@ -154,8 +162,17 @@ size_t object_key(const world *w, uint32_t shard, enum object object, char key[1
 /* faults.c */
 void faults_choose(world *w);
 void nemesis(world *w);
-void script_step(world *w, const event *e);
+void at_links(world *w, double units, enum event_kind kind, uint64_t links);
+void at_node(world *w, double units, enum event_kind kind, uint32_t i, uint64_t argument);
+double some(world *w, double low, double high);
 void moment(world *w, uint32_t i); /* has the node just promised, or opened a ballot? */
+
+/* scripts.c */
+void scripts_choose(world *w);
+void script_begin(world *w);
+void script_step(world *w, const event *e);
+bool script_takes(world *w, uint32_t i);
+void script_installed(world *w, uint32_t i);
 
 /* judge.c */
 void agree(world *w, uint32_t i);

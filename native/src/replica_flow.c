@@ -277,8 +277,14 @@ kv_record *version_parse(kv_replica *r, wire_in *in, uint64_t count) {
 static bool is_here(kv_replica *r, const shard *s, uint64_t version, uint64_t ballot) {
     uint64_t mine;
     if (version <= s->commit && !mutated(r, KV_MUTATE_CUT_BELOW_COMMIT)) return true;
-    if (version <= s->log.base || !log_ballot_at(&s->log, version, &mine)) return version <= s->log.base;
+    if (!log_ballot_at(&s->log, version, &mine)) return false;
     return mine == ballot && !mutated(r, KV_MUTATE_CUT_ALWAYS);
+}
+
+/* Reached by a rule left out alone: what was applied is taken back without being undone, what was let go of is not known. */
+static void unapply(shard *s, uint64_t last, uint64_t ballot) {
+    if (last < s->log.base) log_restart(&s->log, last, ballot);
+    s->applied = s->commit = last;
 }
 
 /* In the place of whatever tail is here from its version on. */
@@ -295,13 +301,12 @@ static void version_append(kv_replica *r, shard *s, kv_record *records, size_t c
     }
     kv_status status = late_append(r->store, records, count, &entry.position, &entry.size);
     if (status == KV_OK) {
+        if (s->applied >= version) unapply(s, version - 1, prev_ballot);
         log_cut(&s->log, version - 1);
         status = log_push(&s->log, &entry);
         hole_look(s);
     }
     if (status != KV_OK) replica_fail(r, status);
-    /* Reached by a rule left out alone: what was applied is taken back without being undone. */
-    if (s->applied >= version) s->applied = s->commit = version - 1;
 }
 
 bool version_take(kv_replica *r, shard *s, wire_in *in, uint64_t version, uint64_t ballot, uint64_t *prev_ballot) {

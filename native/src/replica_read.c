@@ -22,7 +22,11 @@ static void answer_value(kv_replica *r, const kv_ask *a, const shard *s) {
         reply.value_size = size;
         reply.value_at = r->reply_bytes.size;
         wire_put_bytes(&r->reply_bytes, size <= KV_SMALL_SIZE ? answer->small : answer->large, (size_t)size);
-        if (r->reply_bytes.failed) replica_fail(r, KV_ENOMEM);
+        if (r->reply_bytes.failed) {
+            replica_fail(r, KV_ENOMEM);
+            reply_simple(r, a->token, KV_ANSWER_UNAVAILABLE);
+            return;
+        }
     } else if (size == KV_EWRONGTYPE) {
         reply.status = KV_ANSWER_FAILED;
         reply.error = KV_EWRONGTYPE;

@@ -63,6 +63,10 @@ static kv_status step_undecided(kv_replica *r, shard *s, const kv_record *record
 
 void shard_own(kv_replica *r, shard *s, uint64_t ballot) {
     ownership *own = &s->own;
+    if (sessions_copy(&s->sessions, &own->overlay) != KV_OK) {
+        replica_fail(r, KV_ENOMEM);
+        return;
+    }
     own->ballot = ballot;
     own->barrier = log_last(&s->log) + 1;
     own->since = r->now;
@@ -72,7 +76,6 @@ void shard_own(kv_replica *r, shard *s, uint64_t ballot) {
         sending_clear(&own->sending[i]);
     }
     stir(r, s);
-    if (sessions_copy(&s->sessions, &own->overlay) != KV_OK) replica_fail(r, KV_ENOMEM);
     for (uint64_t version = s->applied + 1; version < own->barrier; version++) each_record(r, s, version, step_undecided);
 }
 
@@ -258,7 +261,7 @@ static void shard_evaluate(kv_replica *r, shard *s, const kv_ask *a) {
     kv_result result = evaluate(r, s, a, a->client != 0 ? &request : NULL);
     if (r->late.record_count == 0) {
         if (is_condition(result)) answer_failed(r, s, a, result, &request);
-        else if (result == KV_ENOSPC) reply_simple(r, a->token, KV_ANSWER_UNAVAILABLE);
+        else if (result == KV_ENOSPC || result == KV_ENOMEM) reply_simple(r, a->token, KV_ANSWER_UNAVAILABLE);
         else if (result == KV_EPOISONED || result == KV_EDISK) reply_simple(r, a->token, KV_ANSWER_RETRY);
         else reply_add(r, &(kv_reply){.token = a->token, .status = KV_ANSWER_REFUSED, .error = (int32_t)result});
         return;
