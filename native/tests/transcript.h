@@ -54,6 +54,8 @@ typedef struct bench {
     uint16_t kept_from[KEPT_MAX];
     size_t kept_count;
     bool keeping;
+    bool greeted;       /* HELLO and WELCOME are mail like any other */
+    uint32_t greetings; /* bits: who was greeted and has not answered yet */
 } bench;
 
 /* --- the transcript --- */
@@ -153,6 +155,7 @@ static void say_piece(bench *b, wire_in *in) {
 
 static void say_flow(bench *b, uint32_t from, uint32_t to, wire_in *in) {
     say_connection(b, from, to, in);
+    wire_take_varint(in); /* How far the sender's log is durable. */
     while (in->at != in->end && !in->bad) {
         say_number(b, "s", wire_take_varint(in));
         say_ballot(b, wire_take64(in));
@@ -168,6 +171,12 @@ static void say_flow(bench *b, uint32_t from, uint32_t to, wire_in *in) {
     }
 }
 
+/* Incarnation and how far the log is durable: numbers of its own. */
+static void say_vouched(wire_in *in) {
+    wire_take_varint(in);
+    wire_take_varint(in);
+}
+
 static void say_ack(bench *b, uint32_t from, uint32_t to, wire_in *in) {
     say_connection(b, to, from, in); /* Of the flow that it answers. */
     if (wire_take8(in) == 0) say(b, " no vote");
@@ -181,8 +190,10 @@ static void say_ack(bench *b, uint32_t from, uint32_t to, wire_in *in) {
         wire_take_varint(in);
         say_number(b, "last ", wire_take_varint(in));
         say_number(b, "commit ", wire_take_varint(in));
-        if (wire_take8(in) != 0) say(b, " no state");
+        uint8_t lacks = wire_take8(in);
+        if (lacks != 0) say(b, lacks == 1 ? " no state" : " damaged");
     }
+    say_vouched(in);
 }
 
 static void say_prepare(bench *b, wire_in *in) {
@@ -222,6 +233,7 @@ static void say_promise(bench *b, wire_in *in) {
         wire_take64(in); /* the ballot before */
         say_versions(b, in, wire_take_varint(in));
     }
+    say_vouched(in);
 }
 
 static void say_check(bench *b, wire_in *in) {
@@ -339,6 +351,26 @@ static void tell_ask(bench *b, uint32_t to, const kv_ask *a) {
 
 /* --- the world --- */
 
+static void flush(bench *b, uint32_t n);
+
+/* HELLO and WELCOME are no part of a transcript, unless they are `greeted` by hand: they arrive at once. */
+static bool greets(bench *b, uint32_t from, uint32_t to, const frame *f) {
+    if (b->greeted || (f->bytes[4] != WIRE_HELLO && f->bytes[4] != WIRE_WELCOME)) return false;
+    if (b->node[to] != NULL) CHECK_EQ(kv_replica_receive(b->node[to], (uint16_t)from, f->bytes, f->size), KV_OK);
+    free(f->bytes);
+    b->greetings |= 1u << to;
+    return true;
+}
+
+/* What they are answered, and what they log, comes at once, too. */
+static void greetings_go_on(bench *b) {
+    while (b->greetings != 0) {
+        uint32_t n = (uint32_t)__builtin_ctz(b->greetings);
+        b->greetings &= b->greetings - 1;
+        if (b->node[n] != NULL) flush(b, n);
+    }
+}
+
 static void flush(bench *b, uint32_t n) {
     tell_log(b, n);
     const kv_reply *replies;
@@ -361,11 +393,13 @@ static void flush(bench *b, uint32_t n) {
             frame f = {.size = kv_load32(out + at) + 4};
             KV_ASSERT(b->mail_count[n][to] < MAIL_MAX && (f.bytes = malloc(f.size)) != NULL);
             memcpy(f.bytes, out + at, f.size);
-            b->mail[n][to][b->mail_count[n][to]++] = f;
             at += f.size;
+            if (!greets(b, n, to, &f)) b->mail[n][to][b->mail_count[n][to]++] = f;
         }
     }
     kv_replica_clear(b->node[n]);
+    b->tails[n] = kv_replica_tail(b->node[n]); /* A ledger is no news. */
+    greetings_go_on(b);
 }
 
 /* The disk has everything that the log has. */
@@ -487,6 +521,7 @@ static void begin_with(bench *b, uint32_t count, kv_replica_options options) {
         boot(b, n);
         sync_node(b, n);
     }
+    for (uint32_t n = 1; n <= count; n++) sync_node(b, n); /* They have met: now their lives have begun. */
 }
 
 static void begin(bench *b, uint32_t count) { begin_with(b, count, (kv_replica_options){.shard_count = 1}); }
@@ -517,6 +552,7 @@ static void restart(bench *b, uint32_t n) {
     tell(b, "%u restarts\n", n);
     boot(b, n);
     sync_node(b, n);
+    sync_node(b, n); /* What it logged as it was welcomed. */
 }
 
 static kv_shard_state state_of(const bench *b, uint32_t n, uint32_t number) {
