@@ -134,6 +134,9 @@ static void counts_take(world *w, const kv_replica_counts *c) {
     w->counts.offers += c->offers;
     w->counts.snapshots += c->snapshots;
     w->counts.installed += c->installed;
+    w->counts.holes += c->holes;
+    w->counts.repaired += c->repaired;
+    w->counts.restored += c->restored;
 }
 
 void node_boot(world *w, uint32_t i) {
@@ -141,9 +144,12 @@ void node_boot(world *w, uint32_t i) {
     kv_fault fault;
     kv_replica_options options = {.node = (uint16_t)(i + 1), .member_count = w->n, .shard_count = SHARDS,
                                   .window_size_max = w->window_size_max, .keep_max = w->keep_max, .piece_tables = 1, .session_max = w->session_max, .batch_max = w->batch_max, .damaged = x->damaged,
-                                  .incarnation_min = ++x->life * 1000,
+                                  .await_hello = w->await_hello, .boot = x->boot = ++w->boots,
                                   .mutations = w->mutations & (((uint64_t)1 << KV_MUTATION_COUNT) - 1)};
     options.policy = w->policy;
+    x->life++;
+    for (uint32_t j = 0; j < w->n; j++)
+        if (w->nodes[j].gone) options.gone[options.gone_count++] = (uint16_t)(j + 1);
     options.store.segment_size_min = 16 << 10;
     options.store.segment_size_max = 64 << 10;
     for (uint32_t j = 0; j < w->n; j++) options.members[j] = (uint16_t)(j + 1);
@@ -151,7 +157,14 @@ void node_boot(world *w, uint32_t i) {
     x->syncing = false;
     x->stuck = x->promises = x->installed = 0;
     x->owned = 0;
-    x->up = kv_replica_open(kv_sim_io(x->disk), &options, &fault, &x->core) == KV_OK;
+    kv_status status = kv_replica_open(kv_sim_io(x->disk), &options, &fault, &x->core);
+    x->up = status == KV_OK;
+    if (status == KV_ECORRUPT && w->disk_fault == DISK_FAULT_ROT && i == w->victim) {
+        trace(w, "replica %u: %s", i + 1, fault.what);
+        w->counts.unreadable++;
+        node_lost(w, i);
+        return;
+    }
     if (!x->up) {
         violate(w, "replica %u cannot open its log: %s", i + 1, fault.what);
         return;
@@ -163,6 +176,7 @@ void node_boot(world *w, uint32_t i) {
         x->seen[s] = state.applied;
     }
     trace(w, "replica %u boots, life %llu", i + 1, (unsigned long long)x->life);
+    disk_compare(w, i);
     node_drain(w, i);
     event *e = world_at(w, between(w, 1, 4), EVENT_TICK);
     e->node = i;
@@ -179,7 +193,7 @@ void node_boot(world *w, uint32_t i) {
 void node_crash(world *w, uint32_t i, bool whole_tail) {
     node *x = &w->nodes[i];
     kv_sim *left;
-    if (!x->up) return;
+    if (!x->up || (w->guarded && !x->set_back)) return;
     w->counts.crashes++;
     for (uint32_t s = 0; s < SHARDS; s++) w->counts.owner_crashes += node_owns(w, i, s);
     x->up = false;
@@ -239,6 +253,8 @@ void node_drain(world *w, uint32_t i) {
     size_t count;
     if (!x->up) return;
     kv_replica_flush(x->core);
+    if (node_ended(w, i)) return;
+    disk_welcomed(w, i);
     kv_replica_answers(x->core, &replies, &count, &bytes);
     for (size_t j = 0; j < count; j++) reply_send(w, i, &replies[j], bytes);
     frames_send(w, i);
@@ -303,13 +319,14 @@ static void happen(world *w, event *e) {
     case EVENT_NEMESIS: nemesis(w); break;
     case EVENT_CRASH: node_crash(w, e->node, e->argument != 0); break;
     case EVENT_RESTART:
-        if (!w->nodes[e->node].up) node_boot(w, e->node);
+        if (!w->nodes[e->node].up && !w->nodes[e->node].gone) node_boot(w, e->node);
         break;
     case EVENT_CUT: cut_set(w, e->argument, true); break;
     case EVENT_HEAL: cut_set(w, e->argument, false); break;
     case EVENT_SCRIPT: script_step(w, e); break;
     case EVENT_FINAL_TIMEOUT: final_timeout(w, e->node, (uint32_t)e->argument); break;
     case EVENT_BULK: bulk_next(w); break;
+    case EVENT_DISK: disk_step(w, e); break;
     case EVENT_SLOW: w->slow = e->argument; break;
     case EVENT_ECHO: w->echo = e->argument; break;
     case EVENT_READERS: w->readers = (int)e->node; break;

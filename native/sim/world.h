@@ -7,6 +7,7 @@
  *   client.c   what clients ask, how they try again, what they saw
  *   faults.c   who crashes, is cut off or takes over, and when
  *   scripts.c  orders of events that chance seldom finds
+ *   disks.c    disks that go bad, are set back or wiped
  *   judge.c    that replicas apply the same, and that what clients saw is linearizable
  *   simulate.c the command
  *
@@ -29,7 +30,7 @@ enum object { OBJECT_KEY, OBJECT_FEW, OBJECT_COUNTER, OBJECT_PAIR, OBJECT_TABLE,
 enum event_kind {
     EVENT_TICK, EVENT_TAKEOVER, EVENT_FSYNC, EVENT_FSYNCED, EVENT_DELIVER, EVENT_ARRIVE, EVENT_ANSWER, EVENT_CLIENT_NEXT,
     EVENT_CLIENT_TIMEOUT, EVENT_NEMESIS, EVENT_CRASH, EVENT_RESTART, EVENT_CUT, EVENT_HEAL, EVENT_SCRIPT, EVENT_FINAL_TIMEOUT,
-    EVENT_STUCK, EVENT_BULK, EVENT_SLOW, EVENT_ECHO, EVENT_READERS
+    EVENT_STUCK, EVENT_BULK, EVENT_SLOW, EVENT_ECHO, EVENT_READERS, EVENT_DISK
 };
 
 typedef struct event {
@@ -51,6 +52,12 @@ typedef struct node {
     uint64_t seen[SHARDS]; /* applied versions that were compared */
     uint64_t promises, installed; /* it had logged, and had, when it was last looked at */
     uint32_t owned;        /* shards, as bits, then */
+    bool gone;             /* for the rest of the seed: its disk was lost */
+    uint64_t boot;         /* which start of any replica */
+    kv_sim *image;         /* of its disk, earlier */
+    bool replaced;         /* the disk, since it was up */
+    bool set_back;         /* and nobody has said so yet */
+    bool must_end;         /* somebody remembers more than is on it */
 } node;
 
 /* An operation of a client, as it stands; copied into every sending. */
@@ -87,8 +94,12 @@ typedef struct entry {
 typedef struct counts {
     uint64_t operations, answered, unknown, messages, duplicates, crashes, owner_crashes, whole_set, partitions, steals,
         scripts, restarts, undecided, committed, takeovers, adoptions, step_downs, refusals, cuts, reconnects, deduplicated,
-        evicted, failures_recorded, late_flows, follower_reads, expired, offers, snapshots, installed;
+        evicted, failures_recorded, late_flows, follower_reads, expired, offers, snapshots, installed, holes,
+        repaired, restored, rotten, unreadable, set_back, to_find_out, found_out;
 } counts;
+
+enum disk_fault { DISK_FAULT_NONE, DISK_FAULT_ROT, DISK_FAULT_BACK, DISK_FAULT_WIPE };
+enum disk_step { DISK_ROT, DISK_IMAGE, DISK_BACK, DISK_WIPE };
 
 typedef struct world {
     uint64_t seed, random, now, order;
@@ -114,6 +125,11 @@ typedef struct world {
     int at_install[NODES_MAX];     /* the same, for a snapshot that it has as a whole */
     uint32_t script_nodes[3], script_shard;
     uint64_t slow, echo;           /* links: on which everything comes late; on which copies of everything come late */
+    enum disk_fault disk_fault;
+    uint32_t victim;               /* whose disk is hurt */
+    bool await_hello;
+    bool guarded;                  /* nobody else crashes: they are to remember */
+    uint64_t boots;
     int readers;                   /* whom every other client asks what it reads; -1: nobody in particular */
     /* what happened */
     entry *entries;
@@ -173,6 +189,17 @@ void script_begin(world *w);
 void script_step(world *w, const event *e);
 bool script_takes(world *w, uint32_t i);
 void script_installed(world *w, uint32_t i);
+
+/* disks.c */
+void disks_choose(world *w);
+void disk_step(world *w, const event *e);
+void disk_compare(world *w, uint32_t i);
+void disk_welcomed(world *w, uint32_t i);
+bool disk_may_be_replaced(const world *w, uint32_t i);
+void disk_keep_image(world *w, uint32_t i);
+void disk_replace(world *w, uint32_t i, bool wiped);
+void node_lost(world *w, uint32_t i);
+bool node_ended(world *w, uint32_t i);
 
 /* judge.c */
 void agree(world *w, uint32_t i);

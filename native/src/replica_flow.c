@@ -233,13 +233,13 @@ static void acked(kv_replica *r, peer *p, uint64_t cursor, const list *refusals)
 }
 
 void ack_receive(kv_replica *r, peer *p, wire_in *in) {
+    bool current = vouch_take(p, in);
     connection of = take_connection(in);
     uint64_t cursor = wire_take_varint(in), before = p->acked;
     bool voter = wire_take8(in) != 0;
     list refusals = {0};
     if (!take_refusals(r, in, &refusals)) replica_fail(r, KV_ENOMEM);
-    vouch_take(p, in);
-    bool counts = connection_order(of, p->connection) == 0 || mutated(r, KV_MUTATE_OLD_ACKS);
+    bool counts = current && (connection_order(of, p->connection) == 0 || mutated(r, KV_MUTATE_OLD_ACKS));
     if (!in->bad && counts) {
         bool voted = !p->learner;
         p->learner = !voter;
@@ -441,6 +441,7 @@ void flow_receive(kv_replica *r, peer *p, wire_in *in) {
 static void ack_put(kv_replica *r, peer *p, uint64_t cursor) {
     wire_out *out = &p->out;
     wire_begin(out, WIRE_ACK);
+    vouch_put(r, out);
     wire_put_varint(out, p->inbound.incarnation);
     wire_put_varint(out, p->inbound.number);
     wire_put_varint(out, cursor);
@@ -457,7 +458,6 @@ static void ack_put(kv_replica *r, peer *p, uint64_t cursor) {
         wire_put_varint(out, all[i].commit);
         wire_put8(out, all[i].hole ? LACKS_RECORD : all[i].no_state ? LACKS_STATE : LACKS_NOTHING);
     }
-    vouch_put(r, out);
     wire_end(out);
 }
 

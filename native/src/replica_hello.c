@@ -152,9 +152,11 @@ void vouched(peer *p, uint64_t incarnation, uint64_t position) {
     if (position > p->memory.position) p->memory.position = position;
 }
 
-void vouch_take(peer *p, wire_in *in) {
+bool vouch_take(peer *p, wire_in *in) {
     uint64_t incarnation = wire_take_varint(in), position = wire_take_varint(in);
-    if (!in->bad) vouched(p, incarnation, position);
+    if (in->bad) return false;
+    vouched(p, incarnation, position);
+    return incarnation >= p->welcomed_life;
 }
 
 /* An image from before a start has the same next incarnation as that start had: the number tells them apart. */
@@ -178,6 +180,7 @@ void hello_receive(kv_replica *r, peer *p, wire_in *in) {
     p->welcome_out = false;
     if (p->welcome_fits && p->memory.disk != said.disk) p->memory = (disk_start){.disk = said.disk};
     if (p->welcome_fits && !older) p->memory.number = said.number;
+    if (p->welcome_fits && !older && said.incarnation > p->welcomed_life) p->welcomed_life = said.incarnation;
     if (!p->welcomed) p->hello_due = true; /* It is there. */
 }
 

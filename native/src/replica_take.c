@@ -252,6 +252,7 @@ void promise_send(kv_replica *r, const after *a) {
     KV_ASSERT(index >= 0);
     wire_out *out = &r->peers[index].out;
     wire_begin(out, WIRE_PROMISE);
+    vouch_put(r, out);
     wire_put64(out, a->ballot);
     wire_put_varint(out, count);
     for (size_t i = 0; i < count; i++) {
@@ -266,7 +267,6 @@ void promise_send(kv_replica *r, const after *a) {
             wire_put64(out, s->promised);
         }
     }
-    vouch_put(r, out);
     wire_end(out);
 }
 
@@ -307,6 +307,7 @@ static void promise_refused(kv_replica *r, shard *s, uint64_t ballot, uint64_t p
 }
 
 void promise_receive(kv_replica *r, peer *p, wire_in *in) {
+    bool current = vouch_take(p, in);
     uint64_t ballot = wire_take64(in), count = wire_take_varint(in);
     uint32_t index = (uint32_t)(p - r->peers);
     for (uint64_t i = 0; i < count && !in->bad && r->failed == KV_OK; i++) {
@@ -323,10 +324,9 @@ void promise_receive(kv_replica *r, peer *p, wire_in *in) {
         shown_tail tail;
         if (!tail_take(in, &tail)) replica_fail(r, KV_ENOMEM);
         if (tail.records != NULL && !tail_is_sound(r, &tail)) in->bad = true;
-        bool waited_for = s->taking.ballot == ballot && (s->taking.answered >> index & 1) == 0;
+        bool waited_for = current && s->taking.ballot == ballot && (s->taking.answered >> index & 1) == 0;
         if (waited_for && tail.prev_version > s->commit) in->bad = true;
         if (!in->bad && waited_for) promised_by(r, s, index, &tail);
         free(tail.records);
     }
-    if (r->failed == KV_OK) vouch_take(p, in);
 }

@@ -178,6 +178,7 @@ static void say_vouched(wire_in *in) {
 }
 
 static void say_ack(bench *b, uint32_t from, uint32_t to, wire_in *in) {
+    say_vouched(in);
     say_connection(b, to, from, in); /* Of the flow that it answers. */
     if (wire_take8(in) == 0) say(b, " no vote");
     uint64_t count = wire_take_varint(in);
@@ -193,7 +194,6 @@ static void say_ack(bench *b, uint32_t from, uint32_t to, wire_in *in) {
         uint8_t lacks = wire_take8(in);
         if (lacks != 0) say(b, lacks == 1 ? " no state" : " damaged");
     }
-    say_vouched(in);
 }
 
 static void say_prepare(bench *b, wire_in *in) {
@@ -210,6 +210,7 @@ static void say_prepare(bench *b, wire_in *in) {
 }
 
 static void say_promise(bench *b, wire_in *in) {
+    say_vouched(in);
     say_ballot(b, wire_take64(in));
     uint64_t count = wire_take_varint(in);
     for (uint64_t i = 0; i < count; i++) {
@@ -233,7 +234,6 @@ static void say_promise(bench *b, wire_in *in) {
         wire_take64(in); /* the ballot before */
         say_versions(b, in, wire_take_varint(in));
     }
-    say_vouched(in);
 }
 
 static void say_check(bench *b, wire_in *in) {
