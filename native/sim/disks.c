@@ -22,6 +22,7 @@ enum { AT_ID = 12, AT_SALT = 32, AT_WATERMARK = 512, AT_SEAL = 1024 };
 
 typedef struct place {
     uint32_t segment, offset, size;
+    uint32_t end; /* of what was durable, as far as the header knows: what is bad behind it is taken for a torn tail */
     bool data;
 } place;
 
@@ -44,7 +45,7 @@ static void segment_look(uint32_t segment, const uint8_t *bytes, size_t size, pl
             offset += KV_RECORD_ALIGN;
             continue;
         }
-        out->at[out->count++] = (place){.segment = segment, .offset = offset, .size = used, .data = record.kind < KV_KIND_ENVELOPE};
+        out->at[out->count++] = (place){.segment = segment, .offset = offset, .size = used, .end = end, .data = record.kind < KV_KIND_ENVELOPE};
         offset += used;
     }
 }
@@ -76,9 +77,7 @@ static void place_rot(world *w, uint32_t i, const place *at) {
     path_of(at->segment, path);
     uint32_t offset = at->offset + pick(w, at->size);
     if (likely(w, 0.1)) size = sizeof bytes;
-    uint64_t file_size = 0;
-    KV_ASSERT(kv_sim_file_size(w->nodes[i].disk, path, &file_size) == KV_OK);
-    if (offset + size > file_size) size = 1;
+    if (offset + size > at->end) size = 1;
     if (size == 1) {
         KV_ASSERT(kv_sim_read(w->nodes[i].disk, path, offset, bytes, 1, &got) == KV_OK);
         bytes[0] ^= (uint8_t)(1u << pick(w, 8));
@@ -119,7 +118,9 @@ void node_lost(world *w, uint32_t i) {
 bool node_ended(world *w, uint32_t i) {
     kv_fault why;
     node *x = &w->nodes[i];
-    if (kv_replica_ended(x->core, &why) != KV_EBACKWARDS) return false;
+    kv_status status = kv_replica_ended(x->core, &why);
+    if (status != KV_OK && status != KV_EBACKWARDS) violate(w, "replica %u has ended: %s", i + 1, why.what);
+    if (status != KV_EBACKWARDS) return false;
     if (!x->set_back) violate(w, "replica %u is said to have gone backwards", i + 1);
     w->counts.found_out++;
     node_lost(w, i);
@@ -149,7 +150,7 @@ static bool remembered(const world *w, uint32_t i, uint64_t *furthest) {
         kv_replica_memory memory;
         if (j == i) continue;
         if (!w->nodes[j].up || !kv_replica_remembers(w->nodes[j].core, (uint16_t)(i + 1), &memory)) return false;
-        if (memory.boot != w->nodes[i].boot) return false;
+        if (memory.boot != w->nodes[i].boot || memory.position < w->nodes[i].found) return false;
         if (memory.position > *furthest) *furthest = memory.position;
     }
     return true;
@@ -190,6 +191,7 @@ void disk_replace(world *w, uint32_t i, bool wiped) {
 void disk_compare(world *w, uint32_t i) {
     uint64_t furthest;
     node *x = &w->nodes[i];
+    x->found = kv_replica_tail(x->core);
     if (!x->replaced) return;
     x->replaced = false;
     for (uint32_t j = 0; j < w->n; j++) {

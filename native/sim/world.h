@@ -54,6 +54,7 @@ typedef struct node {
     uint32_t owned;        /* shards, as bits, then */
     bool gone;             /* for the rest of the seed: its disk was lost */
     uint64_t boot;         /* which start of any replica */
+    uint64_t found;        /* where its log ended as it started */
     kv_sim *image;         /* of its disk, earlier */
     bool replaced;         /* the disk, since it was up */
     bool set_back;         /* and nobody has said so yet */

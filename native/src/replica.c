@@ -395,6 +395,7 @@ kv_status kv_replica_receive(kv_replica *r, uint16_t node, const uint8_t *bytes,
         case WIRE_WELCOME: welcome_receive(r, p, &body); break;
         case WIRE_LOST: lost_receive(r, p, &body); break;
         case WIRE_FOUND: found_receive(r, &body); break;
+        case WIRE_VOUCH: vouch_take(p, &body); break;
         case WIRE_FLOW: flow_receive(r, p, &body); break;
         case WIRE_ACK: ack_receive(r, p, &body); break;
         case WIRE_PREPARE: prepare_receive(r, p, &body); break;
@@ -456,6 +457,7 @@ void kv_replica_tick(kv_replica *r) {
     expire_some(r);
     log_commits(r);
     lost_ask(r);
+    vouch_tick(r);
     flow_pack(r, true);
 }
 

@@ -113,6 +113,7 @@ static void peer_pack(kv_replica *r, peer *p, uint32_t index, bool heartbeat) {
             wire_put_varint(&p->out, p->connection.number);
             wire_put_varint(&p->out, ++p->seq);
             wire_put_varint(&p->out, r->durable);
+            p->told = r->durable;
             begun = true;
         }
         item_put(r, p, index, s, count);
@@ -441,7 +442,7 @@ void flow_receive(kv_replica *r, peer *p, wire_in *in) {
 static void ack_put(kv_replica *r, peer *p, uint64_t cursor) {
     wire_out *out = &p->out;
     wire_begin(out, WIRE_ACK);
-    vouch_put(r, out);
+    vouch_put(r, p);
     wire_put_varint(out, p->inbound.incarnation);
     wire_put_varint(out, p->inbound.number);
     wire_put_varint(out, cursor);

@@ -131,9 +131,21 @@ void hello_taken(kv_replica *r) {
     }
 }
 
-void vouch_put(kv_replica *r, wire_out *out) {
-    wire_put_varint(out, r->incarnation);
-    wire_put_varint(out, r->durable);
+void vouch_put(kv_replica *r, peer *p) {
+    wire_put_varint(&p->out, r->incarnation);
+    wire_put_varint(&p->out, r->durable);
+    p->told = r->durable;
+}
+
+/* Everybody, and not only who was acknowledged something: the more know, the better. */
+void vouch_tick(kv_replica *r) {
+    for (uint32_t i = 0; i < r->member_count; i++) {
+        peer *p = &r->peers[i];
+        if (i == r->self || !p->welcomed || p->told == r->durable) continue;
+        wire_begin(&p->out, WIRE_VOUCH);
+        vouch_put(r, p);
+        wire_end(&p->out);
+    }
 }
 
 /* --- in --- */

@@ -164,6 +164,7 @@ typedef struct peer {
     bool hello_due, hello_out; /* HELLO is to be sent; lies in the outbox */
     uint64_t welcome_number;   /* of the start that is to be answered; 0: none is */
     bool welcome_fits, welcome_out;
+    uint64_t told;       /* how far it was told that our log is durable */
     disk_start memory;   /* of it */
     uint64_t welcomed_life; /* of it: its incarnation */
     bool ended;          /* its disk went backwards: it is refused for good */
@@ -363,7 +364,8 @@ void hello_taken(kv_replica *r);
 void hello_receive(kv_replica *r, peer *p, wire_in *in);
 void welcome_receive(kv_replica *r, peer *p, wire_in *in);
 /* Incarnation and durable position: what is vouched for here. */
-void vouch_put(kv_replica *r, wire_out *out);
+void vouch_put(kv_replica *r, peer *p);
+void vouch_tick(kv_replica *r);
 /* false: by an earlier life than the one that was welcomed, and nobody has compared what that had vouched for with the disk. */
 bool vouch_take(peer *p, wire_in *in);
 void vouched(peer *p, uint64_t incarnation, uint64_t position);

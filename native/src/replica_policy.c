@@ -58,6 +58,17 @@ static bool wants(kv_replica *r, shard *s) {
     return r->now >= s->wait_until && r->now - s->missed_since >= (uint64_t)RANK_TICKS * own_rank(r, s);
 }
 
+/* Everybody takes it for ours, and a record or the state of it is damaged here: to the first in rank of the others. */
+static void give_up(kv_replica *r, const shard *s) {
+    int heir = -1;
+    for (uint32_t i = 0; i < r->member_count; i++) {
+        if (i == r->self || !lives(r, i) || r->peers[i].learner) continue;
+        uint32_t rank = kv_owner_rank(r->options.members, r->member_count, s->number, r->peers[i].node);
+        if (heir < 0 || rank < kv_owner_rank(r->options.members, r->member_count, s->number, r->peers[heir].node)) heir = (int)i;
+    }
+    if (heir >= 0 && ballot_node(s->promised) == r->options.node) offer_send(r, s, (uint32_t)heir);
+}
+
 static void take_ownerless(kv_replica *r) {
     uint16_t numbers[KV_SHARDS_MAX];
     size_t count = 0;
@@ -65,7 +76,8 @@ static void take_ownerless(kv_replica *r) {
         shard *s = &r->shards[i];
         if (!wants(r, s)) continue;
         s->missed_since = 0;
-        numbers[count++] = s->number;
+        if (s->hole != 0 || s->installing.active) give_up(r, s);
+        else numbers[count++] = s->number;
     }
     if (count != 0) take_over(r, numbers, count);
 }

@@ -252,7 +252,7 @@ void promise_send(kv_replica *r, const after *a) {
     KV_ASSERT(index >= 0);
     wire_out *out = &r->peers[index].out;
     wire_begin(out, WIRE_PROMISE);
-    vouch_put(r, out);
+    vouch_put(r, &r->peers[index]);
     wire_put64(out, a->ballot);
     wire_put_varint(out, count);
     for (size_t i = 0; i < count; i++) {

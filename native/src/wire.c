@@ -117,7 +117,8 @@ static bool is_type(uint8_t type) {
     case WIRE_HELLO:
     case WIRE_WELCOME:
     case WIRE_LOST:
-    case WIRE_FOUND: return true;
+    case WIRE_FOUND:
+    case WIRE_VOUCH: return true;
     case WIRE_TYPE_END: break;
     }
     return false;

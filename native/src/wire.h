@@ -30,6 +30,7 @@ enum wire_type {
     WIRE_WELCOME,      /* yes, or: I know of more than that */
     WIRE_LOST,         /* these records are damaged here: who has them? */
     WIRE_FOUND,
+    WIRE_VOUCH,        /* so far my log is durable: remember that */
     WIRE_TYPE_END,
 };
 

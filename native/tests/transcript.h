@@ -353,9 +353,10 @@ static void tell_ask(bench *b, uint32_t to, const kv_ask *a) {
 
 static void flush(bench *b, uint32_t n);
 
-/* HELLO and WELCOME are no part of a transcript, unless they are `greeted` by hand: they arrive at once. */
+/* HELLO, WELCOME and VOUCH are no part of a transcript, unless they are `greeted` by hand: they arrive at once. */
 static bool greets(bench *b, uint32_t from, uint32_t to, const frame *f) {
-    if (b->greeted || (f->bytes[4] != WIRE_HELLO && f->bytes[4] != WIRE_WELCOME)) return false;
+    uint8_t type = f->bytes[4];
+    if (b->greeted || (type != WIRE_HELLO && type != WIRE_WELCOME && type != WIRE_VOUCH)) return false;
     if (b->node[to] != NULL) CHECK_EQ(kv_replica_receive(b->node[to], (uint16_t)from, f->bytes, f->size), KV_OK);
     free(f->bytes);
     b->greetings |= 1u << to;
