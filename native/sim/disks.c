@@ -24,6 +24,7 @@ typedef struct place {
     uint32_t segment, offset, size;
     uint32_t end; /* of what was durable, as far as the header knows: what is bad behind it is taken for a torn tail */
     bool data;
+    uint8_t kind;
 } place;
 
 typedef struct places {
@@ -45,7 +46,8 @@ static void segment_look(uint32_t segment, const uint8_t *bytes, size_t size, pl
             offset += KV_RECORD_ALIGN;
             continue;
         }
-        out->at[out->count++] = (place){.segment = segment, .offset = offset, .size = used, .end = end, .data = record.kind < KV_KIND_ENVELOPE};
+        out->at[out->count++] = (place){.segment = segment, .offset = offset, .size = used, .end = end, .data = record.kind < KV_KIND_ENVELOPE,
+                                           .kind = record.kind};
         offset += used;
     }
 }
@@ -98,6 +100,19 @@ static void disk_rot(world *w, uint32_t i) {
         place_rot(w, i, &all.at[which]);
     }
     w->counts.rotten++;
+}
+
+/* The newest record that is any client's, or a promise. */
+static void disk_rot_newest(world *w, uint32_t i, bool promise) {
+    static places all;
+    disk_look(w->nodes[i].disk, &all);
+    for (size_t n = all.count; n-- > 0;) {
+        if (promise ? all.at[n].kind != KV_KIND_PROMISE : !all.at[n].data) continue;
+        all.at[n].size = 8; /* Its checksum, so that nothing of it is spared. */
+        place_rot(w, i, &all.at[n]);
+        w->counts.rotten++;
+        return;
+    }
 }
 
 /* --- out of the game --- */
@@ -214,7 +229,7 @@ static void disk_later(world *w, uint64_t delay, enum disk_step step, uint32_t t
 void disks_choose(world *w) {
     double kind = chance(w);
     w->victim = pick(w, w->n);
-    w->await_hello = kind < 0.1 || likely(w, 0.1);
+    w->await_hello |= kind < 0.1 || likely(w, 0.1);
     if (w->scripts != 0) return;
     w->disk_fault = kind < 0.07 ? DISK_FAULT_BACK : kind < 0.1 ? DISK_FAULT_WIPE : kind < 0.35 ? DISK_FAULT_ROT : DISK_FAULT_NONE;
     if (w->disk_fault == DISK_FAULT_ROT) disk_later(w, between(w, 60, 300), DISK_ROT, 0);
@@ -232,8 +247,8 @@ static void rot_now(world *w) {
 }
 
 void disk_step(world *w, const event *e) {
-    uint32_t i = w->victim;
-    bool wipe = e->argument == DISK_WIPE;
+    bool wipe = e->argument == DISK_WIPE, scripted = e->argument >= DISK_IMAGE_ONLY;
+    uint32_t i = scripted ? e->node : w->victim;
     if (w->calm || w->nodes[i].gone || w->now > 800 * UNIT) return;
     switch ((enum disk_step)e->argument) {
     case DISK_ROT: rot_now(w); return;
@@ -249,5 +264,15 @@ void disk_step(world *w, const event *e) {
         }
         disk_replace(w, i, wipe);
         world_at(w, between(w, 1, 20), EVENT_RESTART)->node = i;
+        return;
+    case DISK_IMAGE_ONLY: disk_keep_image(w, i); return;
+    case DISK_BACK_NOW:
+        if (disk_may_be_replaced(w, i)) disk_replace(w, i, false);
+        return;
+    case DISK_ROT_LAST:
+    case DISK_ROT_PROMISE:
+        w->victim = i;
+        if (w->nodes[i].up) node_crash(w, i, false);
+        disk_rot_newest(w, i, e->argument == DISK_ROT_PROMISE);
     }
 }

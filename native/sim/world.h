@@ -100,7 +100,7 @@ typedef struct counts {
 } counts;
 
 enum disk_fault { DISK_FAULT_NONE, DISK_FAULT_ROT, DISK_FAULT_BACK, DISK_FAULT_WIPE };
-enum disk_step { DISK_ROT, DISK_IMAGE, DISK_BACK, DISK_WIPE };
+enum disk_step { DISK_ROT, DISK_IMAGE, DISK_BACK, DISK_WIPE, DISK_IMAGE_ONLY, DISK_BACK_NOW, DISK_ROT_LAST, DISK_ROT_PROMISE };
 
 typedef struct world {
     uint64_t seed, random, now, order;

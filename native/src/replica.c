@@ -285,6 +285,7 @@ static kv_status begin_life(kv_replica *r) {
     for (uint32_t i = 0; i < r->shard_count; i++) {
         shard *s = &r->shards[i];
         note_round(r, s->promised);
+        shard_apply(r, s); /* What was committed behind a hole, and the hole was filled later. */
         if (mutated(r, KV_MUTATE_RESTART_OWNS) && s->promised != 0 && ballot_node(s->promised) == r->options.node)
             shard_own(r, s, s->promised);
     }

@@ -186,28 +186,34 @@ void lost_ask(kv_replica *r) {
 
 void lost_receive(kv_replica *r, peer *p, wire_in *in) {
     uint64_t count = wire_take_varint(in), given = 0;
-    wire_out *out = &p->out;
+    wire_out *out = &p->out, records = {0};
     if (count > LOST_MAX) in->bad = true;
-    wire_begin(out, WIRE_FOUND);
     for (uint64_t i = 0; i < count && !in->bad; i++) {
         uint64_t number = wire_take_varint(in), version = wire_take_varint(in), ballot = wire_take64(in);
         if (number >= r->shard_count) in->bad = true;
         if (in->bad) break;
         const shard *s = &r->shards[number];
-        if (version <= s->log.base || version > log_last(&s->log) || out->size - out->frame > FOUND_SIZE_MAX) continue;
+        if (version <= s->log.base || version > log_last(&s->log) || records.size > FOUND_SIZE_MAX) continue;
         const version_entry *entry = log_at(&s->log, version);
         if (entry->ballot != ballot || entry->record_count == 0) continue;
-        wire_put_varint(out, number);
-        wire_put_varint(out, version);
-        wire_put_version(r, out, entry, 0);
+        wire_put_varint(&records, number);
+        wire_put_varint(&records, version);
+        wire_put_version(r, &records, entry, 0);
         given++;
     }
-    if (in->bad || given == 0) wire_give_up(out);
-    else wire_end(out);
+    if (!in->bad && given != 0) {
+        wire_begin(out, WIRE_FOUND);
+        wire_put_varint(out, given);
+        wire_put_bytes(out, records.bytes, records.size);
+        wire_end(out);
+    }
+    if (records.failed) replica_fail(r, KV_ENOMEM);
+    wire_free(&records);
 }
 
 void found_receive(kv_replica *r, wire_in *in) {
-    while (in->at != in->end && !in->bad && r->failed == KV_OK) {
+    uint64_t found_count = wire_take_varint(in);
+    for (uint64_t i = 0; i < found_count && !in->bad && r->failed == KV_OK; i++) {
         uint64_t number = wire_take_varint(in), version = wire_take_varint(in), count = wire_take_varint(in), ballot = 0;
         if (wire_take8(in) != 0) ballot = wire_take64(in);
         if (number >= r->shard_count) in->bad = true;

@@ -253,11 +253,45 @@ static void say_position(bench *b, wire_in *in) {
     else say(b, " refused");
 }
 
+/* Disk, number of the start, incarnation, position: all of them numbers of its own. */
+static void say_start(wire_in *in) {
+    wire_take64(in);
+    wire_take64(in);
+    say_vouched(in);
+}
+
+static void say_welcome(bench *b, wire_in *in) {
+    wire_take64(in); /* the number of the start that it answers */
+    if (wire_take8(in) == 0) say(b, " it does not fit");
+    if (wire_take8(in) != 0) say_start(in);
+}
+
+static void say_lost(bench *b, wire_in *in) {
+    uint64_t count = wire_take_varint(in);
+    for (uint64_t i = 0; i < count; i++) {
+        say_number(b, "s", wire_take_varint(in));
+        say_number(b, "version ", wire_take_varint(in));
+        say(b, " of");
+        say_ballot(b, wire_take64(in));
+    }
+}
+
+static void say_found(bench *b, wire_in *in) {
+    uint64_t count = wire_take_varint(in);
+    for (uint64_t i = 0; i < count; i++) {
+        say_number(b, "s", wire_take_varint(in));
+        say_number(b, "version ", wire_take_varint(in));
+        say_version(b, in);
+    }
+}
+
 static void say_frame(bench *b, uint32_t from, uint32_t to, const frame *f) {
     static const char *const names[WIRE_TYPE_END] = {[WIRE_FLOW] = "FLOW", [WIRE_ACK] = "ACK", [WIRE_PREPARE] = "PREPARE",
                                                      [WIRE_PROMISE] = "PROMISE", [WIRE_CHECK] = "CHECK", [WIRE_CHECKED] = "CHECKED",
                                                      [WIRE_ASK_POSITION] = "ASK_POSITION", [WIRE_POSITION] = "POSITION",
-                                                     [WIRE_PING] = "PING", [WIRE_OFFER] = "OFFER"};
+                                                     [WIRE_PING] = "PING", [WIRE_OFFER] = "OFFER", [WIRE_HELLO] = "HELLO",
+                                                     [WIRE_WELCOME] = "WELCOME", [WIRE_LOST] = "LOST", [WIRE_FOUND] = "FOUND",
+                                                     [WIRE_VOUCH] = "VOUCH"};
     wire_in all = {.at = f->bytes, .end = f->bytes + f->size}, body;
     enum wire_type type;
     KV_ASSERT(wire_next(&all, &type, &body));
@@ -275,6 +309,11 @@ static void say_frame(bench *b, uint32_t from, uint32_t to, const frame *f) {
         break;
     case WIRE_POSITION: say_position(b, &body); break;
     case WIRE_OFFER: say_number(b, "s", wire_take_varint(&body)); break;
+    case WIRE_HELLO: say_start(&body); break;
+    case WIRE_WELCOME: say_welcome(b, &body); break;
+    case WIRE_LOST: say_lost(b, &body); break;
+    case WIRE_FOUND: say_found(b, &body); break;
+    case WIRE_VOUCH: say_vouched(&body); break;
     default: break;
     }
     CHECK(!body.bad && body.at == body.end); /* Nothing of it is left unsaid. */
@@ -351,6 +390,15 @@ static void tell_ask(bench *b, uint32_t to, const kv_ask *a) {
 
 /* --- the world --- */
 
+static void keep(bench *b, uint32_t from, frame f) {
+    if (b->keeping && b->kept_count < KEPT_MAX) {
+        b->kept_from[b->kept_count] = (uint16_t)from;
+        b->kept[b->kept_count++] = f;
+    } else {
+        free(f.bytes);
+    }
+}
+
 static void flush(bench *b, uint32_t n);
 
 /* HELLO, WELCOME and VOUCH are no part of a transcript, unless they are `greeted` by hand: they arrive at once. */
@@ -358,7 +406,7 @@ static bool greets(bench *b, uint32_t from, uint32_t to, const frame *f) {
     uint8_t type = f->bytes[4];
     if (b->greeted || (type != WIRE_HELLO && type != WIRE_WELCOME && type != WIRE_VOUCH)) return false;
     if (b->node[to] != NULL) CHECK_EQ(kv_replica_receive(b->node[to], (uint16_t)from, f->bytes, f->size), KV_OK);
-    free(f->bytes);
+    keep(b, from, *f);
     b->greetings |= 1u << to;
     return true;
 }
@@ -434,15 +482,6 @@ static bool mail_is_there(bench *b, uint32_t from, uint32_t to) {
     check_failed_here = 1;
     say(b, "%u>%u said nothing\n", from, to);
     return false;
-}
-
-static void keep(bench *b, uint32_t from, frame f) {
-    if (b->keeping && b->kept_count < KEPT_MAX) {
-        b->kept_from[b->kept_count] = (uint16_t)from;
-        b->kept[b->kept_count++] = f;
-    } else {
-        free(f.bytes);
-    }
 }
 
 /* The oldest message arrives. */
