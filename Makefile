@@ -54,7 +54,7 @@ simulate: build/plain/build.ninja
 	$(BIN)/python -m tests.sim.long --seeds $(SEEDS)
 
 # Which branches of the replica core the simulation and its C tests take. Needs gcc, and gcov, which comes with it.
-COVERED := replica late list sessions version_log wire
+COVERED := replica lanes late list sessions version_log wire
 simulate-coverage: build/coverage/build.ninja
 	cmake --build build/coverage --target simulate \
 	    $(patsubst native/tests/%.c,%,$(wildcard $(COVERED:%=native/tests/test_%*.c)))

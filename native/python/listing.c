@@ -147,13 +147,7 @@ static bool page_fetch(listing *l) {
 /* The value of the name that the page is at, in its place. */
 static bool value_take(listing *l, kv_caller *caller, kv_result *result) {
     PyObject *name = PyList_GET_ITEM(l->page, l->at), *table = l->table == Py_None ? NULL : l->table;
-    PyObject *value = value_get(caller, table, name, l->size, result);
-    int64_t size = kv_caller_answer(caller)->number;
-    bool larger = value == NULL && *result == KV_EWAIT && size > 0 && size <= KV_INLINE_SIZE_MAX;
-    if (larger) value = value_get(caller, table, name, (uint64_t)size, result);
-    if (value == NULL && *result == KV_EWAIT && PyErr_Occurred() == NULL)
-        value = value_get_plain(caller, table, name, result);
-    kv_caller_hasten(caller, 0);
+    PyObject *value = value_get_any(caller, table, name, l->size, result);
     if (*result == KV_EWRONGTYPE && table == NULL) *result = kv_ending(KV_ABSENT); /* It has become a table. */
     if (value == NULL) return PyErr_Occurred() == NULL;
     l->size = size_of(value);

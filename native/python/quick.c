@@ -16,7 +16,10 @@
 
 #include <structmember.h>
 
-enum { GET_MANY_CHUNK = 512 }; /* As in kvsvr.store.reads: nobody knows how large the answers are. */
+enum {
+    GET_MANY_CHUNK = 512, /* As in kvsvr.store.reads: nobody knows how large the answers are. */
+    APART_SIZE_MIN = 4096 /* a larger value goes straight into its object: to copy it twice takes longer than to look again */
+};
 
 /* --- the calls --- */
 
@@ -68,7 +71,8 @@ static bool chunk_fill(chunk *k, PyObject *const *keys, Py_ssize_t count) {
     }
     k->keys = PyMem_Malloc(size);
     if (k->keys == NULL) return false;
-    k->many = (kv_many){.count = (uint64_t)count, .keys = k->keys, .keys_size = size, .key_sizes = k->key_sizes};
+    k->many = (kv_many){.count = (uint64_t)count, .keys = k->keys, .keys_size = size, .key_sizes = k->key_sizes,
+                         .value_size_max = APART_SIZE_MIN};
     uint8_t *to = k->keys;
     for (Py_ssize_t i = 0; i < count; i++) {
         memcpy(to, content_of(keys[i]), k->key_sizes[i]);
@@ -77,7 +81,17 @@ static bool chunk_fill(chunk *k, PyObject *const *keys, Py_ssize_t count) {
     return true;
 }
 
-/* The values of `list` from `at` on. */
+/* One that was too large to be copied twice; None: it has gone meanwhile. */
+static PyObject *value_apart(kv_caller *caller, const uint8_t *key, uint32_t key_size, uint64_t size) {
+    kv_result result;
+    PyObject *name = PyBytes_FromStringAndSize((const char *)key, key_size);
+    if (name == NULL) return NULL;
+    PyObject *value = value_get_any(caller, NULL, name, size, &result);
+    Py_DECREF(name);
+    return value == NULL && result == kv_ending(KV_ABSENT) ? Py_NewRef(Py_None) : value;
+}
+
+/* The values of `list` from `at` on; None in place of those that were too large. */
 static bool values_cut(const chunk *k, const uint8_t *content, PyObject *list, Py_ssize_t at) {
     for (uint64_t i = 0; i < k->many.count; i++) {
         PyObject *value;
@@ -93,6 +107,17 @@ static bool values_cut(const chunk *k, const uint8_t *content, PyObject *list, P
     return true;
 }
 
+/* Those: they use the caller's buffers, which the others were cut from. */
+static bool values_fetch(kv_caller *caller, const chunk *k, PyObject *list, Py_ssize_t at) {
+    const uint8_t *key = k->keys;
+    for (uint64_t i = 0; i < k->many.count; key += k->key_sizes[i++]) {
+        if (k->value_sizes[i] >= -1) continue;
+        PyObject *value = value_apart(caller, key, k->key_sizes[i], (uint64_t)(-2 - k->value_sizes[i]));
+        if (value == NULL || PyList_SetItem(list, at + (Py_ssize_t)i, value) < 0) return false;
+    }
+    return true;
+}
+
 static bool get_chunk(door *d, chunk *k, PyObject *list, Py_ssize_t at) {
     kv_caller *caller = door_enter(d);
     if (caller == NULL) return false;
@@ -101,8 +126,8 @@ static bool get_chunk(door *d, chunk *k, PyObject *list, Py_ssize_t at) {
     Py_BEGIN_ALLOW_THREADS
     total = kv_get_many(caller, &k->many, k->value_sizes);
     Py_END_ALLOW_THREADS
+    bool done = total >= 0 && values_cut(k, answered(caller, total), list, at) && values_fetch(caller, k, list, at);
     kv_caller_hasten(caller, 1);
-    bool done = total >= 0 && values_cut(k, answered(caller, total), list, at);
     door_leave(d, caller);
     return done;
 }

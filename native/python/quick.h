@@ -45,10 +45,10 @@ void door_leave(door *d, kv_caller *caller);
 /* --- value.c: of a key, or of a row of `table` (NULL: a key) --- */
 /* What a quick get answers; NULL: see quick_call. */
 PyObject *value_find(door *d, PyObject *table, PyObject *name, PyObject *otherwise);
-/* NULL: *result has the error, or there is an exception. The caller is hasty after the first one and is not after the
- * second. One of about `size` bytes: *result is KV_EWAIT, and answer.number the size, if it is larger. */
+/* NULL: *result has the error, or there is an exception. One of about `size` bytes: *result is KV_EWAIT, and answer.number
+ * the size, if it is larger; the caller is hasty then. One of any size, at best of that; the caller is not hasty then. */
 PyObject *value_get(kv_caller *caller, PyObject *table, PyObject *name, uint64_t size, kv_result *result);
-PyObject *value_get_plain(kv_caller *caller, PyObject *table, PyObject *name, kv_result *result);
+PyObject *value_get_any(kv_caller *caller, PyObject *table, PyObject *name, uint64_t size, kv_result *result);
 
 /* quick.c: the call of a quick method; NULL without an exception: the wrapped method has to do it. */
 typedef PyObject *(*quick_call)(PyObject *self, PyObject *const *args, Py_ssize_t count);

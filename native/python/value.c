@@ -27,13 +27,24 @@ PyObject *value_get(kv_caller *caller, PyObject *table, PyObject *name, uint64_t
     return NULL;
 }
 
-PyObject *value_get_plain(kv_caller *caller, PyObject *table, PyObject *name, kv_result *result) {
+static PyObject *value_get_plain(kv_caller *caller, PyObject *table, PyObject *name, kv_result *result) {
     kv_caller_hasten(caller, 0);
     Py_BEGIN_ALLOW_THREADS
     *result = get_named(caller, table, name);
     Py_END_ALLOW_THREADS
     if (*result < 0) return NULL;
     return PyBytes_FromStringAndSize((const char *)answered(caller, *result), (Py_ssize_t)*result);
+}
+
+PyObject *value_get_any(kv_caller *caller, PyObject *table, PyObject *name, uint64_t size, kv_result *result) {
+    PyObject *value = value_get(caller, table, name, size, result);
+    int64_t larger = kv_caller_answer(caller)->number;
+    if (value == NULL && *result == KV_EWAIT && larger > 0 && larger <= KV_INLINE_SIZE_MAX)
+        value = value_get(caller, table, name, (uint64_t)larger, result);
+    if (value == NULL && *result == KV_EWAIT && PyErr_Occurred() == NULL)
+        value = value_get_plain(caller, table, name, result);
+    kv_caller_hasten(caller, 0);
+    return value;
 }
 
 /* After a get that found more than there is room for with the caller. */

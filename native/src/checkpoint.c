@@ -499,6 +499,12 @@ kv_status kv_checkpoint_step(kv_checkpoint *k) {
     return status == KV_OK ? KV_MORE : status;
 }
 
+kv_status kv_checkpoint_steps(kv_checkpoint *k, uint32_t count) {
+    kv_status status = KV_MORE;
+    for (uint32_t i = 0; status == KV_MORE && i < count; i++) status = kv_checkpoint_step(k);
+    return status;
+}
+
 kv_status kv_checkpoint_describe(kv_checkpoint *k, const uint8_t **bytes, size_t *size) {
     if (k->description == NULL) return KV_EUSAGE;
     *bytes = k->description;

@@ -81,6 +81,8 @@ static kv_status step_read(kv_caller *c, write_op *w) {
     c->answer.expires_ms = alive ? (int64_t)record->expires_ms : 0;
     if (!alive) return KV_OK;
     if (found_table(&w->old)) return KV_EWRONGTYPE;
+    status = found_value(c, &w->old);
+    if (status != KV_OK) return status;
     r->is_big = (record->flags & KV_FLAG_BIG) != 0;
     if (r->is_big && kv_big_decode(record, &r->big) != KV_OK)
         return fault_corrupt(&c->answer.fault, w->old.location, "no description of a value file");

@@ -86,8 +86,7 @@ kv_status store_look_at(kv_store *store, const target *t, found *out, kv_fault *
     /* The head check covers neither the table nor the expiry, and what has expired is gone. */
     bool trust = same && out->record.expires_ms == 0 && t->class == 0;
     if (KV_LIKELY(trust)) return KV_OK;
-    out->intact = kv_record_intact(out->bytes, out->place, &out->record);
-    if (out->intact) return same ? KV_OK : KV_ABSENT;
+    if (found_whole(store, out)) return same ? KV_OK : KV_ABSENT;
     return fault_corrupt(fault, out->location, "the record's checksum is wrong");
 }
 
@@ -132,6 +131,13 @@ bool found_intact_once(const kv_store *store, const found *f) {
     return true;
 }
 
+bool found_whole(const kv_store *store, found *f) {
+    bool large = f->record.value_size >= KV_NOTED_SIZE_MIN;
+    if (large && kv_flow_made(store->flow, kv_loc_segment(f->location))) return true;
+    f->intact = found_intact_once(store, f);
+    return f->intact;
+}
+
 bool found_tombstone(const found *f) { return (kv_loc_flags(f->location) & KV_LOC_TOMBSTONE) != 0; }
 bool found_table(const found *f) { return (kv_loc_flags(f->location) & KV_LOC_TABLE) != 0; }
 
@@ -152,7 +158,7 @@ kv_status store_find_trusted(kv_caller *c, const target *t, found *out, bool *al
     *alive = false;
     if (status == KV_ABSENT) return KV_OK;
     if (status != KV_OK) return status;
-    if (!found_intact(out))
+    if (!found_whole(store, out))
         return fault_corrupt(&c->answer.fault, out->location, "the record's checksum is wrong");
     *alive = found_alive(store, out);
     bool gone = !*alive && !found_tombstone(out);
@@ -171,6 +177,11 @@ static void table_fill(table_state *table, const found *head) {
 static kv_status head_missing(const table_state *table, kv_status status, kv_fault *fault) {
     if (status != KV_ABSENT) return status;
     return fault_corrupt(fault, table->at.location, "the table's newest record is not in the index");
+}
+
+kv_status found_value(kv_caller *c, const found *f) {
+    if (found_intact_once(c->store, f)) return KV_OK;
+    return fault_corrupt(&c->answer.fault, f->location, "the record's checksum is wrong");
 }
 
 kv_status store_find_table(kv_caller *c, const uint8_t *key, size_t size, table_state *out) {
@@ -206,7 +217,7 @@ kv_status reader_find_table(kv_caller *c, const uint8_t *key, size_t size, table
     out->key = target_key(c->store, key, size);
     kv_status status = reader_find(c, &out->key, &out->at);
     if (status != KV_OK) return status;
-    if (!found_intact(&out->at))
+    if (!found_whole(c->store, &out->at))
         return fault_corrupt(&c->answer.fault, out->at.location, "the record's checksum is wrong");
     c->answer.version = out->at.record.version;
     if (found_tombstone(&out->at)) return KV_ABSENT;

@@ -189,12 +189,15 @@ static bool records_are_large(const kv_flow *flow) {
 
 /* Nobody has synced of late, nor is going to. Prepare lock. */
 static bool is_warming(const kv_flow *flow) {
-    return flow->options.warm && !flow->options.write_calls && flow->warm_syncs == atomic_load(&flow->sync_count);
+    return flow->options.warm && flow->warm_syncs == atomic_load(&flow->sync_count);
 }
 
 /* Filled, a segment is written twice: that is worth it where records share pages that are synced over and over, and each
  * record would pay for the first touch of a page that was only allocated (docs/decisions/0020). */
-static bool wants_zeros(const kv_flow *flow) { return !records_are_large(flow) && !is_warming(flow); }
+static bool wants_zeros(const kv_flow *flow, const segment *one) {
+    bool warms = one->writable && is_warming(flow);
+    return !records_are_large(flow) && !warms;
+}
 
 static kv_status segment_make(kv_flow *flow, segment *one) {
     kv_io *io = flow->io;
@@ -205,12 +208,12 @@ static kv_status segment_make(kv_flow *flow, segment *one) {
 
     kv_status status = io->open(io, SEGMENT_TEMPORARY, KV_IO_CREATE, &one->file);
     if (status == KV_OK) status = io->allocate(io, one->file, one->size);
-    if (status == KV_OK && wants_zeros(flow)) status = fill_with_zeros(flow, one);
+    if (status == KV_OK && wants_zeros(flow, one)) status = fill_with_zeros(flow, one);
     if (status == KV_OK) status = io->write_at(io, one->file, header, sizeof header, 0);
     if (status == KV_OK) status = io->sync(io, one->file);
     if (status == KV_OK) status = io->rename(io, SEGMENT_TEMPORARY, path);
     if (status == KV_OK) status = io->sync_dir(io, "flow");
-    if (status == KV_OK) status = io->map(io, one->file, one->size, !flow->options.write_calls, &one->bytes);
+    if (status == KV_OK) status = io->map(io, one->file, one->size, one->writable, &one->bytes);
     return status;
 }
 
@@ -219,9 +222,10 @@ static kv_status segment_prepare(kv_flow *flow, uint32_t size) {
     segment *one = calloc(1, sizeof *one);
     if (one == NULL) return KV_ENOMEM;
     one->id = flow->next_id;
+    if (flow->first_made == 0) flow->first_made = one->id;
     one->size = size;
     one->ceiling = flow->ceiling + size / RECORD_SIZE_MIN;
-    one->writable = !flow->options.write_calls;
+    one->writable = !flow->options.write_calls && !records_are_large(flow);
     atomic_init(&one->end, KV_SEGMENT_HEADER_SIZE);
 
     kv_status status = segment_make(flow, one);
@@ -298,7 +302,7 @@ void kv_flow_warm(kv_flow *flow) {
     if (!flow->options.warm) return;
     pthread_mutex_lock(&flow->prepare_lock);
     const segment *next = atomic_load(&flow->next);
-    if (next != NULL && is_warming(flow)) segment_warm(flow, next);
+    if (next != NULL && next->writable && is_warming(flow)) segment_warm(flow, next);
     flow->warm_syncs = atomic_load(&flow->sync_count);
     pthread_mutex_unlock(&flow->prepare_lock);
 }
@@ -764,6 +768,8 @@ const uint8_t *kv_flow_at(const kv_flow *flow, uint32_t id, uint32_t offset, uin
 
 /* At most one record of KV_NOTED_SIZE_MIN bytes begins in a page. */
 static uint64_t page_bit(uint32_t offset) { return (uint64_t)1 << (offset / KV_PAGE_SIZE % 64); }
+
+bool kv_flow_made(const kv_flow *flow, uint32_t id) { return flow->first_made != 0 && id >= flow->first_made; }
 
 bool kv_flow_was_intact(const kv_flow *flow, uint32_t id, uint32_t offset) {
     const segment *one = segment_find(flow, id);

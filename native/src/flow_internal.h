@@ -121,6 +121,7 @@ struct kv_flow {
     uint32_t next_id;
     uint32_t next_size;     /* by the schedule */
     uint64_t ceiling;       /* the highest reserved so far */
+    uint32_t first_made;    /* the first segment that this opener made; 0: none yet */
     uint32_t *behind;       /* files behind the end of a log that was not closed: they go when the next is there */
     size_t behind_count;
     uint64_t warm_syncs;    /* sync_count when kv_flow_warm() last looked */

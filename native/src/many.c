@@ -595,6 +595,10 @@ static kv_status gather_once(kv_caller *c, const target *t, gathering *g, int64_
     if (is_big && kv_big_decode(&f.record, &big) != KV_OK)
         return fault_corrupt(&c->answer.fault, f.location, "no description of a value file");
     *size = is_big ? (int64_t)big.size : f.record.value_size;
+    if (g->size_max != 0 && (uint64_t)*size > g->size_max) {
+        *size = -2 - *size;
+        return KV_OK;
+    }
     status = gather_room(c, g->used, (uint64_t)*size, &to);
     if (status != KV_OK) return status;
     status = is_big ? big_read(c, &big, to) : KV_OK;
@@ -630,7 +634,7 @@ static kv_status gather(void *context) {
     const kv_many *many = g->many;
     item block[BLOCK];
     const uint8_t *key = many->keys;
-    g->gathered = (gathering){0};
+    g->gathered = (gathering){.size_max = many->value_size_max};
     for (size_t from = 0; from < many->count; from += BLOCK) {
         size_t count = many->count - from < BLOCK ? many->count - from : BLOCK;
         for (size_t i = 0; i < count; i++) {

@@ -128,9 +128,8 @@ static kv_status read_once(kv_caller *c, const name *n, read_step step, kv_resul
     kv_status status = find_named(c, n, &f);
     *location = f.location;
     if (KV_UNLIKELY(status != KV_OK)) return status;
-    /* To hash a large value takes as long as to copy it: it is verified by the first who reads it. */
-    bool intact = step == read_value ? found_intact_once(c->store, &f) : found_intact(&f);
-    if (KV_UNLIKELY(!intact)) return fault_corrupt(&c->answer.fault, f.location, "the record's checksum is wrong");
+    status = found_value(c, &f);
+    if (KV_UNLIKELY(status != KV_OK)) return status;
     c->answer.version = f.record.version;
     if (KV_UNLIKELY(step == read_version)) return step(c, &f, result);
     if (found_tombstone(&f)) return KV_ABSENT;

@@ -346,7 +346,6 @@ kv_status kv_replica_open(kv_io *io, const kv_replica_options *options, kv_fault
 static void shard_free(shard *s) {
     log_free(&s->log);
     sessions_free(&s->sessions);
-    sessions_free(&s->own.overlay);
     list_free(&s->own.waiting);
     for (size_t i = 0; i < s->taking.queue.count; i++) ask_free(&LIST(queued_ask, &s->taking.queue)[i]);
     list_free(&s->taking.queue);
@@ -370,6 +369,7 @@ void kv_replica_free(kv_replica *r) {
     list_free(&r->reads);
     list_free(&r->replies);
     list_free(&r->records);
+    lanes_free(&r->undecided);
     wire_free(&r->reply_bytes);
     ledger_free(&r->ledger);
     if (r->store != NULL) kv_store_free(r->store);

@@ -10,12 +10,13 @@
  *   replica_repair.c  records of the own log that are damaged
  *   replica_hello.c   whether the disk is what it was
  *
- * beside version_log (which record is where), sessions (who was told what), wire (bytes), list (an array with two ends) and
+ * beside version_log (which record is where), sessions (who was told what), lanes (who will be told what), wire (bytes), list (an array with two ends) and
  * late (the store's part). */
 #ifndef KV_REPLICA_INTERNAL_H
 #define KV_REPLICA_INTERNAL_H
 
 #include "kv/replica.h"
+#include "lanes.h"
 #include "late.h"
 #include "ledger.h"
 #include "list.h"
@@ -67,7 +68,6 @@ typedef struct ownership {
     uint64_t next[KV_MEMBERS_MAX];  /* by member: the next version to send; at or below the base, 0 included: a snapshot */
     sending sending[KV_MEMBERS_MAX];
     list waiting;                   /* of waiting, by version */
-    sessions overlay;               /* as of the last record, committed or not */
 } ownership;
 
 /* What a promise showed. */
@@ -245,6 +245,7 @@ struct kv_replica {
     list replies;         /* of kv_reply */
     wire_out reply_bytes;
     list records;         /* of kv_record: the version record that is being taken in */
+    lane_table undecided;      /* of all shards owned here: what was proposed and is not applied yet */
     kv_replica_counts counts;
 };
 

@@ -106,7 +106,7 @@ static void majority_promised(kv_replica *r, shard *s) {
     t->queue = (list){0};
     taking_free(t);
     shard_own(r, s, ballot);
-    if (r->failed == KV_OK) shard_barrier(r, s);
+    shard_barrier(r, s);
     shard_apply(r, s);
     queued_ask *asked = LIST(queued_ask, &queue);
     for (size_t i = 0; i < queue.count; i++) {

@@ -39,8 +39,8 @@ static void each_record(kv_replica *r, shard *s, uint64_t version, record_step s
 }
 
 static kv_status step_decided(kv_replica *r, shard *s, const kv_record *record, kv_position position, uint32_t used) {
-    (void)s;
     (void)used;
+    if (record->options & KV_HAS_REQUEST) lanes_forget(&r->undecided, s->number, &record->request, record->version);
     if (is_data(record)) decided(r, record, position);
     return KV_OK;
 }
@@ -53,7 +53,7 @@ static bool tells_lane(const shard *s, const kv_record *record) {
 /* What an owner that takes over finds above its applied position is undecided, too. */
 static kv_status step_undecided(kv_replica *r, shard *s, const kv_record *record, kv_position position, uint32_t used) {
     kv_fault fault;
-    if (tells_lane(s, record)) sessions_note(&s->own.overlay, &record->request, record->version);
+    if (tells_lane(s, record) && lanes_note(&r->undecided, s->number, &record->request, record->version) != KV_OK) return KV_ENOMEM;
     if (!is_data(record)) return KV_OK;
     r->late.evaluating = true;
     kv_status status = store_show(r->store, record, position, used, &fault);
@@ -63,10 +63,6 @@ static kv_status step_undecided(kv_replica *r, shard *s, const kv_record *record
 
 void shard_own(kv_replica *r, shard *s, uint64_t ballot) {
     ownership *own = &s->own;
-    if (sessions_copy(&s->sessions, &own->overlay) != KV_OK) {
-        replica_fail(r, KV_ENOMEM);
-        return;
-    }
     own->ballot = ballot;
     own->barrier = log_last(&s->log) + 1;
     own->since = r->now;
@@ -87,7 +83,6 @@ void shard_step_down(kv_replica *r, shard *s) {
         for (size_t i = 0; i < own->waiting.count; i++)
             reply_simple(r, LIST(waiting, &own->waiting)[i].reply.token, KV_ANSWER_RETRY);
         list_clear(&own->waiting);
-        sessions_free(&own->overlay);
         own->ballot = 0;
     }
     taking_clear(r, s, true);
@@ -217,6 +212,10 @@ static bool is_condition(kv_result result) {
            result == KV_EOVERFLOW || result == KV_EWRONGTYPE;
 }
 
+static void will_tell(kv_replica *r, const shard *s, const kv_request *request, uint64_t version) {
+    if (lanes_note(&r->undecided, s->number, request, version) != KV_OK) replica_fail(r, KV_ENOMEM);
+}
+
 static void answer_failed(kv_replica *r, shard *s, const kv_ask *a, kv_result result, kv_request *request) {
     uint64_t last = log_last(&s->log), current = kv_caller_answer(r->caller)->version;
     int32_t error = result >= 0 || result == kv_ending(KV_ABSENT) ? KV_ABSENT : (int32_t)result;
@@ -233,7 +232,7 @@ static void answer_failed(kv_replica *r, shard *s, const kv_ask *a, kv_result re
     r->counts.failures_recorded++;
     request->outcome = (int16_t)error;
     request->result = (int64_t)reply.version;
-    sessions_note(&s->own.overlay, request, last + 1);
+    will_tell(r, s, request, last + 1);
     propose_mark(r, s, KV_KIND_SESSION, request);
     wait_for(r, s, last + 1, &reply);
 }
@@ -272,7 +271,7 @@ static void shard_evaluate(kv_replica *r, shard *s, const kv_ask *a) {
     }
     request.result = r->late.result;
     kv_reply reply = {.token = a->token, .version = r->late.version, .number = request.result, .value_size = -1};
-    if (a->client != 0) sessions_note(&s->own.overlay, &request, r->late.version);
+    if (a->client != 0) will_tell(r, s, &request, r->late.version);
     proposed(r, s, r->late.position, r->late.size, r->late.record_count);
     wait_for(r, s, reply.version, &reply);
 }
@@ -384,11 +383,16 @@ static void answer_forgotten(kv_replica *r, shard *s, const kv_ask *a) {
     reply_confirmed(r, s, last, &reply);
 }
 
+/* What the lane was told last, or will be once that is committed. */
+static const session *lane_known(const kv_replica *r, const shard *s, const kv_ask *a) {
+    const session *undecided = lanes_find(&r->undecided, s->number, a->client, a->lane);
+    return undecided != NULL ? undecided : sessions_find(&s->sessions, a->client, a->lane);
+}
+
 void shard_write(kv_replica *r, shard *s, const kv_ask *a) {
-    const sessions *overlay = &s->own.overlay;
     bool remembered = a->client != 0 && !mutated(r, KV_MUTATE_NO_SESSIONS);
-    const session *known = remembered ? sessions_find(overlay, a->client, a->lane) : NULL;
-    bool forgotten = remembered && known == NULL && a->seen < overlay->forgotten && !mutated(r, KV_MUTATE_EVICT_BLIND);
+    const session *known = remembered ? lane_known(r, s, a) : NULL;
+    bool forgotten = remembered && known == NULL && a->seen < s->sessions.forgotten && !mutated(r, KV_MUTATE_EVICT_BLIND);
     if (known != NULL && known->number == a->number) {
         answer_again(r, s, a, known);
     } else if (known != NULL && known->number > a->number) {
@@ -443,7 +447,10 @@ void owned_durable(kv_replica *r) {
 
 static kv_status step_apply(kv_replica *r, shard *s, const kv_record *record, kv_position position, uint32_t used) {
     kv_fault fault;
-    if (tells_lane(s, record)) sessions_note(&s->sessions, &record->request, record->version);
+    if (tells_lane(s, record)) {
+        sessions_note(&s->sessions, &record->request, record->version);
+        lanes_forget(&r->undecided, s->number, &record->request, record->version);
+    }
     if (!is_data(record)) return KV_OK;
     /* Behind a snapshot there may be newer things than this record: they came with it. */
     kv_status status = record->version > s->whole_from ? store_show(r->store, record, position, used, &fault)

@@ -32,22 +32,6 @@ void sessions_clear(sessions *s) {
     s->forgotten = 0;
 }
 
-kv_status sessions_copy(const sessions *from, sessions *to) {
-    if (to->entries == NULL) {
-        kv_status status = sessions_new(from->count_max, to);
-        if (status != KV_OK) return status;
-    }
-    sessions copy = *from;
-    copy.entries = to->entries;
-    copy.buckets = to->buckets;
-    copy.ring = to->ring;
-    memcpy(copy.entries, from->entries, from->count * sizeof *copy.entries);
-    memcpy(copy.buckets, from->buckets, from->bucket_count * sizeof *copy.buckets);
-    memcpy(copy.ring, from->ring, from->ring_capacity * sizeof *copy.ring);
-    *to = copy;
-    return KV_OK;
-}
-
 /* --- by hash --- */
 
 static uint32_t *bucket_of(const sessions *s, uint64_t client, uint32_t lane) {

@@ -42,7 +42,6 @@ typedef struct sessions {
 kv_status sessions_new(uint32_t count_max, sessions *out);
 void sessions_free(sessions *s);
 void sessions_clear(sessions *s); /* nobody was told anything, and nothing is forgotten */
-kv_status sessions_copy(const sessions *from, sessions *to); /* of the same count_max */
 /* NULL: the lane is not remembered. Until the next note. */
 const session *sessions_find(const sessions *s, uint64_t client, uint32_t lane);
 /* What a find will look at: for many lanes, first one for all of them, and then the other. */

@@ -149,7 +149,7 @@ static kv_status find_kept(kv_caller *c, const target *t, found *out) {
 kv_status snapshot_find(kv_caller *c, const target *t, kv_status status, found *out) {
     const kv_snapshot *snapshot = c->snapshot;
     if (status != KV_OK && status != KV_ABSENT) return status;
-    if (status == KV_OK && !found_intact(out))
+    if (status == KV_OK && !found_intact_once(c->store, out))
         return fault_corrupt(&c->answer.fault, out->location, "the record's checksum is wrong");
     if (status == KV_ABSENT || out->record.version > snapshot->sequence) status = find_kept(c, t, out);
     return snapshot_ended(snapshot) ? KV_ESNAPSHOT : status;

@@ -245,6 +245,10 @@ kv_status store_look_at(kv_store *store, const target *t, found *out, kv_fault *
 bool store_probe(kv_store *store, uint64_t hash, uint64_t location, kv_probe *probe);
 bool found_intact(const found *f); /* its checksum is right; verified once, by whoever asks first */
 bool found_intact_once(const kv_store *store, const found *f); /* the same, a large one once as long as it is mapped */
+/* For whoever is not after its value: a large one that this opener wrote counts as whole unseen. */
+bool found_whole(const kv_store *store, found *f);
+/* For whoever is: KV_ECORRUPT if it is not what was written. */
+kv_status found_value(kv_caller *c, const found *f);
 bool found_tombstone(const found *f);
 bool found_table(const found *f);
 bool found_alive(kv_store *store, const found *f); /* there, no tombstone, not expired */
@@ -297,11 +301,13 @@ typedef struct gathering {
     uint64_t used;      /* bytes gathered */
     int64_t expired_ms; /* the latest expiry of a key that was left out for it */
     bool skip_tables;   /* whose key has no value; else KV_EWRONGTYPE */
+    uint64_t size_max;  /* a larger value is not gathered; 0: any is */
 } gathering;
 void store_prefetch(kv_store *store, uint64_t location); /* the record there; 0: nothing */
 /* Room for `more` bytes behind the `used` ones; the small buffer as long as everything fits. */
 kv_status gather_room(kv_caller *c, uint64_t used, uint64_t more, uint8_t **out);
-/* Puts the value of a key behind what is gathered; *size -1: there is none. KV_MORE: its file is missing. */
+/* Puts the value of a key behind what is gathered; *size -1: there is none, -2 less its size: it is too large. KV_MORE: its
+ * file is missing. */
 kv_status gather_value(kv_caller *c, const target *t, gathering *g, int64_t *size);
 
 /* expect.c: KV_OK if nothing was written since *sequence, or all of it still holds, which *sequence then remembers.

@@ -350,6 +350,8 @@ static kv_status step_append(kv_caller *c, write_op *w) {
     kv_status status = value_begin(c, w, &alive);
     if (status != KV_OK) return status;
     if (alive && (w->old.record.flags & KV_FLAG_BIG)) return KV_MORE;
+    if (alive) status = found_value(c, &w->old);
+    if (status != KV_OK) return status;
     size_t old_size = alive ? w->old.record.value_size : 0, size = old_size + w->value_size;
     if (size > c->store->options.inline_size_max) return KV_MORE;
     uint8_t *joined;
@@ -450,6 +452,8 @@ static kv_status step_expire(kv_caller *c, write_op *w) {
     w->result = kv_ending(KV_ABSENT);
     bool nothing_to_clear = alive && w->ttl_ms == 0 && w->old.record.expires_ms == 0;
     if (!alive || nothing_to_clear) return KV_OK;
+    status = found_value(c, &w->old);
+    if (status != KV_OK) return status;
     kv_record record = {.kind = KV_KIND_PUT,
                         .flags = w->old.record.flags & KV_FLAG_BIG,
                         .value = w->old.record.value,

@@ -1328,7 +1328,7 @@ TEST(segments_follow_the_size_of_what_is_live) {
     kv_sim_free(r.sim);
 }
 
-TEST(segments_for_large_records_are_not_filled) {
+TEST(segments_for_large_records_are_not_filled_and_written_by_calls) {
     rig r = rig_new();
     CHECK_EQ(rig_open(&r, false), KV_OK);
     grow_to(&r, 2);
@@ -1341,6 +1341,11 @@ TEST(segments_for_large_records_are_not_filled) {
         writes = kv_sim_call_count(r.sim, KV_SIM_WRITE) - writes;
         if (large) CHECK_EQ(writes, 1); /* its header */
         else CHECK(writes > 10);
+        /* And records go there by calls, which make no page at a time; small ones through the mapping. */
+        grow_to(&r, kv_flow_tail(r.flow).segment + 1);
+        writes = kv_sim_call_count(r.sim, KV_SIM_WRITE);
+        CHECK(put(&r, RECORD_VALUE) != 0);
+        CHECK_EQ(kv_sim_call_count(r.sim, KV_SIM_WRITE) - writes, large);
     }
     rig_close(&r);
     kv_sim_free(r.sim);
@@ -1529,7 +1534,7 @@ int main(void) {
     RUN(segments_go_while_others_append_sync_and_read);
     RUN(everybody_who_waits_for_a_sync_is_woken_by_it_or_by_its_failure);
     RUN(segments_follow_the_size_of_what_is_live);
-    RUN(segments_for_large_records_are_not_filled);
+    RUN(segments_for_large_records_are_not_filled_and_written_by_calls);
     RUN(a_note_is_of_one_record_and_goes_with_its_mapping);
     RUN(a_prepared_segment_is_warmed_whole_unless_somebody_syncs);
     RUN(a_segment_is_not_warmed_where_writes_are_synced_as_a_rule);

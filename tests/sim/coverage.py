@@ -17,7 +17,7 @@ from tests.sim.seeds import CORES, ROOT, command, ranges, run
 BUILD = ROOT / "build" / "coverage"
 OBJECTS = BUILD / "CMakeFiles" / "kv_tested.dir" / "src"
 SOURCES = ROOT / "native" / "src"
-COVERED = ("replica*.c", "late.c", "list.c", "sessions.c", "version_log.c", "wire.c")
+COVERED = ("replica*.c", "lanes.c", "late.c", "list.c", "sessions.c", "version_log.c", "wire.c")
 SEEDS = ((3, 3000), (5, 600))
 NOT_COUNTED = ("KV_ASSERT(", "mutated(")
 

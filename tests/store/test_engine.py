@@ -7,6 +7,7 @@ import errno
 import gc
 import os
 import pickle
+import random
 import shutil
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from typing import Any
 import pytest
 
 import kvsvr
+from kvsvr.native import Checkpoint
 from kvsvr.store.catalog import Catalog
 
 KEY_SIZE_MAX = 65_535
@@ -1057,6 +1059,23 @@ def test_housekeeping_makes_checkpoints(path: Path) -> None:
         assert db.stats()["used_checkpoint"] == 1
         assert db.stats()["replayed_count"] < count
         assert len(db) == count
+
+
+def test_a_checkpoint_takes_few_calls(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each costs the housekeeping thread a wait for the GIL, 5 ms beside a thread that computes, and a checkpoint that
+    takes longer than it takes to fill the next tail leaves too much to replay."""
+    calls = 0
+    step = Checkpoint.step
+
+    def counted(checkpoint: Checkpoint) -> bool:
+        nonlocal calls
+        calls += 1
+        return step(checkpoint)
+
+    monkeypatch.setattr(Checkpoint, "step", counted)
+    with kvsvr.open(path, sync="none", checkpoint_size=None) as db:
+        db.put_many((random.Random(i).randbytes(16), b"") for i in range(100_000))
+    assert 1 < calls < 20
 
 
 def test_a_small_store_makes_checkpoints_long_before_a_large_one_would(path: Path) -> None:

@@ -288,6 +288,46 @@ def test_large_values_come_whole_and_checked(tmp_path: Path, size: int) -> None:
             db.get(b"k")
 
 
+@pytest.mark.parametrize("work", ["append", "expire", "transaction"])
+def test_a_damaged_value_is_not_written_anew(tmp_path: Path, work: str) -> None:
+    """A write that takes the old value along verifies it, also where this process wrote it and nobody has read it
+    since; one that does not may go on."""
+    value = random.Random(5).randbytes(20000)
+    with kvsvr.open(tmp_path / "store") as db:
+        db.put(b"k", value)
+        db.sync()
+        (file,) = [file for file in (tmp_path / "store").rglob("*") if file.is_file() and value in file.read_bytes()]
+        at = file.read_bytes().index(value) + 10000
+        with open(file, "r+b") as damaged:
+            damaged.seek(at)
+            damaged.write(bytes([value[10000] ^ 1]))
+        with pytest.raises(kvsvr.CorruptionError):
+            if work == "append":
+                db.append(b"k", b"more")
+            elif work == "expire":
+                db.expire(b"k", 60)
+            else:
+                with db.transaction() as transaction:
+                    transaction.get(b"k")
+        assert db.delete(b"k")
+
+
+def test_many_large_values_at_once(db: kvsvr.Engine) -> None:
+    """Small ones come in one piece, large ones each into its object; absent keys, files and tables between them."""
+    rng = random.Random(2)
+    sizes = (0, 7, 4095, 4096, 4097, 65536, 1 << 20, (1 << 20) + 1)
+    values = {b"%03d" % i: rng.randbytes(rng.choice(sizes)) for i in range(80)}
+    for key, value in values.items():
+        db.put(key, value)
+    wanted = [*values, b"absent", *reversed(values)]
+    assert db.get_many(wanted) == [values.get(key) for key in wanted]
+    with db.snapshot() as snapshot:
+        assert snapshot.get_many(wanted) == [values.get(key) for key in wanted]
+    db.table(b"t").append(b"row")
+    with pytest.raises(kvsvr.WrongType):
+        db.get_many([b"000", b"t", b"001"])
+
+
 SIZES = (0, 1, 16000, 16384, 65535, 65536, 65537, 1 << 20, (1 << 20) + 1, 3 << 20)
 
 

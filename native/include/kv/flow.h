@@ -163,6 +163,7 @@ const uint8_t *kv_flow_at(const kv_flow *flow, uint32_t segment, uint32_t offset
 /* A note about the record there, of KV_NOTED_SIZE_MIN bytes or more, which lasts as long as its segment is mapped: its
  * checksum was right. Any thread inside the epoch. */
 enum { KV_NOTED_SIZE_MIN = KV_PAGE_SIZE };
+bool kv_flow_made(const kv_flow *flow, uint32_t segment); /* by this opener, so all that is in it was written by it */
 bool kv_flow_was_intact(const kv_flow *flow, uint32_t segment, uint32_t offset);
 void kv_flow_note_intact(const kv_flow *flow, uint32_t segment, uint32_t offset);
 

@@ -133,12 +133,13 @@ typedef struct kv_many {
     const uint8_t *values; /* NULL: deletes, or gets */
     uint64_t values_size;
     const uint32_t *value_sizes;
+    uint64_t value_size_max;    /* gets: a larger value is not brought, and its size told as -2 less it. 0: all are */
 } kv_many;
 /* One version each, in envelopes of at most 1 MiB; a failure in the middle leaves those before. The number written. */
 kv_result kv_put_many(kv_caller *c, const kv_many *many, int64_t ttl_ms, int durable);
 kv_result kv_delete_many(kv_caller *c, const kv_many *many, int durable);         /* the number that was there */
 /* Total size; values one behind the other in small or large, `sizes` (count entries of the caller's) says how long each is,
- * -1: absent. As single gets: not one moment for all. */
+ * -1: absent, below: too large. As single gets: not one moment for all. */
 kv_result kv_get_many(kv_caller *c, const kv_many *many, int64_t *sizes);
 
 /* --- a batch: all of it or nothing, under one version. Names of operations differ, and a key that is written is not
@@ -358,6 +359,7 @@ void kv_forget_free(kv_forget *forget);                     /* accepts NULL */
 typedef struct kv_checkpoint kv_checkpoint;
 kv_status kv_checkpoint_begin(kv_store *store, kv_checkpoint **out); /* KV_EOF: nothing changed since the last */
 kv_status kv_checkpoint_step(kv_checkpoint *checkpoint);             /* KV_MORE, or KV_EOF: written and durable, flow included */
+kv_status kv_checkpoint_steps(kv_checkpoint *checkpoint, uint32_t count); /* up to so many */
 kv_status kv_checkpoint_describe(kv_checkpoint *checkpoint, const uint8_t **bytes, size_t *size); /* until free */
 /* The catalog has it: files that only older ones used go, and segments that were empty as of it. Without this call, free() gives the new file up. */
 kv_status kv_checkpoint_published(kv_checkpoint *checkpoint);
