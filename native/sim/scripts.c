@@ -143,7 +143,7 @@ static void script_rotten(world *w, uint32_t p, uint32_t x, uint32_t y, uint32_t
     script_next(w, bad + some(w, 70, 90));
 }
 
-/* X promises P, and that record goes bad; X meets the old owner before it meets P again. */
+/* X promises P, and that record goes bad; the old owner takes over again with X, before P hears what X had promised. */
 static void script_rotten_promise(world *w, uint32_t p, uint32_t x, uint32_t old, uint32_t shard) {
     double t = some(w, 12, 20), crash = t + some(w, 3, 7);
     w->disk_fault = DISK_FAULT_ROT;
@@ -153,8 +153,9 @@ static void script_rotten_promise(world *w, uint32_t p, uint32_t x, uint32_t old
     at_node(w, t + 0.2, EVENT_TAKEOVER, p, 1u << shard);
     at_node(w, crash, EVENT_DISK, x, DISK_ROT_PROMISE);
     at_node(w, crash + 0.5, EVENT_RESTART, x, 0);
+    for (int i = 0; i < 2; i++) at_node(w, crash + some(w, 3, 10), EVENT_TAKEOVER, old, 1u << shard);
     at_links(w, crash + some(w, 5, 10), EVENT_SLOW, 0);
-    at_links(w, crash + some(w, 20, 40), EVENT_HEAL, EVERY_LINK);
+    at_links(w, crash + some(w, 40, 60), EVENT_HEAL, EVERY_LINK);
     script_next(w, some(w, 90, 140));
 }
 
