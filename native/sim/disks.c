@@ -102,12 +102,15 @@ static void disk_rot(world *w, uint32_t i) {
     w->counts.rotten++;
 }
 
-/* The newest record that is any client's, or a promise. */
-static void disk_rot_newest(world *w, uint32_t i, bool promise) {
+/* The newest record that is any client's, or one of the newest, or the newest promise. */
+static void disk_rot_newest(world *w, uint32_t i, enum disk_step which) {
     static places all;
+    bool promise = which == DISK_ROT_PROMISE;
+    uint32_t skipped = which == DISK_ROT_SOME ? pick(w, 6) : 0;
     disk_look(w->nodes[i].disk, &all);
     for (size_t n = all.count; n-- > 0;) {
         if (promise ? all.at[n].kind != KV_KIND_PROMISE : !all.at[n].data) continue;
+        if (skipped-- > 0) continue;
         all.at[n].size = 8; /* Its checksum, so that nothing of it is spared. */
         place_rot(w, i, &all.at[n]);
         w->counts.rotten++;
@@ -270,9 +273,10 @@ void disk_step(world *w, const event *e) {
         if (disk_may_be_replaced(w, i)) disk_replace(w, i, false);
         return;
     case DISK_ROT_LAST:
+    case DISK_ROT_SOME:
     case DISK_ROT_PROMISE:
-        w->victim = i;
+        w->nodes[i].killed = true; /* Else the header might not know that it was durable. */
         if (w->nodes[i].up) node_crash(w, i, false);
-        disk_rot_newest(w, i, e->argument == DISK_ROT_PROMISE);
+        disk_rot_newest(w, i, (enum disk_step)e->argument);
     }
 }

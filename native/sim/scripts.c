@@ -7,7 +7,7 @@
 enum {
     SCRIPT_SAME_ROUND = 1, SCRIPT_LOST_PROMISE = 2, SCRIPT_OLD_RECORDS = 4, SCRIPT_OLD_CHECK = 8, SCRIPT_OLD_SNAPSHOT = 16,
     SCRIPT_HALF_SNAPSHOT = 32, SCRIPTS_ALL = 63, SCRIPT_BACKWARDS = 64, SCRIPT_ROTTEN = 128, SCRIPT_ROTTEN_PROMISE = 256,
-    SCRIPT_COUNT = 9, SCRIPT_FIRST_DISK = 6
+    SCRIPT_MENDED = 512, SCRIPT_COUNT = 10, SCRIPT_FIRST_DISK = 6
 };
 enum { STEP_NONE = -1, STEP_OLD_AGAIN, STEP_OLD_LOST_SOON, STEP_OLD_LOST, STEP_SNAPSHOT_HERE };
 
@@ -143,9 +143,26 @@ static void script_rotten(world *w, uint32_t p, uint32_t x, uint32_t y, uint32_t
     script_next(w, bad + some(w, 70, 90));
 }
 
+/* X has P give back a record that went bad, starts again, and then Y takes over with X alone. */
+static void script_mended(world *w, uint32_t p, uint32_t x, uint32_t y, uint32_t shard) {
+    double t = some(w, 12, 20), bad = t + some(w, 15, 25), again = bad + some(w, 25, 35);
+    w->disk_fault = DISK_FAULT_ROT;
+    at_node(w, 0, EVENT_TAKEOVER, p, 1u << shard);
+    at_links(w, t, EVENT_CUT, links_of(p, y) | links_of(x, y));
+    at_node(w, bad, EVENT_DISK, x, DISK_ROT_SOME);
+    at_node(w, bad + 0.5, EVENT_RESTART, x, 0);
+    at_node(w, again, EVENT_CRASH, x, false);
+    at_node(w, again + 0.5, EVENT_RESTART, x, 0);
+    at_links(w, again, EVENT_CUT, links_of(p, x));
+    at_links(w, again, EVENT_HEAL, links_of(x, y));
+    for (int i = 0; i < 2; i++) at_node(w, again + some(w, 5, 15), EVENT_TAKEOVER, y, 1u << shard);
+    at_links(w, again + some(w, 25, 40), EVENT_HEAL, EVERY_LINK);
+    script_next(w, again + some(w, 60, 80));
+}
+
 /* X promises P, and that record goes bad; the old owner takes over again with X, before P hears what X had promised. */
 static void script_rotten_promise(world *w, uint32_t p, uint32_t x, uint32_t old, uint32_t shard) {
-    double t = some(w, 12, 20), crash = t + some(w, 3, 7);
+    double t = some(w, 12, 20), crash = t + some(w, 5, 8);
     w->disk_fault = DISK_FAULT_ROT;
     at_node(w, 0, EVENT_TAKEOVER, old, 1u << shard);
     at_links(w, t, EVENT_CUT, links_of(p, old));
@@ -191,12 +208,12 @@ void script_step(world *w, const event *e) {
 
 static void (*const SCRIPTS[SCRIPT_COUNT])(world *, uint32_t, uint32_t, uint32_t, uint32_t) = {
     script_same_round, script_lost_promise, script_old_records, script_old_check, script_old_snapshot, script_half_snapshot,
-    script_backwards, script_rotten, script_rotten_promise};
+    script_backwards, script_rotten, script_rotten_promise, script_mended};
 
 void scripts_choose(world *w) {
     static const uint32_t scripts[] = {0, 0, 0, 0, SCRIPTS_ALL, SCRIPT_SAME_ROUND, SCRIPT_LOST_PROMISE, SCRIPT_OLD_RECORDS,
                                        SCRIPT_OLD_CHECK, SCRIPT_OLD_SNAPSHOT, SCRIPT_HALF_SNAPSHOT, SCRIPT_BACKWARDS,
-                                       SCRIPT_ROTTEN, SCRIPT_ROTTEN_PROMISE};
+                                       SCRIPT_ROTTEN, SCRIPT_ROTTEN_PROMISE, SCRIPT_MENDED};
     w->scripts = w->policy ? 0 : scripts[pick(w, sizeof scripts / sizeof *scripts)];
     w->readers = -1;
     for (uint32_t i = 0; i < NODES_MAX; i++) w->at_barrier[i] = w->at_install[i] = STEP_NONE;

@@ -198,6 +198,8 @@ void node_crash(world *w, uint32_t i, bool whole_tail) {
     for (uint32_t s = 0; s < SHARDS; s++) w->counts.owner_crashes += node_owns(w, i, s);
     x->up = false;
     int32_t policy = whole_tail ? KV_CUT_ALL_LOST : pick(w, 4) == 0 ? KV_CUT_ALL_KEPT : KV_CUT_RANDOM;
+    if (x->killed) policy = KV_CUT_ALL_KEPT;
+    x->killed = false;
     trace(w, "replica %u crashes%s", i + 1, whole_tail ? " and loses what it has not synced" : "");
     KV_ASSERT(kv_sim_image(x->disk, kv_sim_event_count(x->disk), policy, 0, draw(w), &left) == KV_OK);
     counts_take(w, kv_replica_count(x->core));

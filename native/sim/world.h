@@ -57,6 +57,7 @@ typedef struct node {
     uint64_t found;        /* where its log ended as it started */
     kv_sim *image;         /* of its disk, earlier */
     bool replaced;         /* the disk, since it was up */
+    bool killed;           /* its next crash is a kill -9: all that was written is there */
     bool set_back;         /* and nobody has said so yet */
     bool must_end;         /* somebody remembers more than is on it */
 } node;
@@ -100,7 +101,8 @@ typedef struct counts {
 } counts;
 
 enum disk_fault { DISK_FAULT_NONE, DISK_FAULT_ROT, DISK_FAULT_BACK, DISK_FAULT_WIPE };
-enum disk_step { DISK_ROT, DISK_IMAGE, DISK_BACK, DISK_WIPE, DISK_IMAGE_ONLY, DISK_BACK_NOW, DISK_ROT_LAST, DISK_ROT_PROMISE };
+enum disk_step { DISK_ROT, DISK_IMAGE, DISK_BACK, DISK_WIPE, DISK_IMAGE_ONLY, DISK_BACK_NOW, DISK_ROT_LAST, DISK_ROT_SOME,
+                 DISK_ROT_PROMISE };
 
 typedef struct world {
     uint64_t seed, random, now, order;

@@ -58,15 +58,13 @@ static bool wants(kv_replica *r, shard *s) {
     return r->now >= s->wait_until && r->now - s->missed_since >= (uint64_t)RANK_TICKS * own_rank(r, s);
 }
 
-/* Everybody takes it for ours, and a record or the state of it is damaged here: to the first in rank of the others. */
+/* It is taken for ours, and a record or the state of it is damaged here: to the others in turn, as one of them may not have heard
+ * that it was ours, and then does not believe the offer. */
 static void give_up(kv_replica *r, const shard *s) {
-    int heir = -1;
-    for (uint32_t i = 0; i < r->member_count; i++) {
-        if (i == r->self || !lives(r, i) || r->peers[i].learner) continue;
-        uint32_t rank = kv_owner_rank(r->options.members, r->member_count, s->number, r->peers[i].node);
-        if (heir < 0 || rank < kv_owner_rank(r->options.members, r->member_count, s->number, r->peers[heir].node)) heir = (int)i;
-    }
-    if (heir >= 0 && ballot_node(s->promised) == r->options.node) offer_send(r, s, (uint32_t)heir);
+    uint32_t heirs[KV_MEMBERS_MAX], count = 0;
+    for (uint32_t i = 0; i < r->member_count; i++)
+        if (i != r->self && lives(r, i) && !r->peers[i].learner) heirs[count++] = i;
+    if (count != 0 && ballot_node(s->promised) == r->options.node) offer_send(r, s, heirs[r->now % count]);
 }
 
 static void take_ownerless(kv_replica *r) {
