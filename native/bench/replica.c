@@ -41,6 +41,7 @@ enum {
     CHECK_COUNT_MAX = 50000,    /* keys compared byte by byte, at each replica */
     SETTLE_COUNT_MAX = 1000,    /* rounds that a set may take to get its owners, or to become quiet */
     REPETITION_COUNT_MAX = 100,
+    ASKS_TOGETHER_MAX = 64,     /* handed to an owner by one call, as from one socket */
     PATH_SIZE = 4096,
 };
 
@@ -201,16 +202,23 @@ static void durable_all(set *s) {
 }
 
 static void requests_send(set *s, const workload *w, size_t first, size_t count) {
+    kv_ask asks[NODES][ASKS_TOGETHER_MAX];
+    size_t held[NODES] = {0};
     for (size_t i = first; i < first + count; i++) {
         uint16_t number = shard_of(w, i);
-        kv_ask ask = {.token = i, .kind = KV_REQUEST_PUT, .attempt = 1, .seen = s->known[number], .key = key_of(w, i),
-                      .key_size = KEY_SIZE, .value = value_of(w, i), .value_size = VALUE_SIZE};
+        uint32_t owner = s->owners[number];
+        kv_ask *ask = &asks[owner][held[owner]++];
+        *ask = (kv_ask){.token = i, .kind = KV_REQUEST_PUT, .attempt = 1, .seen = s->known[number], .key = key_of(w, i),
+                        .key_size = KEY_SIZE, .value = value_of(w, i), .value_size = VALUE_SIZE};
         if (w->client_count != 0) {
-            ask.client = 1 + i % w->client_count;
-            ask.number = 1 + i / w->client_count;
+            ask->client = 1 + i % w->client_count;
+            ask->number = 1 + i / w->client_count;
         }
-        kv_replica_request(s->replicas[s->owners[number]], &ask);
+        if (held[owner] < ASKS_TOGETHER_MAX) continue;
+        kv_replica_requests(s->replicas[owner], asks[owner], held[owner]);
+        held[owner] = 0;
     }
+    for (uint32_t i = 0; i < NODES; i++) kv_replica_requests(s->replicas[i], asks[i], held[i]);
 }
 
 /* From what was asked to the answers, if the window to a peer has room for all of it. */

@@ -21,6 +21,7 @@ enum {
     WARM_SIZE = 64 << 10,
     COOL_SIZE_MIN = 256 << 10,
     RECORD_SIZE_MIN = KV_RECORD_HEAD_SIZE,
+    SCRATCH_KEPT_MAX = 4 << 20, /* a batch of 64 MiB is not to cost so much for ever */
     CONTENT_SHARE = 8
 };
 
@@ -408,6 +409,11 @@ kv_status kv_flow_commit(kv_flow *flow, kv_position position, uint64_t size) {
             /* Half a record may stand there now, so even a full disk ends writing here. */
             kv_flow_set_poison(flow, KV_EDISK, errno);
             return status;
+        }
+        if (flow->scratch_size > SCRATCH_KEPT_MAX) {
+            free(flow->scratch);
+            flow->scratch = NULL;
+            flow->scratch_size = 0;
         }
     }
     atomic_store_explicit(&active->end, position.offset + (uint32_t)size, memory_order_release);

@@ -49,7 +49,7 @@ kv_status late_append(kv_store *store, kv_record *records, size_t count, kv_posi
     uint8_t *bytes;
     for (size_t i = 0; i < count; i++) inside += kv_record_size(&records[i]);
     uint64_t at = count > 1 ? kv_record_size(&head) : 0;
-    if (inside + at > UINT32_MAX) return KV_EBATCHSIZE;
+    KV_ASSERT(inside + at <= UINT32_MAX); /* A version came in a frame, or fits into one (ask_fits). */
     head.value_size = (uint32_t)inside;
     kv_status status = kv_flow_reserve(store->flow, inside + at, count, &bytes, position);
     if (status != KV_OK) return status;

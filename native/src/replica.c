@@ -21,8 +21,8 @@ const char *kv_mutation_name(int32_t mutation) {
 
 /* --- small things --- */
 
-/* What cannot be written to the log cannot be promised either: it is silent from here on, and whoever drives it sees so
- * by the store, which is poisoned, and ends it. */
+/* What cannot be written to the log cannot be promised either: it is silent from here on, and whoever drives it asks for
+ * kv_replica_failure(), and ends it. */
 void replica_fail(kv_replica *r, kv_status status) {
     if (r->failed == KV_OK) r->failed = status;
 }
@@ -560,6 +560,31 @@ void kv_replica_request(kv_replica *r, const kv_ask *ask) {
     }
 }
 
+enum { AHEAD = 16 };
+
+/* A write looks for its lane and for what stands under its name: two places that nobody has looked at for long. */
+static void requests_ahead(const kv_replica *r, const kv_ask *asks, size_t count) {
+    const shard *of[AHEAD];
+    for (size_t i = 0; i < count; i++) {
+        size_t size;
+        const uint8_t *key = routing_key(&asks[i], &size);
+        of[i] = key == NULL ? NULL : &r->shards[kv_shard_of(r->shard_count, key, size)];
+        if (key == NULL) continue;
+        sessions_prefetch_bucket(&of[i]->sessions, asks[i].client, asks[i].lane);
+        kv_index_prefetch(r->store->index, target_key(r->store, key, size).hash);
+    }
+    for (size_t i = 0; i < count; i++)
+        if (of[i] != NULL) sessions_prefetch(&of[i]->sessions, asks[i].client, asks[i].lane);
+}
+
+void kv_replica_requests(kv_replica *r, const kv_ask *asks, size_t count) {
+    for (size_t done = 0; done < count; done += AHEAD) {
+        size_t some = count - done < AHEAD ? count - done : AHEAD;
+        if (some > 1) requests_ahead(r, asks + done, some);
+        for (size_t i = 0; i < some; i++) kv_replica_request(r, &asks[done + i]);
+    }
+}
+
 /* --- out --- */
 
 void reply_add(kv_replica *r, const kv_reply *reply) {
@@ -612,6 +637,7 @@ uint64_t kv_replica_tail(const kv_replica *r) { return log_end(r); }
 kv_store *kv_replica_store(kv_replica *r) { return r->store; }
 kv_caller *kv_replica_caller(kv_replica *r) { return r->caller; }
 kv_flow *kv_replica_flow(kv_replica *r) { return r->store->flow; }
+kv_status kv_replica_failure(const kv_replica *r) { return r->failed; }
 const kv_replica_counts *kv_replica_count(const kv_replica *r) { return &r->counts; }
 
 /* --- looking --- */

@@ -48,16 +48,30 @@ static uint64_t records_fit(const kv_replica *r, const shard *s, uint64_t start,
     return count;
 }
 
+/* The same APPEND was packed for another member a moment ago: it is copied. */
+static bool append_copy(const kv_replica *r, wire_out *out, const ownership *own, uint64_t start, uint64_t count) {
+    const packed *same = &own->packed;
+    if (same->packing != r->packing || same->start != start || same->count != count) return false;
+    const wire_out *from = &r->peers[same->member].out;
+    if (from->failed) return false;
+    wire_put_bytes(out, from->bytes + same->at, same->size);
+    return true;
+}
+
 static uint64_t append_put(kv_replica *r, wire_out *out, uint32_t index, shard *s, uint64_t count) {
     ownership *own = &s->own;
     uint64_t start = own->next[index], prev_ballot = 0;
+    size_t at = out->size;
+    own->next[index] = start + count;
+    if (append_copy(r, out, own, start, count)) return start - 1 + count;
     KV_ASSERT(log_ballot_at(&s->log, start - 1, &prev_ballot));
     wire_put_varint(out, start - 1);
     wire_put64(out, prev_ballot);
     wire_put_varint(out, s->commit);
     wire_put_varint(out, count);
     for (uint64_t i = 0; i < count; i++) wire_put_version(r, out, log_at(&s->log, start + i), own->ballot);
-    own->next[index] = start + count;
+    own->packed = (packed){.packing = r->packing, .start = start, .count = count, .member = index, .at = at,
+                           .size = out->size - at};
     return start - 1 + count;
 }
 
@@ -130,6 +144,7 @@ static bool is_settled(const kv_replica *r, const shard *s) {
 }
 
 void flow_pack(kv_replica *r, bool heartbeat) {
+    r->packing++;
     for (uint32_t i = 0; i < r->member_count; i++)
         if (i != r->self) peer_pack(r, &r->peers[i], i, heartbeat);
     for (uint32_t i = 0; (i = shard_next(r, i, false)) < r->shard_count; i++)

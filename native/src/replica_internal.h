@@ -60,6 +60,14 @@ typedef struct installing {
     bool lost;            /* a part of it is damaged: there is no state before the next one */
 } installing;
 
+/* Records as they were packed for a member: where in its outbox. */
+typedef struct packed {
+    uint64_t packing; /* in which run of flow_pack(): another one's are not there any more */
+    uint64_t start, count;
+    uint32_t member;
+    size_t at, size;
+} packed;
+
 typedef struct ownership {
     uint64_t ballot; /* 0: not owned */
     uint64_t barrier;
@@ -68,6 +76,7 @@ typedef struct ownership {
     uint64_t next[KV_MEMBERS_MAX];  /* by member: the next version to send; at or below the base, 0 included: a snapshot */
     sending sending[KV_MEMBERS_MAX];
     list waiting;                   /* of waiting, by version */
+    packed packed;                  /* what may be copied for the next member that needs the same */
 } ownership;
 
 /* What a promise showed. */
@@ -237,6 +246,7 @@ struct kv_replica {
     bool ready;           /* the incarnation is durable: we may speak */
     bool votes;
     uint64_t expire_hash; /* where the walk that looks for what is due has come to */
+    uint64_t packing;     /* runs of flow_pack() */
     uint64_t stirred[KV_SHARDS_MAX / 64]; /* bits: shards that may have something for a peer */
     kv_status failed;     /* the log could not be written, or there is no memory: it does nothing any more */
     list after;           /* of after */

@@ -53,7 +53,10 @@ static bool tells_lane(const shard *s, const kv_record *record) {
 /* What an owner that takes over finds above its applied position is undecided, too. */
 static kv_status step_undecided(kv_replica *r, shard *s, const kv_record *record, kv_position position, uint32_t used) {
     kv_fault fault;
-    if (tells_lane(s, record) && lanes_note(&r->undecided, s->number, &record->request, record->version) != KV_OK) return KV_ENOMEM;
+    if (tells_lane(s, record)) {
+        kv_status noted = lanes_note(&r->undecided, s->number, &record->request, record->version);
+        if (noted != KV_OK) return noted;
+    }
     if (!is_data(record)) return KV_OK;
     r->late.evaluating = true;
     kv_status status = store_show(r->store, record, position, used, &fault);
@@ -260,7 +263,8 @@ static void shard_evaluate(kv_replica *r, shard *s, const kv_ask *a) {
     kv_result result = evaluate(r, s, a, a->client != 0 ? &request : NULL);
     if (r->late.record_count == 0) {
         if (is_condition(result)) answer_failed(r, s, a, result, &request);
-        else if (result == KV_ENOSPC || result == KV_ENOMEM) reply_simple(r, a->token, KV_ANSWER_UNAVAILABLE);
+        else if (result == KV_ENOSPC || result == KV_ENOMEM || result == KV_ECORRUPT)
+            reply_simple(r, a->token, KV_ANSWER_UNAVAILABLE);
         else if (result == KV_EPOISONED || result == KV_EDISK) reply_simple(r, a->token, KV_ANSWER_RETRY);
         else reply_add(r, &(kv_reply){.token = a->token, .status = KV_ANSWER_REFUSED, .error = (int32_t)result});
         return;
@@ -294,7 +298,8 @@ static void expire_one(kv_replica *r, shard *s, const target *t) {
         late->judge_ms = 0;
     }
     late->evaluating = false;
-    if (status != KV_OK && status != KV_ABSENT) replica_fail(r, status);
+    bool heard = status == KV_ECORRUPT; /* by whoever asked, as of whatever else stands there */
+    if (status != KV_OK && status != KV_ABSENT && !heard) replica_fail(r, status);
     if (!due || late->record_count == 0) return;
     r->counts.expired++;
     proposed(r, s, late->position, late->size, late->record_count);

@@ -4,13 +4,14 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { PLACES_PER_ENTRY = 4 };
+enum { PLACES_PER_ENTRY = 4, RING_MIN = 4 };
 
 kv_status sessions_new(uint32_t count_max, sessions *out) {
     KV_ASSERT(count_max >= 1 && count_max < 1u << 24);
     *out = (sessions){.count_max = count_max, .bucket_count = 1};
     while (out->bucket_count < count_max) out->bucket_count *= 2;
     out->ring_capacity = PLACES_PER_ENTRY * out->bucket_count;
+    out->ring_used = RING_MIN;
     out->entries = calloc(count_max, sizeof *out->entries);
     out->buckets = calloc(out->bucket_count, sizeof *out->buckets);
     out->ring = malloc(out->ring_capacity * sizeof *out->ring);
@@ -59,26 +60,40 @@ const session *sessions_find(const sessions *s, uint64_t client, uint32_t lane) 
 /* --- by version --- */
 
 static const session_place *place_at(const sessions *s, uint32_t nth) {
-    return &s->ring[(s->ring_first + nth) & (s->ring_capacity - 1)];
+    return &s->ring[(s->ring_first + nth) & (s->ring_used - 1)];
 }
 
 static bool is_stale(const sessions *s, const session_place *place) {
     return s->entries[place->entry].version != place->version;
 }
 
-/* Every entry has one place that counts, so this leaves three quarters of the ring empty. */
 static void ring_drop_stale(sessions *s) {
     uint32_t left = 0;
     for (uint32_t i = 0; i < s->ring_count; i++) {
         session_place place = *place_at(s, i);
-        if (!is_stale(s, &place)) s->ring[(s->ring_first + left++) & (s->ring_capacity - 1)] = place;
+        if (!is_stale(s, &place)) s->ring[(s->ring_first + left++) & (s->ring_used - 1)] = place;
     }
     s->ring_count = left;
 }
 
+/* What lies at the front, because the ring was at its end, goes to behind it. */
+static void ring_widen(sessions *s) {
+    uint32_t first = s->ring_first & (s->ring_used - 1), end = first + s->ring_count;
+    if (end > s->ring_used) memcpy(&s->ring[s->ring_used], s->ring, (end - s->ring_used) * sizeof *s->ring);
+    s->ring_first = first;
+    s->ring_used *= 2;
+}
+
+/* Every entry has one place that counts: with four for each, dropping the others leaves three quarters empty. No more is
+ * used, so that few lanes are ordered in few cache lines. */
+static void ring_make_room(sessions *s) {
+    if (s->ring_used < PLACES_PER_ENTRY * s->count) ring_widen(s);
+    else ring_drop_stale(s);
+}
+
 static void ring_add(sessions *s, uint32_t entry, uint64_t version) {
-    if (s->ring_count == s->ring_capacity) ring_drop_stale(s);
-    s->ring[(s->ring_first + s->ring_count++) & (s->ring_capacity - 1)] = (session_place){.version = version, .entry = entry};
+    if (s->ring_count == s->ring_used) ring_make_room(s);
+    s->ring[(s->ring_first + s->ring_count++) & (s->ring_used - 1)] = (session_place){.version = version, .entry = entry};
 }
 
 /* The one of the lowest version goes; its place is the next one's. */

@@ -30,9 +30,10 @@ typedef struct session_place {
 typedef struct sessions {
     session *entries;   /* count_max of them */
     uint32_t *buckets;  /* bucket_count, a power of two: 1 + index of the first */
-    session_place *ring; /* ring_capacity, a power of two */
+    session_place *ring; /* ring_capacity, a power of two; as much of it is used as there are lanes to order */
     uint32_t bucket_count;
     uint32_t ring_capacity;
+    uint32_t ring_used;  /* a power of two; all places lie below it */
     uint32_t ring_first, ring_count;
     uint32_t count_max;
     uint32_t count;

@@ -162,7 +162,7 @@ uint64_t wire_take64(wire_in *in) {
 /* Ten bytes at most, and in the tenth one bit: more would not fit. */
 uint64_t wire_take_varint(wire_in *in) {
     uint64_t value = 0;
-    for (unsigned shift = 0; shift < 64; shift += 7) {
+    for (unsigned shift = 0;; shift += 7) {
         uint8_t byte = wire_take8(in);
         if (shift == 63 && byte > 1) break;
         value |= (uint64_t)(byte & 127) << shift;

@@ -214,7 +214,7 @@ TEST(transcript_what_came_together_goes_in_one_message) {
     own(b, 1);
     scenario(b, "Writes that come together",
              "One message for each peer and one fdatasync for each replica, however many there are. A batch is one version.");
-    for (int i = 0; i < 3; i++) ask_beside(b, 1, put("abc" + i, "x"));
+    for (int i = 0; i < 3; i++) ask_beside(b, 1, put(&"abc"[i], "x"));
     kv_operation all[] = {op(NULL, "{x}a", "1"), op("{x}t", "r", "2")};
     ask(b, 1, batch(all, 2));
     pass(b, 1, 2);

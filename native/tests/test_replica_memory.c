@@ -143,8 +143,10 @@ static bool ask(set *s, uint32_t number, kv_ask a, int32_t wanted) {
     a.client = 7;
     for (a.attempt = 1; a.attempt < TRIES_MAX; a.attempt++) {
         uint16_t to = owner_of(s, number);
-        if (to == 0) takeover(s, s->cut[1] ? 2 : 1);
-        if (to == 0) continue;
+        if (to == 0) { /* It waits for the takeover, then. */
+            to = s->cut[1] ? 2 : 1;
+            kv_replica_takeover(s->nodes[to], (const uint16_t[SHARDS]){0, 1}, SHARDS);
+        }
         if (a.follower && a.attempt == 1) to = to == 3 ? 2 : 3;
         a.token = ++s->token;
         s->answered = false;

@@ -212,6 +212,18 @@ TEST(the_order_takes_no_more_room_for_lanes_that_never_rest) {
     sessions_free(&s);
 }
 
+/* As one that came with a snapshot: more was forgotten than is remembered here. */
+TEST(what_is_forgotten_is_not_remembered_again) {
+    sessions s;
+    begin(&s, &model, 1);
+    s.forgotten = model.forgotten = 50;
+    note(&s, &model, 1, 0, 10);
+    kv_request request = {.client = 2};
+    sessions_note(&s, &request, 11);
+    CHECK_EQ(s.forgotten, 50);
+    sessions_free(&s);
+}
+
 TEST(cleared_it_is_as_new) {
     sessions s;
     begin(&s, &model, 3);
@@ -285,6 +297,7 @@ int main(void) {
     RUN(a_table_of_one);
     RUN(a_chain_stays_whole_wherever_it_is_cut);
     RUN(the_order_takes_no_more_room_for_lanes_that_never_rest);
+    RUN(what_is_forgotten_is_not_remembered_again);
     RUN(cleared_it_is_as_new);
     RUN(any_life_is_that_of_the_list);
     RUN(the_same_records_make_the_same_table);

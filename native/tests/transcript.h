@@ -551,8 +551,8 @@ static void begin_with(bench *b, uint32_t count, kv_replica_options options) {
     b->count = count;
     b->options = options;
     b->options.member_count = count;
-    b->options.heartbeat_ticks = 4;
-    b->options.store.segment_size_min = b->options.store.segment_size_max = 1 << 16;
+    if (b->options.heartbeat_ticks == 0) b->options.heartbeat_ticks = 4;
+    if (b->options.store.segment_size_max == 0) b->options.store.segment_size_min = b->options.store.segment_size_max = 1 << 16;
     for (uint32_t n = 1; n <= count; n++) b->options.members[n - 1] = (uint16_t)n;
     for (uint32_t n = 1; n <= count; n++) {
         b->disk[n] = kv_sim_new();

@@ -35,7 +35,7 @@ MUTATIONS = [
     ("restart_owns", 0, 30, 5),
     ("follower_local", 0, 20, 5),
     ("expire_locally", 0, 600, 3),
-    ("late_fail", 2200, 20, 1),  # One in some 2,000 seeds: the first that does.
+    ("late_fail", 40, 20, 1),  # One in some 2,000 seeds: the first that does.
     ("snapshot_no_sessions", 0, 2000, 3),
     ("cut_below_commit", 0, 150, 3),
     ("check_joined", 0, 400, 3),

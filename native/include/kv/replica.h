@@ -147,6 +147,8 @@ typedef struct kv_ask {
     size_t expectation_count;
 } kv_ask;
 void kv_replica_request(kv_replica *replica, const kv_ask *ask);
+/* The same of several, in their order: what they will touch is fetched side by side. */
+void kv_replica_requests(kv_replica *replica, const kv_ask *asks, size_t count);
 
 /* The operator's word that a member will never be back: its answer to HELLO is not waited for. */
 void kv_replica_declare_gone(kv_replica *replica, uint16_t node);
@@ -187,6 +189,8 @@ uint64_t kv_replica_tail(const kv_replica *replica);
 kv_store *kv_replica_store(kv_replica *replica); /* for reads, and to sync */
 kv_caller *kv_replica_caller(kv_replica *replica);
 kv_flow *kv_replica_flow(kv_replica *replica);
+/* KV_OK; or why it does nothing any more, and is to be ended: its log could not be written or read, or there was no memory. */
+kv_status kv_replica_failure(const kv_replica *replica);
 
 /* --- looking --- */
 
