@@ -64,7 +64,7 @@ static void give_up(kv_replica *r, const shard *s) {
     uint32_t heirs[KV_MEMBERS_MAX], count = 0;
     for (uint32_t i = 0; i < r->member_count; i++)
         if (i != r->self && lives(r, i) && !r->peers[i].learner) heirs[count++] = i;
-    if (count != 0 && ballot_node(s->promised) == r->options.node) offer_send(r, s, heirs[r->now % count]);
+    if (count != 0 && ballot_node(s->promised) == r->options.node) offer_send(r, s, heirs[r->counts.offers % count]);
 }
 
 static void take_ownerless(kv_replica *r) {
