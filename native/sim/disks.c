@@ -25,6 +25,7 @@ typedef struct place {
     uint32_t end; /* of what was durable, as far as the header knows: what is bad behind it is taken for a torn tail */
     bool data;
     uint8_t kind;
+    uint64_t shards; /* PROMISE: bits */
 } place;
 
 typedef struct places {
@@ -33,6 +34,13 @@ typedef struct places {
 } places;
 
 static void path_of(uint32_t segment, char path[32]) { snprintf(path, 32, "flow/%08x.seg", segment); }
+
+static uint64_t shards_of(const kv_record *record) {
+    uint64_t bits = 0;
+    for (uint32_t at = 0; record->kind == KV_KIND_PROMISE && at + 2 <= record->value_size; at += 2)
+        bits |= (uint64_t)1 << kv_load16(record->value + at) % 64;
+    return bits;
+}
 
 /* Records that were durable once. */
 static void segment_look(uint32_t segment, const uint8_t *bytes, size_t size, places *out) {
@@ -47,7 +55,7 @@ static void segment_look(uint32_t segment, const uint8_t *bytes, size_t size, pl
             continue;
         }
         out->at[out->count++] = (place){.segment = segment, .offset = offset, .size = used, .end = end, .data = record.kind < KV_KIND_ENVELOPE,
-                                           .kind = record.kind};
+                                           .kind = record.kind, .shards = shards_of(&record)};
         offset += used;
     }
 }
@@ -102,14 +110,15 @@ static void disk_rot(world *w, uint32_t i) {
     w->counts.rotten++;
 }
 
-/* The newest record that is any client's, or one of the newest, or the newest promise. */
+/* The newest record that is any client's, or one of the newest, or the newest promise of the script's
+ * shard. */
 static void disk_rot_newest(world *w, uint32_t i, enum disk_step which) {
     static places all;
     bool promise = which == DISK_ROT_PROMISE;
     uint32_t skipped = which == DISK_ROT_SOME ? pick(w, 6) : 0;
     disk_look(w->nodes[i].disk, &all);
     for (size_t n = all.count; n-- > 0;) {
-        if (promise ? all.at[n].kind != KV_KIND_PROMISE : !all.at[n].data) continue;
+        if (promise ? (all.at[n].shards >> w->script_shard & 1) == 0 : !all.at[n].data) continue;
         if (skipped-- > 0) continue;
         all.at[n].size = 8; /* Its checksum, so that nothing of it is spared. */
         place_rot(w, i, &all.at[n]);

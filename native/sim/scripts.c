@@ -160,17 +160,22 @@ static void script_mended(world *w, uint32_t p, uint32_t x, uint32_t y, uint32_t
     script_next(w, again + some(w, 60, 80));
 }
 
-/* X promises P, and that record goes bad; the old owner takes over again with X, before P hears what X had promised. */
+/* X promises P, and that record goes bad; the old owner starts again, and takes over with X before P
+ * hears what X had promised. */
 static void script_rotten_promise(world *w, uint32_t p, uint32_t x, uint32_t old, uint32_t shard) {
     double t = some(w, 12, 20), crash = t + some(w, 5, 8);
     w->disk_fault = DISK_FAULT_ROT;
+    w->slow_least = 17; /* P must not have given up by then. */
+    w->slow_most = 24;
     at_node(w, 0, EVENT_TAKEOVER, old, 1u << shard);
     at_links(w, t, EVENT_CUT, links_of(p, old));
     at_links(w, t + 0.1, EVENT_SLOW, link_of(x, p)); /* What it promised arrives when it has forgotten it. */
     at_node(w, t + 0.2, EVENT_TAKEOVER, p, 1u << shard);
     at_node(w, crash, EVENT_DISK, x, DISK_ROT_PROMISE);
     at_node(w, crash + 0.5, EVENT_RESTART, x, 0);
-    for (int i = 0; i < 2; i++) at_node(w, crash + some(w, 3, 10), EVENT_TAKEOVER, old, 1u << shard);
+    at_node(w, crash + 0.5, EVENT_CRASH, old, false);
+    at_node(w, crash + 1, EVENT_RESTART, old, 0);
+    for (int i = 0; i < 2; i++) at_node(w, crash + some(w, 2, 8), EVENT_TAKEOVER, old, 1u << shard);
     at_links(w, crash + some(w, 5, 10), EVENT_SLOW, 0);
     at_links(w, crash + some(w, 40, 60), EVENT_HEAL, EVERY_LINK);
     script_next(w, some(w, 90, 140));
@@ -259,6 +264,8 @@ void script_begin(world *w) {
     if (which >= SCRIPT_FIRST_DISK) three[1] = w->victim;
     for (uint32_t i = 0; i < NODES_MAX; i++) w->at_barrier[i] = w->at_install[i] = STEP_NONE;
     at_links(w, 0, EVENT_HEAL, EVERY_LINK);
+    w->slow_least = 25;
+    w->slow_most = 38;
     w->counts.scripts++;
     trace(w, "script %u with %u, %u, %u in shard %u", which, three[0] + 1, three[1] + 1, three[2] + 1, w->script_shard);
     SCRIPTS[which](w, three[0], three[1], three[2], w->script_shard);

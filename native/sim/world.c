@@ -92,7 +92,7 @@ static void frame_send(world *w, uint32_t from, uint32_t to, const uint8_t *fram
         if ((w->weak >> type & 1) && likely(w, 0.3)) return;
     }
     bool slow = !w->calm && (w->slow & link_of(from, to)) != 0, echo = !w->calm && (w->echo & link_of(from, to)) != 0;
-    carry(w, from, to, frame, size, delay(w) + (slow ? between(w, 25, 38) : 0));
+    carry(w, from, to, frame, size, delay(w) + (slow ? between(w, w->slow_least, w->slow_most) : 0));
     if (echo) carry(w, from, to, frame, size, between(w, 25, 38));
     if (w->calm || !likely(w, 0.03)) return;
     carry(w, from, to, frame, size, rarely(w, 40));

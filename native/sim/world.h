@@ -127,6 +127,7 @@ typedef struct world {
     int at_barrier[NODES_MAX];     /* which step of a script waits for the node's barrier; -1: none */
     int at_install[NODES_MAX];     /* the same, for a snapshot that it has as a whole */
     uint32_t script_nodes[3], script_shard;
+    double slow_least, slow_most;  /* how late */
     uint64_t slow, echo;           /* links: on which everything comes late; on which copies of everything come late */
     enum disk_fault disk_fault;
     uint32_t victim;               /* whose disk is hurt */

@@ -132,6 +132,9 @@ TEST(transcript_an_acknowledgement_vouches_for_nothing_behind_a_hole) {
     crash(b, 3);
     rot(b, 3, is_version, 3, 0);
     restart(b, 3);
+    scenario(b, "An acknowledgement behind a damaged record",
+             "3 has not asked for the damaged record yet when something new comes. It takes that in, and says what it misses; so the "
+             "owner, which had counted it as held, sends it again.");
     peer_reconnect(b->node[1], &b->node[1]->peers[2]); /* As it will by itself: 3 knows nothing of the old connection. */
     ask(b, 1, put("d", "4"));
     lose(b, 1, 2);
@@ -483,7 +486,8 @@ TEST(a_disk_is_of_one_node) {
     end(b);
 }
 
-int main(void) {
+int main(int count, char **words) {
+    telling = count == 2 && strcmp(words[1], "--tell") == 0;
     RUN(transcript_a_record_that_is_lost_is_fetched_back);
     RUN(transcript_an_acknowledgement_vouches_for_nothing_behind_a_hole);
     RUN(transcript_who_misses_a_record_has_no_vote_there);

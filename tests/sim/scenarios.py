@@ -1,9 +1,10 @@
 """docs/protocol/scenarios.md, drawn from what the transcript tests go through: `make scenarios` writes it.
 
-native/tests/test_replica.c compares every message of a scenario with what it expects; with --tell it prints the same
-lines, and between them what was asked, whose log grew and who waited. A drawing has a lane for the client and one for
-each replica, and a row for each line: nothing is left out, and the words are those of the tests, titles included.
-Text, because that is shown by whatever shows Markdown, and a change of it can be read as a diff (decision 0032).
+native/tests/test_replica.c and test_replica_repair.c compare every message of a scenario with what is expected;
+with --tell they print the same lines, and between them what was asked, whose log grew and who waited. A drawing has
+a lane for the client and one for each replica, and a row for each line: nothing is left out, and the words are those of
+the tests, titles included. Text, because that is shown by whatever shows Markdown, and a change of it can be read as a
+diff (decision 0032).
 """
 
 import re
@@ -15,7 +16,7 @@ from dataclasses import dataclass, field
 
 from tests.sim.seeds import ROOT
 
-PROGRAM = "build/plain/test_replica"
+PROGRAMS = ["build/plain/test_replica", "build/plain/test_replica_repair"]
 PAGE = ROOT / "docs" / "protocol" / "scenarios.md"
 REPLICA_COUNT = 3
 LANES = [2 + 9 * lane for lane in range(REPLICA_COUNT + 1)]  # columns: the client's, then those of replica 1 and so on
@@ -28,8 +29,8 @@ HEAD = """\
 # What they say to each other
 
 Scenarios of the protocol, as tests of the C core go through them: a set of three, one shard, every message carried by
-hand. The drawings are made of the transcripts that `native/tests/test_replica.c` compares line by line, by
-`make scenarios`, and a test fails when this page shows anything else
+hand. The drawings are made of the transcripts that `native/tests/test_replica.c` and `test_replica_repair.c` compare
+line by line, by `make scenarios`, and a test fails when this page shows anything else
 ([decision 0032](../decisions/0032-drawings-are-text.md)). The rules are [specification.md](specification.md).
 
     --->|   arrives; a message is drawn when it does       >+   and makes the log of that replica grow
@@ -137,9 +138,12 @@ def page(scenarios: list[Scenario]) -> str:
 
 
 def told() -> str:
-    """What the test program says of its scenarios; it has to pass."""
-    result = subprocess.run([PROGRAM, "--tell"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
-    return result.stdout
+    """What the test programs say of their scenarios; they have to pass."""
+    runs = [
+        subprocess.run([program, "--tell"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+        for program in PROGRAMS
+    ]
+    return "".join(run.stdout for run in runs)
 
 
 def main() -> int:

@@ -2,13 +2,14 @@
 
 import pytest
 
-from tests.sim.scenarios import PAGE, PROGRAM, Row, drawing, page, read, row_of, told
+from tests.sim.scenarios import PAGE, PROGRAMS, Row, drawing, page, read, row_of, told
 from tests.sim.seeds import ROOT
 
 
 @pytest.fixture(scope="module")
 def output() -> str:
-    assert (ROOT / PROGRAM).exists(), f"{PROGRAM} is not built: run `make c-tests` first"
+    for program in PROGRAMS:
+        assert (ROOT / program).exists(), f"{program} is not built: run `make c-tests` first"
     return told()
 
 
@@ -21,7 +22,7 @@ def test_what_a_reader_wants_to_see_is_there(output: str) -> None:
     """By what is drawn, not by titles."""
     drawn = {scenario.title: "\n".join(drawing(scenario)) for scenario in read(output)}
     for sign in ("barrier", "PREPARE", "refused, promised", "CHECKED", "POSITION", "snapshot of", "OFFER", "(expired)",
-                 "attempt 2", "crashes", "retry"):  # fmt: skip
+                 "attempt 2", "crashes", "retry", "FOUND", "damaged", "it does not fit"):  # fmt: skip
         assert [title for title, text in drawn.items() if sign in text] != [], sign
     assert len(drawn) == output.count("scenario ") >= 12
 

@@ -43,8 +43,8 @@ MUTATIONS = [
     ("snapshot_read_early", 0, 1000, 3),
     ("damaged_votes", 0, 200, 3),
     ("hole_acked", 0, 2000, 2),  # Not by what clients see: what is acknowledged is not sent again, so the hole stays.
-    ("repair_cuts", 0, 600, 2),
-    ("promise_untold", 0, 1000, 3),
+    ("repair_cuts", 0, 300, 2),
+    ("promise_untold", 0, 500, 3),
     ("wiped_returns", 0, 800, 3),
     ("rollback_unseen", 0, 150, 4),
     ("hello_unawaited", 0, 200, 3),
