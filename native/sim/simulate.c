@@ -53,7 +53,7 @@ static void world_finish(world *w) {
     }
     memset(w->cut, 0, sizeof w->cut);
     for (uint32_t i = 0; i < w->n; i++)
-        if (!w->nodes[i].up) node_boot(w, i);
+        if (!w->nodes[i].up && !w->nodes[i].gone) node_boot(w, i);
     world_run(w, w->now + (w->policy ? 600 : 250) * UNIT);
     for (uint32_t object = 0; object < OBJECTS; object++) final_ask(w, object);
     for (int i = 0; i < 40; i++) {
@@ -76,6 +76,7 @@ static void world_new(world *w, const arguments *a, uint64_t seed) {
     exchange_choose(w);
     for (uint32_t i = 0; i < w->n; i++) {
         w->nodes[i].disk = kv_sim_new();
+        kv_sim_set_random(w->nodes[i].disk, seed * 8 + i);
         node_boot(w, i);
     }
     clients_begin(w);
@@ -86,9 +87,11 @@ static void world_new(world *w, const arguments *a, uint64_t seed) {
 static void world_free(world *w) {
     uint64_t crashes = w->counts.crashes, owner_crashes = w->counts.owner_crashes;
     for (uint32_t i = 0; i < w->n; i++) {
+        w->guarded = false;
         if (w->nodes[i].up) node_crash(w, i, false);
         kv_sim_free(w->nodes[i].disk);
         space_free(&w->nodes[i]);
+        kv_sim_free(w->nodes[i].image);
     }
     w->counts.crashes = crashes; /* The end of the world is none. */
     w->counts.owner_crashes = owner_crashes;
@@ -124,7 +127,8 @@ static void counts_show(const counts *c, uint64_t seeds) {
         "steals", "scripts", "restarts", "undecided", "committed", "takeovers", "adoptions", "step_downs", "refusals", "cuts",
         "reconnects", "deduplicated", "evicted", "failures_recorded", "late_flows", "follower_reads", "expired", "offers",
         "snapshots", "installed", "exchanges", "configs", "outsiders", "states", "segments_moved", "segments_removed",
-        "torn_removals", "checkpoints", "checkpoints_used", "checkpoints_refused", "opened_twice", "full_disks", "refused_full"};
+        "torn_removals", "checkpoints", "checkpoints_used", "checkpoints_refused", "opened_twice", "full_disks", "refused_full",
+        "holes", "repaired", "restored", "rotten", "unreadable", "set_back", "to_find_out", "found_out"};
     const uint64_t *all = (const uint64_t *)c;
     for (size_t i = 0; i < sizeof *c / sizeof *all; i++)
         printf("%s %llu (%.1f a seed)\n", names[i], (unsigned long long)all[i], (double)all[i] / (double)seeds);

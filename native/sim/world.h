@@ -9,6 +9,7 @@
  *   scripts.c  orders of events that chance seldom finds
  *   exchange.c an operator who puts one member in the place of another, and orders of events for that
  *   space.c    when a replica gives disk back, from what it opens again, and that it opens to the same whatever that is
+ *   disks.c    disks that go bad, are set back or wiped
  *   judge.c    that replicas apply the same, and that what clients saw is linearizable
  *   simulate.c the command
  *
@@ -31,7 +32,7 @@ enum object { OBJECT_KEY, OBJECT_FEW, OBJECT_COUNTER, OBJECT_PAIR, OBJECT_TABLE,
 enum event_kind {
     EVENT_TICK, EVENT_TAKEOVER, EVENT_FSYNC, EVENT_FSYNCED, EVENT_DELIVER, EVENT_ARRIVE, EVENT_ANSWER, EVENT_CLIENT_NEXT,
     EVENT_CLIENT_TIMEOUT, EVENT_NEMESIS, EVENT_CRASH, EVENT_RESTART, EVENT_CUT, EVENT_HEAL, EVENT_SCRIPT, EVENT_FINAL_TIMEOUT,
-    EVENT_STUCK, EVENT_BULK, EVENT_SLOW, EVENT_ECHO, EVENT_READERS, EVENT_OPERATOR, EVENT_TRIM, EVENT_FULL, EVENT_ROOM
+    EVENT_STUCK, EVENT_BULK, EVENT_SLOW, EVENT_ECHO, EVENT_READERS, EVENT_OPERATOR, EVENT_TRIM, EVENT_FULL, EVENT_ROOM, EVENT_DISK
 };
 
 typedef struct event {
@@ -59,12 +60,19 @@ typedef struct node {
     uint64_t seen[SHARDS]; /* applied versions that were compared */
     uint64_t promises, installed; /* it had logged, and had, when it was last looked at */
     uint32_t owned;        /* shards, as bits, then */
-    bool gone;             /* for good */
+    bool gone;             /* for good: its disk was lost, or it was exchanged */
     bool parted;           /* and everybody was told so */
     blob newest, older;    /* checkpoints, as its driver stored them */
     bool unpublished;      /* the newest was stored, and the replica has not heard of that */
     uint64_t crash_event;  /* of the disk: it crashes as this begins; 0: now */
     uint64_t full_until;   /* the disk has no room before then */
+    uint64_t boot;         /* which start of any replica */
+    uint64_t found;        /* where its log ended as it started */
+    kv_sim *image;         /* of its disk, earlier */
+    bool replaced;         /* the disk, since it was up */
+    bool killed;           /* its next crash is a kill -9: all that was written is there */
+    bool set_back;         /* and nobody has said so yet */
+    bool must_end;         /* somebody remembers more than is on it */
 } node;
 
 /* An operation of a client, as it stands; copied into every sending. */
@@ -103,7 +111,7 @@ typedef struct counts {
         scripts, restarts, undecided, committed, takeovers, adoptions, step_downs, refusals, cuts, reconnects, deduplicated,
         evicted, failures_recorded, late_flows, follower_reads, expired, offers, snapshots, installed, exchanges, configs,
         outsiders, states, segments_moved, segments_removed, torn_removals, checkpoints, checkpoints_used, checkpoints_refused,
-        opened_twice, full_disks, refused_full;
+        opened_twice, full_disks, refused_full, holes, repaired, restored, rotten, unreadable, set_back, to_find_out, found_out;
 } counts;
 
 /* One member for another, in every shard. */
@@ -116,6 +124,10 @@ typedef struct by_version {
     uint64_t *digests;
     size_t capacity;
 } by_version;
+
+enum disk_fault { DISK_FAULT_NONE, DISK_FAULT_ROT, DISK_FAULT_BACK, DISK_FAULT_WIPE };
+enum disk_step { DISK_ROT, DISK_IMAGE, DISK_BACK, DISK_WIPE, DISK_IMAGE_ONLY, DISK_BACK_NOW, DISK_ROT_LAST, DISK_ROT_SOME,
+                 DISK_ROT_PROMISE };
 
 typedef struct world {
     uint64_t seed, random, now, order;
@@ -149,7 +161,13 @@ typedef struct world {
     int at_barrier[NODES_MAX];     /* which step of a script waits for the node's barrier; -1: none */
     int at_install[NODES_MAX];     /* the same, for a snapshot that it has as a whole */
     uint32_t script_nodes[3], script_shard;
+    double slow_least, slow_most;  /* how late */
     uint64_t slow, echo;           /* links: on which everything comes late; on which copies of everything come late */
+    enum disk_fault disk_fault;
+    uint32_t victim;               /* whose disk is hurt */
+    bool await_hello;
+    bool guarded;                  /* nobody else crashes: they are to remember */
+    uint64_t boots;
     int readers;                   /* whom every other client asks what it reads; -1: nobody in particular */
     /* what happened */
     entry *entries;
@@ -233,11 +251,23 @@ void space_full(world *w, uint32_t i);
 void space_room(world *w, uint32_t i);
 void space_crashed(world *w, uint32_t i); /* the node's disk is what the crash left */
 void space_free(node *x);
+void space_rots(node *x, uint64_t position); /* something on its disk there, kv_position_order(), went bad */
 /* Opens the node's disk, from the newest checkpoint, an older one or none. */
 bool space_open(world *w, uint32_t i, kv_replica_options *options, kv_fault *fault);
 
 bool space_goes_on(const kv_replica *core); /* it has not ended itself */
 uint64_t space_lanes(const kv_replica *core, uint32_t shard); /* digest of what they were told; 0: not of one moment */
+
+/* disks.c */
+void disks_choose(world *w);
+void disk_step(world *w, const event *e);
+void disk_compare(world *w, uint32_t i);
+void disk_welcomed(world *w, uint32_t i);
+bool disk_may_be_replaced(const world *w, uint32_t i);
+void disk_keep_image(world *w, uint32_t i);
+void disk_replace(world *w, uint32_t i, bool wiped);
+void node_lost(world *w, uint32_t i);
+bool node_ended(world *w, uint32_t i);
 
 /* judge.c */
 void agree(world *w, uint32_t i);

@@ -32,9 +32,12 @@ enum late_tells { LATE_NOTHING, LATE_NUMBER, LATE_SIZE, LATE_ROW };
 typedef kv_status (*late_resolve)(void *context, kv_store *store, const kv_record *record, kv_position position,
                                   uint32_t used, kv_fault *fault);
 
+typedef kv_status (*late_told)(void *context, kv_store *store, const kv_record *ledger, kv_position at, uint32_t *size);
+
 struct kv_late {
     late_resolve resolve; /* gets what a replay finds, in the order of its arrival */
     void (*restart)(void *context); /* what it got so far is nothing: the replay begins anew, without a checkpoint; or NULL */
+    late_told told;       /* or NULL: as kv_replay_told, for what is damaged */
     void *context;
 
     /* Checkpoints. A replay begins before the position of the one it opens from, because records may be undecided that lie

@@ -11,6 +11,9 @@
 
 enum { MESSAGE_SIZE_MAX = 1 << 20, REFUSALS_MAX = 256 };
 
+/* What a refusal says that the peer has lost. */
+enum { LACKS_NOTHING = 0, LACKS_STATE = 1, LACKS_RECORD = 2 };
+
 /* --- packing --- */
 
 /* The ballot is said where it is not that of the message: 0, or 1 and the ballot. */
@@ -106,6 +109,7 @@ static uint32_t shard_next(const kv_replica *r, uint32_t number, bool all) {
 
 static void peer_pack(kv_replica *r, peer *p, uint32_t index, bool heartbeat) {
     bool begun = false;
+    if (!p->welcomed) return;
     for (uint32_t i = 0; (i = shard_next(r, i, heartbeat)) < r->shard_count; i++) {
         shard *s = &r->shards[i];
         if (s->own.ballot == 0) continue;
@@ -122,6 +126,8 @@ static void peer_pack(kv_replica *r, peer *p, uint32_t index, bool heartbeat) {
             wire_put_varint(&p->out, p->connection.incarnation);
             wire_put_varint(&p->out, p->connection.number);
             wire_put_varint(&p->out, ++p->seq);
+            wire_put_varint(&p->out, r->durable);
+            p->told = r->durable;
             begun = true;
         }
         item_put(r, p, index, s, count);
@@ -188,13 +194,14 @@ static void refused(kv_replica *r, peer *p, const refusal *no) {
         shard_step_down(r, s);
         return;
     }
+    if (no->hole && s->own.match[index] > no->last) s->own.match[index] = no->last; /* It is not held any more. */
     if (s->own.sending[index].active || no->no_state) {
         /* A snapshot that is on its way brings what is missing; to go on elsewhere now would leave it half sent for ever. */
         if (!s->own.sending[index].active) s->own.next[index] = 0;
         stir(r, s);
         return;
     }
-    uint64_t back = no->last < no->prev_version ? no->last : no->commit, match = s->own.match[index];
+    uint64_t back = no->hole || no->last < no->prev_version ? no->last : no->commit, match = s->own.match[index];
     if (back > log_last(&s->log)) back = log_last(&s->log); /* No peer of an owner has more; one that lies may say so. */
     s->own.next[index] = (back > match ? back : match) + 1;
     stir(r, s);
@@ -213,7 +220,9 @@ static bool take_refusals(kv_replica *r, wire_in *in, list *out) {
         no->prev_version = wire_take_varint(in);
         no->last = wire_take_varint(in);
         no->commit = wire_take_varint(in);
-        no->no_state = wire_take8(in) != 0;
+        uint8_t lacks = wire_take8(in);
+        no->no_state = lacks == LACKS_STATE;
+        no->hole = lacks == LACKS_RECORD;
         if (number >= r->shard_count) in->bad = true;
     }
     return true;
@@ -236,12 +245,13 @@ static void acked(kv_replica *r, peer *p, uint64_t cursor, const list *refusals)
 }
 
 void ack_receive(kv_replica *r, peer *p, wire_in *in) {
+    bool current = vouch_take(p, in);
     connection of = take_connection(in);
     uint64_t cursor = wire_take_varint(in), before = p->acked;
     bool voter = wire_take8(in) != 0;
     list refusals = {0};
     if (!take_refusals(r, in, &refusals)) replica_fail(r, KV_ENOMEM);
-    bool counts = connection_order(of, p->connection) == 0 || mutated(r, KV_MUTATE_OLD_ACKS);
+    bool counts = current && (connection_order(of, p->connection) == 0 || mutated(r, KV_MUTATE_OLD_ACKS));
     if (!in->bad && counts) {
         bool voted = !p->learner;
         p->learner = !voter;
@@ -262,8 +272,7 @@ void ack_receive(kv_replica *r, peer *p, wire_in *in) {
 
 /* --- accepting, at the peer --- */
 
-/* The records of one version. NULL: the bytes are bad, or there is no memory. */
-static kv_record *version_parse(kv_replica *r, wire_in *in, uint64_t count) {
+kv_record *version_parse(kv_replica *r, wire_in *in, uint64_t count) {
     if (count == 0 || count > BATCH_RECORDS_MAX) in->bad = true;
     list_clear(&r->records);
     for (uint64_t i = 0; i < count && !in->bad; i++) {
@@ -313,6 +322,7 @@ static void version_append(kv_replica *r, shard *s, kv_record *records, size_t c
         status = log_push(&s->log, &entry);
         if (version <= before) r->counts.cuts++;
         if (status == KV_OK) config_note(r, s, &records[0]);
+        hole_look(s);
     }
     if (status != KV_OK) {
         append_failed(r, status);
@@ -325,7 +335,8 @@ bool version_take(kv_replica *r, shard *s, wire_in *in, uint64_t version, uint64
     if (wire_take8(in) != 0) own_ballot = wire_take64(in);
     kv_record *records = version_parse(r, in, count);
     if (records == NULL) return false;
-    if (!is_here(r, s, version, own_ballot)) version_append(r, s, records, count, version, own_ballot, *prev_ballot);
+    if (hole_at(s, version, own_ballot)) hole_fill(r, s, version, own_ballot);
+    else if (!is_here(r, s, version, own_ballot)) version_append(r, s, records, count, version, own_ballot, *prev_ballot);
     *prev_ballot = own_ballot;
     return r->failed == KV_OK && !r->dropped;
 }
@@ -356,8 +367,9 @@ static void commit_take(kv_replica *r, shard *s, const append *a) {
     shard_apply(r, s);
 }
 
-/* true: everything up to its last record is here, or the bytes are bad. false: none of the records was looked at. */
-static bool append_take(kv_replica *r, shard *s, const append *a, wire_in *in) {
+/* true: everything up to its last record is here, or the bytes are bad. false: none of the records was looked at. *hole: they
+ * were taken in, and one up to there is damaged, so an acknowledgement would vouch for what is not here. */
+static bool append_take(kv_replica *r, shard *s, const append *a, wire_in *in, bool *hole) {
     if (!ballot_heed(r, s, a->ballot) || s->installing.active || !follows(r, s, a)) return false;
     uint64_t prev_ballot = a->prev_ballot;
     append taken = *a;
@@ -367,7 +379,8 @@ static bool append_take(kv_replica *r, shard *s, const append *a, wire_in *in) {
         versions_skip(r, in, a->count - taken.count - 1); /* No room. What comes behind this one can wait, too. */
         break;
     }
-    commit_take(r, s, &taken);
+    *hole = s->hole != 0 && s->hole <= a->prev_version + taken.count && !mutated(r, KV_MUTATE_HOLE_ACKED);
+    if (!*hole) commit_take(r, s, &taken);
     return true;
 }
 
@@ -379,14 +392,16 @@ void versions_skip(kv_replica *r, wire_in *in, uint64_t count) {
     }
 }
 
-static void refuse(kv_replica *r, peer *p, const shard *s, const append *a, uint64_t seq) {
+static void refuse(kv_replica *r, peer *p, const shard *s, const append *a, uint64_t seq, bool hole) {
     refusal *no = list_add(&p->refusals, sizeof *no);
     if (no == NULL) {
         replica_fail(r, KV_ENOMEM);
         return;
     }
     *no = (refusal){.seq = seq, .ballot = a->ballot, .promised = s->promised, .prev_version = a->prev_version,
-                    .last = log_last(&s->log), .commit = s->commit, .shard = s->number, .no_state = s->installing.active};
+                    .last = log_last(&s->log), .commit = s->commit, .shard = s->number, .no_state = s->installing.active, .hole = hole};
+    if (hole) no->last = s->hole - 1;
+    if (hole && no->commit > no->last) no->commit = no->last;
 }
 
 static void items_take(kv_replica *r, peer *p, wire_in *in, uint64_t seq, bool late) {
@@ -401,16 +416,16 @@ static void items_take(kv_replica *r, peer *p, wire_in *in, uint64_t seq, bool l
         }
         shard *s = &r->shards[number];
         if (piece) {
-            if (!piece_take(r, s, a.ballot, in) && !late) refuse(r, p, s, &a, seq);
+            if (!piece_take(r, s, a.ballot, in) && !late) refuse(r, p, s, &a, seq, false);
             continue;
         }
         a.prev_version = wire_take_varint(in);
         a.prev_ballot = wire_take64(in);
         a.commit = wire_take_varint(in);
         a.count = wire_take_varint(in);
-        if (in->bad || append_take(r, s, &a, in)) continue;
-        versions_skip(r, in, a.count);
-        if (!late) refuse(r, p, s, &a, seq);
+        bool hole = false, taken = in->bad || append_take(r, s, &a, in, &hole);
+        if (!taken) versions_skip(r, in, a.count);
+        if ((!taken || hole) && !late) refuse(r, p, s, &a, seq, hole);
     }
 }
 
@@ -426,9 +441,10 @@ static void cursor_move(peer *p, uint64_t seq) {
 
 void flow_receive(kv_replica *r, peer *p, wire_in *in) {
     connection of = take_connection(in);
-    uint64_t seq = wire_take_varint(in);
+    uint64_t seq = wire_take_varint(in), position = wire_take_varint(in);
     int order = connection_order(of, p->inbound);
     if (in->bad) return;
+    vouched(p, of.incarnation, position);
     if (order > 0) {
         p->inbound = of;
         p->cursor = p->beyond = 0;
@@ -453,6 +469,7 @@ void flow_receive(kv_replica *r, peer *p, wire_in *in) {
 static void ack_put(kv_replica *r, peer *p, uint64_t cursor) {
     wire_out *out = &p->out;
     wire_begin(out, WIRE_ACK);
+    vouch_put(r, p);
     wire_put_varint(out, p->inbound.incarnation);
     wire_put_varint(out, p->inbound.number);
     wire_put_varint(out, cursor);
@@ -467,7 +484,7 @@ static void ack_put(kv_replica *r, peer *p, uint64_t cursor) {
         wire_put_varint(out, all[i].prev_version);
         wire_put_varint(out, all[i].last);
         wire_put_varint(out, all[i].commit);
-        wire_put8(out, all[i].no_state);
+        wire_put8(out, all[i].hole ? LACKS_RECORD : all[i].no_state ? LACKS_STATE : LACKS_NOTHING);
     }
     wire_end(out);
 }

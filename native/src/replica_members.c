@@ -29,6 +29,7 @@ static kv_status peer_add(kv_replica *r, uint16_t node) {
     if (at == KV_NODES_MAX) return KV_ELIMIT;
     if (at == r->peer_count) r->peer_count++;
     r->peers[at].node = node;
+    hello_peer(r, &r->peers[at]);
     for (uint32_t i = 0; i < r->shard_count; i++) {
         shard *s = &r->shards[i];
         s->own.match[at] = 0;
@@ -70,6 +71,7 @@ kv_status kv_replica_part(kv_replica *r, uint16_t node) {
         r->shards[i].taking.answered &= rest;
         sending_clear(&r->shards[i].own.sending[index]);
     }
+    if (r->self_start.disk != 0) hello_parted(r);
     return KV_OK;
 }
 
@@ -173,7 +175,9 @@ void config_note(kv_replica *r, shard *s, const kv_record *record) {
     } else if (!members_parse(record->value, record->value_size, &one.members)) {
         replica_fail(r, KV_ECORRUPT);
     } else {
-        *to = one;
+        size_t at = s->configs.count - 1; /* Of what is fetched back later ones may be here. */
+        for (config *all = LIST(config, &s->configs); at > 0 && all[at - 1].version > one.version; at--) all[at] = all[at - 1];
+        LIST(config, &s->configs)[at] = one;
         members_changed(r, s);
     }
 }

@@ -74,6 +74,19 @@ static bool wants(kv_replica *r, shard *s) {
     return r->now >= s->wait_until && r->now - s->missed_since >= (uint64_t)RANK_TICKS * own_rank(r, s);
 }
 
+/* It is taken for ours, and a record or the state of it is damaged here: to the others in turn, as one of them may not have heard
+ * that it was ours, and then does not believe the offer. */
+static void give_up(kv_replica *r, const shard *s) {
+    uint32_t heirs[KV_MEMBERS_MAX], count = 0;
+    const members *now = members_now(s);
+    for (uint32_t i = 0; i < now->count; i++) {
+        int index = peer_of(r, now->nodes[i]);
+        if (index < 0 || (uint32_t)index == r->self || r->peers[index].learner) continue;
+        if (lives(r, (uint32_t)index)) heirs[count++] = (uint32_t)index;
+    }
+    if (count != 0 && ballot_node(s->promised) == r->options.node) offer_send(r, s, heirs[r->counts.offers % count]);
+}
+
 static void take_ownerless(kv_replica *r) {
     uint16_t numbers[KV_SHARDS_MAX];
     size_t count = 0;
@@ -81,7 +94,8 @@ static void take_ownerless(kv_replica *r) {
         shard *s = &r->shards[i];
         if (!wants(r, s)) continue;
         s->missed_since = 0;
-        numbers[count++] = s->number;
+        if (s->hole != 0 || s->installing.active) give_up(r, s);
+        else numbers[count++] = s->number;
     }
     if (count != 0) take_over(r, numbers, count);
 }

@@ -231,7 +231,8 @@ void check_receive(kv_replica *r, peer *p, wire_in *in) {
         if (number >= r->shard_count) in->bad = true;
         if (in->bad) break;
         wire_put_varint(out, number);
-        wire_put64(out, r->shards[number].promised);
+        /* Where a record is damaged nothing is confirmed: it may be what was promised. */
+        wire_put64(out, shard_votes(r, &r->shards[number]) ? r->shards[number].promised : UINT64_MAX);
     }
     if (in->bad) wire_give_up(out);
     else wire_end(out);

@@ -126,19 +126,19 @@ uint64_t snapshot_pin(const kv_replica *r, const shard *s) {
 
 /* --- the receiver's side --- */
 
-static void state_append(kv_replica *r, kv_record *record) {
+kv_status state_append(kv_replica *r, kv_record *record) {
     kv_position position;
     uint32_t used;
     kv_fault fault;
     record->flags = (uint8_t)((record->flags & ~KV_FLAG_CREATED) | KV_FLAG_MOVED);
     kv_status status = r->full ? KV_ENOSPC : late_append(r->store, record, 1, &position, &used);
-    if (status == KV_OK) {
-        status = state_show(r, record, position, used, &fault);
-        if (status != KV_OK) replica_fail(r, status);
-        return;
+    if (status != KV_OK) {
+        append_failed(r, status);
+        return status;
     }
-    append_failed(r, status);
-    r->dropped = true;
+    status = state_show(r, record, position, used, &fault);
+    if (status != KV_OK) replica_fail(r, status);
+    return status;
 }
 
 /* Newer than what stands there, or of the same version and come later. */
@@ -183,7 +183,7 @@ static void state_wipe(kv_replica *r, const shard *s) {
             end.options &= KV_HAS_TABLE;
             end.options |= KV_HAS_SEQUENCE | KV_HAS_BALLOT;
             end.value_size = 0;
-            state_append(r, &end);
+            r->dropped |= state_append(r, &end) != KV_OK;
         }
     } while (hash != 0 && r->failed == KV_OK && !r->dropped);
     free(slots);
@@ -251,7 +251,7 @@ static void states_take(kv_replica *r, const shard *s, wire_in *in, bool keep) {
         record.shard = s->number;
         record.options |= KV_HAS_SEQUENCE | KV_HAS_BALLOT;
         record.options &= (uint16_t)~KV_HAS_REQUEST;
-        if (keep && r->failed == KV_OK) state_append(r, &record);
+        if (keep && r->failed == KV_OK) r->dropped |= state_append(r, &record) != KV_OK;
     }
 }
 
@@ -276,14 +276,16 @@ bool lanes_take(wire_in *in, sessions *to) {
 
 /* From SNAPSHOT_END, live or replayed: the state is the snapshot, and the version log begins behind it. The tail behind
  * it stays if it goes on from the same record; the record says so, because a replay may have no more than the end of
- * that tail (replica_state.c), or nothing. */
+ * that tail (replica_state.c), or nothing. Behind a hole that the snapshot covers more may be committed than was applied,
+ * and stays so. Where a ledger tells of it (ledger.h), the lanes are lost, and with them the state. */
 kv_status installing_end(kv_replica *r, shard *s, const uint8_t *bytes, size_t size) {
     wire_in in = {.at = bytes, .end = bytes + size};
     members named;
     uint64_t from = wire_take64(&in), from_ballot = wire_take64(&in), until = wire_take64(&in);
     bool goes_on = wire_take8(&in) != 0;
     wire_take_members(&in, &named);
-    if (in.bad || !lanes_take(&in, &s->sessions)) return KV_ECORRUPT;
+    bool lost = s->installing.lost || in.at == in.end;
+    if (in.bad || (in.at != in.end && !lanes_take(&in, &s->sessions))) return KV_ECORRUPT;
     bool behind = s->log.count != 0 && s->log.base > from;
     if (goes_on && behind && !s->gap) return KV_ECORRUPT;
     if (goes_on && from >= s->log.base && from <= log_last(&s->log)) shard_let_go(s, from);
@@ -292,10 +294,13 @@ kv_status installing_end(kv_replica *r, shard *s, const uint8_t *bytes, size_t s
     s->gap_from = from;
     if (mutated(r, KV_MUTATE_SNAPSHOT_NO_MEMBERS)) named = s->members;
     members_set(r, s, &named, from, goes_on);
-    s->commit = s->applied = from;
-    s->commit_logged = from;
+    s->commit = goes_on && s->commit > from ? s->commit : from;
+    s->applied = from;
+    s->commit_logged = s->commit;
     s->whole_from = until;
+    hole_look(s);
     installing_clear(s);
+    s->installing.active = s->installing.lost = lost;
     return KV_OK;
 }
 
@@ -348,7 +353,8 @@ bool piece_take(kv_replica *r, shard *s, uint64_t ballot, wire_in *in) {
     if (in->bad) return true;
     bool accepted = ballot_heed(r, s, ballot), mine = i->active && ballot == i->ballot;
     bool same = mine && walk == i->walk, older = mine && walk < i->walk;
-    bool newer = from > s->commit || mutated(r, KV_MUTATE_SNAPSHOT_DROPS_TAIL);
+    /* Behind what is applied; where a part of the state is damaged, one that is as new will do. */
+    bool newer = from > s->applied || (i->active && from == s->applied) || mutated(r, KV_MUTATE_SNAPSHOT_DROPS_TAIL);
     bool wanted = accepted && !older && (newer || same);
     if (wanted && !same) installing_begin(r, s, from, ballot, walk);
     wanted = wanted && !r->dropped;

@@ -6,12 +6,13 @@
  *
  *   offset size field
  *        0    8 incarnation     the highest that was used
- *        8    8 promised
- *       16    8 applied
- *       24    8 its ballot      of the record at that version
- *       32    8 whole from      see replica_snapshot.c
- *       40    1 installing      a snapshot is on its way: what is here of the shard is not a state
- *       41    . members, lanes as in SNAPSHOT_END: who had a vote, and what the lanes were told, as of `applied`
+ *        8    2 node            whose disk it is
+ *       10    8 promised
+ *       18    8 applied
+ *       26    8 its ballot      of the record at that version
+ *       34    8 whole from      see replica_snapshot.c
+ *       42    1 installing      a snapshot is on its way: what is here of the shard is not a state
+ *       43    . members, lanes as in SNAPSHOT_END: who had a vote, and what the lanes were told, as of `applied`
  *
  * A STATE is true at its place. So it is written again only when its segment is to go, or one with a record that comes behind
  * what it says is applied: `shard_needs`.
@@ -29,8 +30,6 @@
 
 #include "replica_internal.h"
 
-enum { STATE_FIXED = 41 };
-
 /* --- writing --- */
 
 static uint64_t applied_ballot(const shard *s) {
@@ -43,6 +42,8 @@ kv_status state_log(kv_replica *r, shard *s) {
     static const sessions nobody;
     wire_out out = {0};
     wire_put64(&out, r->incarnation);
+    wire_put8(&out, (uint8_t)r->options.node);
+    wire_put8(&out, (uint8_t)(r->options.node >> 8));
     wire_put64(&out, s->promised);
     wire_put64(&out, s->applied);
     wire_put64(&out, applied_ballot(s));
@@ -65,11 +66,16 @@ kv_status state_log(kv_replica *r, shard *s) {
 
 /* --- what has to stay --- */
 
+uint32_t version_segment(const shard *s, uint64_t version) {
+    uint32_t segment = log_at(&s->log, version)->position.segment;
+    return version <= s->mended && s->mended_segment < segment ? s->mended_segment : segment;
+}
+
 /* Records up to `base` are let go of: the first of those that come behind the newest STATE is still wanted by a replay. */
 static void needs_note(shard *s, uint64_t base) {
     uint64_t first = (s->state_applied > s->log.base ? s->state_applied : s->log.base) + 1;
     if (first > base || first > log_last(&s->log)) return;
-    uint32_t segment = log_at(&s->log, first)->position.segment;
+    uint32_t segment = version_segment(s, first);
     if (segment < s->state_needs) s->state_needs = segment;
 }
 
@@ -87,7 +93,7 @@ void shard_restart(shard *s, uint64_t base, uint64_t ballot) {
 uint32_t shard_needs(const shard *s) {
     uint32_t oldest = s->state_at.segment; /* 0 without one: everything. */
     if (s->state_needs < oldest) oldest = s->state_needs;
-    uint32_t first = s->log.count == 0 ? UINT32_MAX : log_at(&s->log, s->log.base + 1)->position.segment;
+    uint32_t first = s->log.count == 0 ? UINT32_MAX : version_segment(s, s->log.base + 1);
     return first < oldest ? first : oldest;
 }
 
@@ -130,32 +136,55 @@ static bool goes_on(const shard *s, const kv_record *record, kv_position positio
 
 /* Behind records that are gone, or in the place of one of them. A log that is not empty is the end of the true one, so nothing
  * can follow it after a gap. */
-static kv_status version_begin(kv_replica *r, shard *s, const kv_record *record) {
-    bool jumps = record->version > log_last(&s->log) + 1;
+static kv_status log_begin(kv_replica *r, shard *s, bool jumps, uint64_t base, uint64_t ballot) {
     if (!r->replaying.trimmed || (jumps && s->log.count != 0)) return KV_ECORRUPT;
-    log_restart(&s->log, record->version - 1, record->prev_ballot);
-    configs_cut(r, s, record->version - 1);
+    log_restart(&s->log, base, ballot);
+    configs_cut(r, s, base);
+    hole_look(s);
     if (!s->gap) s->gap_from = s->applied;
     s->gap = s->log.base > s->gap_from; /* A tail that is gone may have been cut: then nothing is missing. */
     return KV_OK;
 }
 
+static kv_status version_put(kv_replica *r, shard *s, uint64_t version, const version_entry *entry) {
+    log_cut(&s->log, version - 1);
+    configs_cut(r, s, version - 1);
+    kv_status status = log_push(&s->log, entry);
+    hole_look(s);
+    return status;
+}
+
+static bool fits(const shard *s, uint64_t version) { return version > s->log.base && version <= log_last(&s->log) + 1; }
+
 kv_status version_replay(kv_replica *r, shard *s, const kv_record *record, kv_position position, uint32_t used) {
     if (record->ballot > s->promised) s->promised = record->ballot;
+    kv_status status = replay_fills(r, s, record, position, used);
+    if (status != KV_ABSENT) return status;
     if (goes_on(s, record, position)) {
         entry_extend(s, position, used);
         return KV_OK;
     }
+    bool jumps = record->version > log_last(&s->log) + 1;
+    if (jumps && mutated(r, KV_MUTATE_DAMAGED_VOTES)) return KV_OK;
     if (record->version <= s->applied) return KV_ECORRUPT;
-    bool fits = record->version > s->log.base && record->version <= log_last(&s->log) + 1;
-    kv_status status = fits ? KV_OK : version_begin(r, s, record);
+    status = fits(s, record->version) ? KV_OK : log_begin(r, s, jumps, record->version - 1, record->prev_ballot);
     if (status != KV_OK) return status;
-    log_cut(&s->log, record->version - 1);
-    configs_cut(r, s, record->version - 1);
     version_entry entry = {.ballot = record->ballot, .position = position, .size = used, .record_count = 1};
-    if (log_push(&s->log, &entry) != KV_OK) return KV_ENOMEM;
-    config_note(r, s, record);
-    return r->failed;
+    status = version_put(r, s, record->version, &entry);
+    if (status == KV_OK) config_note(r, s, record);
+    return status == KV_OK ? r->failed : status;
+}
+
+/* Where the log begins with it, nobody knows what it followed: so it counts as gone with what was before it, and what it said of
+ * the state is lost. */
+kv_status hole_replay(kv_replica *r, shard *s, uint64_t version, uint64_t ballot, kv_position position) {
+    if (version <= s->applied) return KV_ECORRUPT;
+    if (!fits(s, version)) {
+        state_lose(s);
+        return log_begin(r, s, version > log_last(&s->log) + 1, version, ballot);
+    }
+    if (s->hole == 0 || version < s->hole) s->hole = version;
+    return version_put(r, s, version, &(version_entry){.ballot = ballot, .position = position});
 }
 
 /* The version log as replayed so far, beside the STATE: it goes that far, or begins behind it, where records are gone. */
@@ -170,32 +199,61 @@ static kv_status state_fits(shard *s, uint64_t applied, uint64_t ballot, bool tr
     return KV_OK;
 }
 
+typedef struct state {
+    uint64_t incarnation, promised, applied, ballot, whole_from;
+    uint16_t node;
+    bool in_pieces;
+    members members;
+    wire_in lanes; /* empty: they are lost */
+} state;
+
+static bool state_parse(const kv_record *record, state *out) {
+    wire_in in = {.at = record->value, .end = record->value + record->value_size};
+    *out = (state){.incarnation = wire_take64(&in)};
+    out->node = wire_take8(&in);
+    out->node |= (uint16_t)(wire_take8(&in) << 8);
+    out->promised = wire_take64(&in);
+    out->applied = wire_take64(&in);
+    out->ballot = wire_take64(&in);
+    out->whole_from = wire_take64(&in);
+    out->in_pieces = wire_take8(&in) != 0;
+    wire_take_members(&in, &out->members);
+    out->lanes = in;
+    return !in.bad;
+}
+
+/* Behind a hole nothing was applied again, but what is here of the state, lanes and members is as of the STATE: as between the
+ * end of a snapshot and what it is whole from. */
+static void state_set(kv_replica *r, shard *s, const state *said) {
+    members_set(r, s, mutated(r, KV_MUTATE_STATE_NO_MEMBERS) ? &s->members : &said->members, said->applied, true);
+    bool hole = s->hole != 0 && s->hole <= said->applied;
+    s->applied = hole ? s->hole - 1 : said->applied;
+    s->whole_from = hole && said->applied > said->whole_from ? said->applied : said->whole_from;
+    s->commit_logged = s->commit;
+    s->state_applied = said->applied;
+    s->state_needs = UINT32_MAX;
+}
+
 kv_status state_replay(kv_replica *r, const kv_record *record, kv_position position) {
     shard *s = &r->shards[record->shard];
-    wire_in in = {.at = record->value, .end = record->value + record->value_size};
-    if (record->value_size < STATE_FIXED) return KV_ECORRUPT;
-    uint64_t incarnation = wire_take64(&in), promised = wire_take64(&in);
-    uint64_t applied = wire_take64(&in), ballot = wire_take64(&in), whole_from = wire_take64(&in);
-    bool in_pieces = wire_take8(&in) != 0;
-    members named;
-    wire_take_members(&in, &named);
-    if (incarnation > r->incarnation) r->incarnation = incarnation;
-    if (promised > s->promised) s->promised = promised;
-    if (applied < s->applied) return KV_ECORRUPT;
-    if (applied > s->commit) s->commit = applied;
-    if (s->gap) s->installing.active = in_pieces;
+    state said;
+    if (!state_parse(record, &said)) return KV_ECORRUPT;
+    if (said.node != r->options.node) return KV_EUSAGE;
+    if (said.incarnation > r->incarnation) r->incarnation = said.incarnation;
+    if (said.promised > s->promised) s->promised = said.promised;
+    if (said.applied < s->applied) return KV_OK; /* Written beside a hole that is none any more. */
+    if (said.applied > s->commit) s->commit = said.applied;
+    if (s->gap) s->installing.active = said.in_pieces || s->installing.lost;
     if (!s->installing.active) shard_apply(r, s);
     if (r->failed != KV_OK) return r->failed;
-    kv_status status = state_fits(s, applied, ballot, r->replaying.trimmed);
-    if (status != KV_OK || !lanes_take(&in, &s->sessions)) return KV_ECORRUPT;
-    if (mutated(r, KV_MUTATE_STATE_NO_MEMBERS)) named = s->members;
-    members_set(r, s, &named, applied, true);
-    s->applied = applied;
-    s->commit_logged = s->commit;
-    s->whole_from = whole_from;
+    bool lanes_lost = said.lanes.at == said.lanes.end, known = !s->gap && s->applied == said.applied;
+    kv_status status = state_fits(s, said.applied, said.ballot, r->replaying.trimmed);
+    if (status != KV_OK) return KV_ECORRUPT;
+    if (lanes_lost && known) return KV_OK;
+    if (lanes_lost) state_lose(s);
+    else if (!lanes_take(&said.lanes, &s->sessions)) return KV_ECORRUPT;
+    state_set(r, s, &said);
     s->state_at = position;
-    s->state_applied = applied;
-    s->state_needs = UINT32_MAX;
     return KV_OK;
 }
 
@@ -213,6 +271,7 @@ void replay_restart(kv_replica *r) {
     }
     late_free(&r->late);
     r->incarnation = 0;
+    r->ledger.from = (kv_position){0};
     r->failed = KV_OK;
     r->replaying = (replaying){.on = true};
 }

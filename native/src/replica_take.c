@@ -61,7 +61,7 @@ void take_over(kv_replica *r, const uint16_t *asked, size_t asked_count) {
     for (size_t i = 0; i < asked_count && count < KV_SHARDS_MAX; i++) {
         if (asked[i] >= r->shard_count) continue;
         shard *s = &r->shards[asked[i]];
-        if (s->own.ballot != 0 || s->taking.ballot != 0 || s->installing.active) continue;
+        if (s->own.ballot != 0 || s->taking.ballot != 0 || s->installing.active || s->hole != 0) continue;
         if (!is_member(members_now(s), r->options.node) && !mutated(r, KV_MUTATE_REMOVED_VOTES)) continue;
         note_round(r, s->promised);
         shards[count++] = asked[i];
@@ -227,7 +227,11 @@ void prepare_receive(kv_replica *r, peer *p, wire_in *in) {
         one->shard = (uint16_t)number;
         if (number >= r->shard_count) in->bad = true;
     }
-    if (in->bad || asks == NULL || !r->votes) {
+    uint64_t asked = count;
+    count = 0;
+    for (uint64_t i = 0; asks != NULL && i < asked && !in->bad; i++)
+        if (shard_votes(r, &r->shards[asks[i].shard])) asks[count++] = asks[i];
+    if (in->bad || asks == NULL || count == 0) {
         free(asks);
         return;
     }
@@ -298,6 +302,7 @@ void promise_send(kv_replica *r, const after *a) {
     if (index < 0) return; /* It has gone. */
     wire_out *out = &r->peers[index].out;
     wire_begin(out, WIRE_PROMISE);
+    vouch_put(r, &r->peers[index]);
     wire_put64(out, a->ballot);
     wire_put_varint(out, count);
     for (size_t i = 0; i < count; i++) {
@@ -353,6 +358,7 @@ static void promise_refused(kv_replica *r, shard *s, uint64_t ballot, uint64_t p
 }
 
 void promise_receive(kv_replica *r, peer *p, wire_in *in) {
+    bool current = vouch_take(p, in);
     uint64_t ballot = wire_take64(in), count = wire_take_varint(in);
     uint32_t index = (uint32_t)(p - r->peers);
     for (uint64_t i = 0; i < count && !in->bad && r->failed == KV_OK; i++) {
@@ -374,7 +380,7 @@ void promise_receive(kv_replica *r, peer *p, wire_in *in) {
         shown_tail tail;
         if (!tail_take(in, &tail)) replica_fail(r, KV_ENOMEM);
         if (tail.records != NULL && !tail_is_sound(r, &tail)) in->bad = true;
-        bool waited_for = s->taking.ballot == ballot && (s->taking.answered >> index & 1) == 0;
+        bool waited_for = current && s->taking.ballot == ballot && (s->taking.answered >> index & 1) == 0;
         if (waited_for && tail.prev_version > s->commit) in->bad = true;
         if (!in->bad && waited_for) promised_by(r, s, index, &tail);
         free(tail.records);

@@ -73,12 +73,12 @@ static uint32_t replica_needs(const kv_replica *r) {
 }
 
 /* Lets go of what is applied and lies before a segment, as far as no peer was promised it. */
-static void let_go_before(const kv_replica *r, shard *s, uint32_t segment) {
+static void let_go_before(kv_replica *r, shard *s, uint32_t segment) {
     uint64_t limit = snapshot_pin(r, s), base = s->log.base;
     if (s->installing.active) return;
     if (s->applied < limit) limit = s->applied;
-    while (base < limit && log_at(&s->log, base + 1)->position.segment < segment) base++;
-    shard_let_go(s, base);
+    while (base < limit && version_segment(s, base + 1) < segment) base++;
+    if (mended_move(r, s, base)) shard_let_go(s, base);
 }
 
 /* No shard needs anything before this segment any more; KV_EWAIT: one does, and will for a while. */
@@ -88,7 +88,7 @@ static kv_status needs_move(kv_replica *r, uint32_t segment) {
     for (uint32_t i = 0; i < r->shard_count; i++) {
         shard *s = &r->shards[i];
         let_go_before(r, s, segment);
-        bool kept = s->log.count != 0 && log_at(&s->log, s->log.base + 1)->position.segment < segment;
+        bool kept = s->log.count != 0 && version_segment(s, s->log.base + 1) < segment;
         if (kept && !rough) status = KV_EWAIT;
         if ((s->state_at.segment >= segment && s->state_needs >= segment) || lost) continue;
         kv_status logged = state_log(r, s);
@@ -123,7 +123,7 @@ static bool may_sweep(const kv_replica *r) {
     if (r->trimming.checkpoint != NULL) return false;
     for (uint32_t i = 0; i < r->shard_count; i++) {
         const shard *s = &r->shards[i];
-        if (s->installing.active || s->applied < s->whole_from) return false;
+        if (s->installing.active || s->hole != 0 || s->applied < s->whole_from) return false;
     }
     return r->store->retired_tables.count != 0;
 }
@@ -184,12 +184,10 @@ static kv_status horizon_find(const kv_replica *r, uint32_t *out) {
 
 /* The position moves with each checkpoint: a removal refuses older ones by it. */
 static kv_status position_moves(kv_replica *r) {
-    uint8_t value[8];
-    kv_position position, tail = kv_flow_tail(r->store->flow);
-    kv_store64(value, r->incarnation);
+    kv_position tail = kv_flow_tail(r->store->flow);
     if (log_end(r) != r->store->checkpoint_order) return KV_OK;
     if (!r->store->hidden && !store_has_empty(r->store, &r->store->counters, tail)) return KV_EOF;
-    return log_try(r, KV_KIND_NODE, 0, 0, value, sizeof value, &position);
+    return node_log(r, false);
 }
 
 /* The oldest segment that is needed, or that there is. */

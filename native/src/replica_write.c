@@ -479,6 +479,7 @@ static kv_status step_apply(kv_replica *r, shard *s, const kv_record *record, kv
     config_apply(r, s, record);
     if (!is_data(record)) return KV_OK;
     if (r->replaying.hidden) return KV_OK;
+    if (record->kind == KV_KIND_TABLE_NEW) big_set_remove(&r->store->retired_tables, record->table_id); /* Rows came before. */
     /* Behind a snapshot there may be newer things than this record: they came with it. So there may be where a part of the
      * log is gone: what was live in it was moved. */
     kv_status status = r->replaying.on ? store_replay_part(r->store, record, &fault) : KV_OK;
@@ -514,6 +515,7 @@ static void apply_ahead(const kv_replica *r, const shard *s, uint64_t limit) {
 
 void shard_apply(kv_replica *r, shard *s) {
     uint64_t limit = s->commit < log_last(&s->log) ? s->commit : log_last(&s->log);
+    if (s->hole != 0 && limit >= s->hole) limit = s->hole - 1;
     if (s->installing.active) return;
     if (s->gap && s->applied < s->log.base) s->applied = limit < s->log.base ? limit : s->log.base;
     uint64_t ahead = s->applied;

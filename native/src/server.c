@@ -154,9 +154,9 @@ kv_status kv_server_run(kv_server *server, kv_fault *fault) {
         for (int i = 0; status == KV_OK && i < count; i++) status = handle(server, events[i].data.ptr, events[i].events);
         tick(server);
         work_off(server);
-        if (status == KV_OK) status = kv_replica_failure(server->replica);
+        if (status == KV_OK) status = kv_replica_failure(server->replica, fault);
     }
-    if (status != KV_OK) {
+    if (status != KV_OK && fault->status == KV_OK) {
         fault->status = status;
         snprintf(fault->what, sizeof fault->what, "the replica cannot go on: %s", kv_status_name(status));
     }

@@ -178,6 +178,11 @@ static void state_clear(kv_store *store) {
     atomic_store(&store->index_damaged, false);
 }
 
+static kv_status store_told(void *context, const kv_record *ledger, kv_position at, uint32_t *size) {
+    kv_store *store = ((replaying *)context)->store;
+    return store->late->told(store->late->context, store, ledger, at, size);
+}
+
 static kv_status open_flow(kv_store *store, kv_position start, kv_position noted, const uint8_t *store_id, kv_fault *fault) {
     const kv_options *o = &store->options;
     kv_flow_options options = {.readonly = o->readonly != 0,
@@ -189,6 +194,7 @@ static kv_status open_flow(kv_store *store, kv_position start, kv_position noted
                                .sequence_min = o->sequence_min,
                                .salvage = o->salvage != 0,
                                .ahead = store_replay_ahead,
+                               .told = store->late != NULL && store->late->told != NULL ? store_told : NULL,
                                .warm = o->sync == KV_SYNC_NONE,
                                .write_watermark_always = !o->background};
     replaying r = {.store = store, .fault = fault};

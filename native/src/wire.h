@@ -26,6 +26,11 @@ enum wire_type {
     WIRE_POSITION,
     WIRE_PING,         /* I am here */
     WIRE_OFFER,        /* take this shard over: it should be yours, or you have what I lack of it */
+    WIRE_HELLO = 11,   /* this is my disk, and so far its log goes: may I speak to you? */
+    WIRE_WELCOME,      /* yes, or: I know of more than that */
+    WIRE_LOST,         /* these records are damaged here: who has them? */
+    WIRE_FOUND,
+    WIRE_VOUCH,        /* so far my log is durable: remember that */
     WIRE_TYPE_END,
 };
 

@@ -44,6 +44,11 @@ typedef struct kv_replica_options {
     uint32_t healthy_ticks;               /* policy: nor to one that has been there for less. 0: 40 */
     uint32_t pending_max;                 /* answers a shard owes at most; who comes then is told to retry. 0: 65,536 */
     int32_t damaged;                      /* bool: the disk lost something: no votes, no ownership */
+    int32_t await_hello;                  /* bool: it says nothing before all others have compared its disk with what they
+                                             remember; else before it and those who have are a majority. Decision 0030 */
+    uint64_t boot;                        /* a number that no other start of the disk has; 0: it draws one */
+    uint16_t gone[KV_NODES_MAX];          /* nodes that will never be back, and are not waited for */
+    uint32_t gone_count;
     uint64_t mutations;                   /* rules left out, for tests: KV_MUTATE_* */
     kv_options store;
     int32_t joins;                        /* bool: its id is none of `members`: it learns, and may be made a member */
@@ -94,13 +99,21 @@ enum kv_mutation {
     KV_MUTATE_UNDECIDED_GOES,        /* a segment goes whatever records in it are undecided, or kept */
     KV_MUTATE_STATE_NO_SESSIONS,     /* STATE leaves out what the lanes were told */
     KV_MUTATE_STATE_NO_MEMBERS,      /* nor is it asked for the members */
+    KV_MUTATE_HOLE_ACKED,            /* an ack vouches for what is behind a damaged record: harmless */
+    KV_MUTATE_REPAIR_CUTS,           /* what is fetched back is logged like any other record, which cuts at replay */
+    KV_MUTATE_PROMISE_UNTOLD,        /* a PROMISE that is damaged is taken for nothing */
+    KV_MUTATE_WIPED_RETURNS,         /* HELLO does not compare the disk: a wiped one returns under its node id */
+    KV_MUTATE_ROLLBACK_UNSEEN,       /* HELLO compares nothing */
+    KV_MUTATE_MENDED_GOES,           /* what was fetched back goes with the segment of what was damaged */
+    KV_MUTATE_HELLO_UNAWAITED,       /* await_hello: it speaks before all others have answered HELLO */
     KV_MUTATION_COUNT,
 };
 const char *kv_mutation_name(int32_t mutation); /* "ack_before_fsync"; NULL: there is none */
 
 /* Opens the store behind `io` (which it owns from now on, also when this fails) and replays its log. Owns nothing, and
- * says nothing before the log is durable for the first time. KV_EUSAGE: the options make no set. KV_ENOSPC: there is no
- * room to begin a life; later there may be. */
+ * says nothing but HELLO before others have answered that and the log is durable for the first time. KV_EUSAGE: the options
+ * make no set, or the disk is another node's. KV_ECORRUPT: damage of which nothing tells what it was; KV_EBACKWARDS: its peers
+ * found it to be wiped or set back. With either the disk counts as wiped: it may come back empty, as another node. */
 kv_status kv_replica_open(kv_io *io, const kv_replica_options *options, kv_fault *fault, kv_replica **out);
 void kv_replica_free(kv_replica *replica); /* the store is closed as by a crash; accepts NULL */
 
@@ -111,7 +124,7 @@ void kv_replica_tick(kv_replica *replica);
 kv_status kv_replica_receive(kv_replica *replica, uint16_t from, const uint8_t *bytes, size_t size);
 /* The log is durable before `upto`, a kv_position_order(). */
 void kv_replica_durable(kv_replica *replica, uint64_t upto);
-/* Those of the shards that it does not own and is not taking over already. */
+/* Those of the shards that it does not own and is not taking over already; before it may speak: as soon as it may. */
 void kv_replica_takeover(kv_replica *replica, const uint16_t *shards, size_t count);
 
 /* There is a replica of that id: it is spoken to and heard from now on, until this one is closed. Who is a member of a shard is
@@ -173,6 +186,9 @@ void kv_replica_request(kv_replica *replica, const kv_ask *ask);
 /* The same of several, in their order: what they will touch is fetched side by side. */
 void kv_replica_requests(kv_replica *replica, const kv_ask *asks, size_t count);
 
+/* The operator's word that a member will never be back: its answer to HELLO is not waited for. */
+void kv_replica_declare_gone(kv_replica *replica, uint16_t node);
+
 /* --- out --- */
 
 /* Packs what has come up into the outboxes and the answers; once after every row of the calls above. */
@@ -225,8 +241,9 @@ uint64_t kv_replica_tail(const kv_replica *replica);
 kv_store *kv_replica_store(kv_replica *replica); /* for reads, and to sync */
 kv_caller *kv_replica_caller(kv_replica *replica);
 kv_flow *kv_replica_flow(kv_replica *replica);
-/* KV_OK; or why it does nothing any more, and is to be ended: its log could not be written or read, or there was no memory. */
-kv_status kv_replica_failure(const kv_replica *replica);
+/* KV_OK; or why it does nothing any more, and is to be ended: its log could not be written or read, or there was no memory.
+ * KV_EBACKWARDS: a peer remembers more of its disk than is on it, so it must not be started on that disk again. */
+kv_status kv_replica_failure(const kv_replica *replica, kv_fault *why);
 
 /* --- looking --- */
 
@@ -237,6 +254,7 @@ uint32_t kv_shard_of(uint32_t shard_count, const uint8_t *key, size_t size);
 
 typedef struct kv_shard_state {
     uint64_t promised, commit, applied, last, last_ballot, base;
+    uint64_t hole;  /* the lowest version whose record is damaged and not yet fetched back: no vote here; 0: none */
     int32_t owned;  /* bool */
     int32_t taking; /* bool */
     int32_t whole;  /* bool: its state is of one moment, and may be read */
@@ -256,8 +274,14 @@ kv_status kv_replica_record(kv_replica *replica, uint32_t shard, uint64_t versio
 typedef struct kv_replica_counts {
     uint64_t takeovers, adoptions, step_downs, refusals, cuts, reconnects, deduplicated, evicted, failures_recorded,
         late_flows, expired, follower_reads, committed, promises, offers, snapshots, installed, configs, outsiders,
-        states, full;
+        states, full, holes, repaired, restored;
 } kv_replica_counts;
 const kv_replica_counts *kv_replica_count(const kv_replica *replica);
+
+/* What is remembered of a member's disk; false: nothing. */
+typedef struct kv_replica_memory {
+    uint64_t boot, incarnation, position; /* kv_position_order() */
+} kv_replica_memory;
+bool kv_replica_remembers(const kv_replica *replica, uint16_t node, kv_replica_memory *out);
 
 #endif
