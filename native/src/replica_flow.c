@@ -253,8 +253,8 @@ void ack_receive(kv_replica *r, peer *p, wire_in *in) {
     if (!take_refusals(r, in, &refusals)) replica_fail(r, KV_ENOMEM);
     bool counts = current && (connection_order(of, p->connection) == 0 || mutated(r, KV_MUTATE_OLD_ACKS));
     if (!in->bad && counts) {
-        bool voted = !p->learner;
-        p->learner = !voter;
+        bool voted = !p->abstains;
+        p->abstains = !voter;
         if (cursor > p->seq) cursor = p->seq;
         if (cursor > p->acked) {
             p->acked = cursor;

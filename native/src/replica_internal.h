@@ -200,7 +200,7 @@ typedef struct peer {
     uint64_t progress;   /* the tick of the last */
     uint64_t sent_size;
     list sent;           /* of sent_item, by seq */
-    bool learner;        /* it says that it does not vote */
+    bool abstains;       /* it says that it does not vote */
     uint64_t heard;      /* policy: the tick of its last message; 0: none yet */
     uint64_t healthy_since; /* policy: there has been no long silence since this tick */
     bool gone;           /* it will never be back: it is not waited for */

@@ -33,7 +33,7 @@ static uint32_t own_rank(const kv_replica *r, const shard *s) {
     uint32_t count = 0;
     for (uint32_t i = 0; i < now->count; i++) {
         int index = peer_of(r, now->nodes[i]);
-        if (index >= 0 && lives(r, (uint32_t)index) && !r->peers[index].learner) living[count++] = now->nodes[i];
+        if (index >= 0 && lives(r, (uint32_t)index) && !r->peers[index].abstains) living[count++] = now->nodes[i];
     }
     return kv_owner_rank(living, count, s->number, r->options.node);
 }
@@ -43,7 +43,7 @@ int policy_next(const kv_replica *r, const shard *s) {
     int best = -1;
     for (uint32_t i = 0; i < now->count; i++) {
         int index = peer_of(r, now->nodes[i]);
-        if (index < 0 || (uint32_t)index == r->self || r->peers[index].learner) continue;
+        if (index < 0 || (uint32_t)index == r->self || r->peers[index].abstains) continue;
         bool gone = r->options.policy && !lives(r, (uint32_t)index);
         if (gone || s->own.match[index] < s->own.barrier) continue; /* It would have to give up. */
         if (best < 0 || score(s->number, now->nodes[i]) > score(s->number, r->peers[best].node)) best = index;
@@ -81,7 +81,7 @@ static void give_up(kv_replica *r, const shard *s) {
     const members *now = members_now(s);
     for (uint32_t i = 0; i < now->count; i++) {
         int index = peer_of(r, now->nodes[i]);
-        if (index < 0 || (uint32_t)index == r->self || r->peers[index].learner) continue;
+        if (index < 0 || (uint32_t)index == r->self || r->peers[index].abstains) continue;
         if (lives(r, (uint32_t)index)) heirs[count++] = (uint32_t)index;
     }
     if (count != 0 && ballot_node(s->promised) == r->options.node) offer_send(r, s, heirs[r->counts.offers % count]);
@@ -110,7 +110,7 @@ static int heir(const kv_replica *r, const shard *s) {
     for (uint32_t i = 0; i < r->peer_count; i++) {
         const peer *p = &r->peers[i];
         if (!is_peer(r, i) || !is_member(now, p->node) || kv_owner_rank(now->nodes, now->count, s->number, p->node) != 0) continue;
-        bool healthy = lives(r, i) && !p->learner && r->now - p->healthy_since >= r->options.healthy_ticks;
+        bool healthy = lives(r, i) && !p->abstains && r->now - p->healthy_since >= r->options.healthy_ticks;
         return healthy && s->own.match[i] == log_last(&s->log) ? (int)i : -1;
     }
     return -1;

@@ -102,8 +102,8 @@ kv_status replay_fills(kv_replica *r, shard *s, const kv_record *record, kv_posi
         s->filling = 0;
         return KV_ABSENT;
     }
-    if (record->version <= s->log.base) return KV_OK; /* What of it is live was moved (mended_move). */
-    if (record->version > log_last(&s->log)) return KV_ABSENT; /* Where it belongs is gone, and nothing came behind it yet. */
+    bool gone = record->version <= s->log.base || record->version > log_last(&s->log);
+    if (gone) return KV_OK; /* With the place where it belongs; what of it is live was moved (mended_move). */
     version_entry *entry = log_at(&s->log, record->version);
     if (hole_at(s, record->version, record->ballot)) {
         version_entry filled = {.ballot = record->ballot, .position = position, .size = used, .record_count = 1};

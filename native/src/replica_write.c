@@ -431,7 +431,7 @@ void shard_write(kv_replica *r, shard *s, const kv_ask *a) {
 /* Who holds a version, as bits. One that says that its disk lost something holds nothing for sure. */
 static uint32_t holders(const kv_replica *r, const shard *s, uint64_t version) {
     uint32_t bits = 0;
-    for (uint32_t i = 0; i < r->peer_count; i++) bits |= (uint32_t)(s->own.match[i] >= version && !r->peers[i].learner) << i;
+    for (uint32_t i = 0; i < r->peer_count; i++) bits |= (uint32_t)(s->own.match[i] >= version && !r->peers[i].abstains) << i;
     return bits;
 }
 
