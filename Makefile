@@ -71,7 +71,7 @@ commands: build
 
 # The drawings of docs/protocol/scenarios.md, from what the transcript tests go through now.
 scenarios: build/plain/build.ninja
-	cmake --build build/plain --target test_replica test_replica_members
+	cmake --build build/plain --target test_replica test_replica_members test_replica_repair
 	$(BIN)/python -m tests.sim.scenarios
 
 lint: $(VENV)/tested

@@ -1,7 +1,7 @@
 /* digest.c -- values by digest: what is inline, a bulk lane that starves, bytes that change on their way, a disk that is
  * lost, and the operator who has to forget what was on it alone. See world.h.
  *
- * A disk that is lost comes back empty, and as one that does not vote. Under `version` it may have had the only bytes of some
+ * A disk that is lost does not come back, nor does its replica. Under `version` it may have had the only bytes of some
  * values. In the end those are UNAVAILABLE, which is right; the operator forgets them, one version after another, until what
  * was kept can be read. It may not be that a value of durability `data` is gone, nor one of a seed that has lost no disk, nor
  * that nothing is kept behind a value that is. What a key comes back to is a write of the operator's in its history.
@@ -16,6 +16,12 @@ enum { PATIENCE = 12, FORGETS_MAX = 30, BULK_FETCH = 16, BULK_BYTES = 17 };
 
 /* --- what a seed has of it --- */
 
+/* What was on one disk alone may be gone, and nobody is there to forget it: a member that is exchanged is dead, or a disk goes bad,
+ * or is set back. */
+static bool bytes_go(const world *w) {
+    return exchange_kills(w) || w->disk_fault != DISK_FAULT_NONE || scripts_hurt_disks(w);
+}
+
 void digest_choose(world *w) {
     static const int64_t inline_max[] = {KV_INLINE_NOTHING, KV_INLINE_NOTHING, 16, 16, 0};
     static const uint64_t fetch[] = {24, 200, 0};
@@ -24,7 +30,8 @@ void digest_choose(world *w) {
     w->data = (const double[]){0, 0.5, 0.5, 1}[pick(w, 4)];
     w->spoils = likely(w, 0.3);
     /* With `policy` the others would wait for whoever owned something and cannot now. */
-    w->loses = w->inline_max != 0 && w->scripts == 0 && !w->policy && w->exchange_plan == 0 && likely(w, 0.5);
+    w->loses = w->inline_max != 0 && w->scripts == 0 && !w->policy && w->exchange_plan == 0 &&
+               w->disk_fault == DISK_FAULT_NONE && likely(w, 0.5);
     w->lost = NODES_MAX;
     bool starves = w->inline_max != 0 && likely(w, w->loses ? 0.8 : 0.2);
     uint64_t when = between(w, 50, 600), until = when + between(w, 10, 80);
@@ -32,7 +39,7 @@ void digest_choose(world *w) {
     if (w->loses) world_at(w, until + 90 * UNIT, EVENT_LOSE)->argument = starves;
     else if (starves) world_at(w, until, EVENT_STARVE)->argument = false;
     if (w->loses && likely(w, 0.5)) w->data /= 4;
-    if (exchange_kills(w)) w->data = 1;
+    if (bytes_go(w)) w->data = 1;
     w->absent = starves && w->loses && likely(w, 0.4);
     if (w->absent) w->keep_max = 2;
 }
@@ -57,14 +64,14 @@ void digest_spoil(world *w, uint8_t *frame, size_t size) {
 }
 
 uint8_t digest_durability(const world *w, bool data) {
-    return data || w->loses || exchange_kills(w) ? KV_DURABILITY_DATA : KV_DURABILITY_VERSION;
+    return data || w->loses || bytes_go(w) ? KV_DURABILITY_DATA : KV_DURABILITY_VERSION;
 }
 
 bool digest_settled(const world *w, uint32_t nodes) {
     bool all = true;
     for (uint32_t i = 0; w->inline_max != 0 && i < w->n && all; i++) {
         kv_replica_lag lag;
-        if (!(nodes >> i & 1)) continue;
+        if (!(nodes >> i & 1) || w->nodes[i].gone) continue;
         if (!node_synced(w, i)) return false;
         kv_replica_lag_of(w->nodes[i].core, &lag);
         all = lag.missing_count == 0 && lag.kept_count == 0;
@@ -90,18 +97,11 @@ void digest_lose(world *w, bool waits) {
         return;
     }
     w->starved = false;
-    node *x = &w->nodes[i];
-    trace(w, "replica %u loses its disk", i + 1);
-    node_crash(w, i, true);
-    kv_sim_free(x->disk);
-    x->disk = kv_sim_new();
-    x->damaged = true;
-    memset(x->seen, 0, sizeof x->seen);
+    node_lost(w, i);
     w->lost = i;
     w->counts.disks_lost++;
     bool last = w->absent || likely(w, 0.6); /* Else most of it is written anew before the end. */
     for (uint32_t j = 0; last && j < CLIENTS; j++) w->clients[j].left = 0;
-    at_node(w, 10, EVENT_RESTART, i, 0);
     if (w->absent && w->away != i) at_node(w, 5, EVENT_TAKEOVER, w->away, (1u << SHARDS) - 1);
 }
 
@@ -229,7 +229,7 @@ bool digest_answer(world *w, const kv_reply *reply) {
 static bool is_behind(world *w) {
     for (uint32_t i = 0; i < w->n; i++) {
         kv_replica_lag lag;
-        if (!(members_wanted(w) >> i & 1)) continue;
+        if (!(members_wanted(w) >> i & 1) || w->nodes[i].gone) continue;
         kv_replica_lag_of(w->nodes[i].core, &lag);
         if (lag.missing_count == 0 && lag.kept_count == 0) continue;
         trace(w, "replica %u lacks the bytes of %llu values, and keeps something behind %llu", i + 1,

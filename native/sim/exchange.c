@@ -19,6 +19,11 @@ static bool mutates(const world *w, enum kv_mutation mutation) { return w->mutat
 
 /* --- what a seed has --- */
 
+/* A disk that goes bad may be one replica less, beside the one that is exchanged. */
+static bool disk_may_rot(const world *w) {
+    return w->disk_fault == DISK_FAULT_ROT && w->founders == 5 && !exchange_plays(w);
+}
+
 void exchange_choose(world *w) {
     static const uint32_t three[] = {PLAN_WELL, PLAN_WELL, PLAN_DEAD, PLAN_TWICE, PLAN_TWICE, PLAN_SPLIT, PLAN_REMOVED, PLAN_REMOVED};
     static const uint32_t five[] = {PLAN_WELL, PLAN_DEAD, PLAN_TWICE, PLAN_EARLY, PLAN_EARLY, PLAN_REMOVED, PLAN_STALE, PLAN_STALE};
@@ -26,10 +31,13 @@ void exchange_choose(world *w) {
     if (drawn % 16 >= 7) return;
     w->exchange_plan = (w->founders == 3 ? three : five)[drawn / 16 % 8];
     if (w->scripts != 0 && !exchange_plays(w)) w->exchange_plan = PLAN_NONE;
+    if (w->disk_fault != DISK_FAULT_NONE && !disk_may_rot(w)) w->exchange_plan = PLAN_NONE; /* More than a majority spares. */
     if (!exchange_plays(w)) return;
     w->scripts = w->weak = 0;
     w->policy = false;
     w->after_promise = w->after_takeover = w->drop = w->slow_fsync = w->takeover = 0;
+    w->trim_pace = w->full_pace = NEVER;
+    w->await_hello = false;
     w->shards_busy = 1;
 }
 
@@ -127,12 +135,6 @@ static void exchange_end(world *w, uint32_t which) {
     trace(w, "node %u has the place of node %u", x->fresh + 1, x->old + 1);
 }
 
-static void node_lose(world *w, uint32_t i) {
-    node_crash(w, i, false);
-    w->nodes[i].gone = true;
-    trace(w, "and will not come back");
-}
-
 static void node_part(world *w, uint32_t gone) {
     w->nodes[gone].parted = true;
     for (uint32_t i = 0; i < w->n; i++)
@@ -143,7 +145,7 @@ static void exchange_first(world *w) {
     uint32_t old = pick_member(w, w->n);
     if (w->calm || old == w->n || w->exchange_count == EXCHANGES_MAX) return;
     exchange_add(w, old, node_add(w));
-    if (w->exchange_plan == PLAN_DEAD) node_lose(w, old);
+    if (w->exchange_plan == PLAN_DEAD) node_lost(w, old);
     turn(w, between(w, 5, 30), w->exchange_count - 1);
 }
 
@@ -157,7 +159,7 @@ void operator_next(world *w, const event *e) {
             turn(w, between(w, 5, 15), what);
             return;
         }
-        node_lose(w, old);
+        node_lost(w, old);
         if (likely(w, 0.5)) node_part(w, old);
     } else if (w->exchanges[what].added != bits_below(SHARDS)) {
         exchange_go(w, what);

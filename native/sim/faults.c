@@ -36,6 +36,8 @@ void faults_choose(world *w) {
     w->shards_busy = likely(w, 0.5) ? 1 : (1u << SHARDS) - 1;
     w->objects_busy = objects[pick(w, 9)];
     scripts_choose(w);
+    space_choose(w);
+    disks_choose(w);
     if (w->scripts == 0) return;
     w->after_promise = w->after_takeover = w->drop = w->slow_fsync = w->takeover = 0;
     w->weak = 0;

@@ -48,9 +48,13 @@ static void world_finish(world *w) {
             if (node_owns(w, i, 0) || node_owns(w, i, 1)) node_crash(w, i, true);
     w->calm = true;
     w->slow_fsync = 0;
+    for (uint32_t i = 0; i < w->n; i++) {
+        w->nodes[i].full_until = w->now;
+        space_room(w, i);
+    }
     memset(w->cut, 0, sizeof w->cut);
     for (uint32_t i = 0; i < w->n; i++)
-        if (!w->nodes[i].up) node_boot(w, i);
+        if (!w->nodes[i].up && !w->nodes[i].gone) node_boot(w, i);
     world_run(w, w->now + (w->policy ? 600 : 250) * UNIT);
     for (uint32_t object = 0; object < OBJECTS; object++) final_ask(w, object);
     bool done = false;
@@ -76,6 +80,7 @@ static void world_new(world *w, const arguments *a, uint64_t seed) {
     digest_choose(w);
     for (uint32_t i = 0; i < w->n; i++) {
         w->nodes[i].disk = kv_sim_new();
+        kv_sim_set_random(w->nodes[i].disk, seed * 8 + i);
         node_boot(w, i);
     }
     clients_begin(w);
@@ -87,8 +92,11 @@ static void world_new(world *w, const arguments *a, uint64_t seed) {
 static void world_free(world *w) {
     uint64_t crashes = w->counts.crashes, owner_crashes = w->counts.owner_crashes;
     for (uint32_t i = 0; i < w->n; i++) {
+        w->guarded = false;
         if (w->nodes[i].up) node_crash(w, i, false);
         kv_sim_free(w->nodes[i].disk);
+        space_free(&w->nodes[i]);
+        kv_sim_free(w->nodes[i].image);
     }
     w->counts.crashes = crashes; /* The end of the world is none. */
     w->counts.owner_crashes = owner_crashes;
@@ -96,6 +104,7 @@ static void world_free(world *w) {
     for (uint32_t s = 0; s < SHARDS; s++) {
         free(w->chosen[s].digests);
         free(w->effects[s].at);
+        free(w->told[s].digests);
     }
     free(w->heap);
     free(w->entries);
@@ -124,7 +133,10 @@ static void counts_show(const counts *c, uint64_t seeds) {
         "steals", "scripts", "restarts", "undecided", "committed", "takeovers", "adoptions", "step_downs", "refusals", "cuts",
         "reconnects", "deduplicated", "evicted", "failures_recorded", "late_flows", "follower_reads", "expired", "offers",
         "snapshots", "installed", "exchanges", "configs", "outsiders", "questions", "pages", "compared", "resyncs", "waits",
-        "waited", "fetched", "spoilt", "lacking", "collected", "settled", "disks_lost", "forgets"};
+        "waited", "fetched", "spoilt", "lacking", "collected", "settled", "disks_lost", "forgets", "states", "segments_moved",
+        "segments_removed", "torn_removals", "checkpoints", "checkpoints_used", "checkpoints_refused", "opened_twice",
+        "full_disks", "refused_full", "holes", "repaired", "restored", "rotten", "unreadable", "set_back", "to_find_out",
+        "found_out"};
     const uint64_t *all = (const uint64_t *)c;
     for (size_t i = 0; i < sizeof *c / sizeof *all; i++)
         printf("%s %llu (%.1f a seed)\n", names[i], (unsigned long long)all[i], (double)all[i] / (double)seeds);

@@ -93,7 +93,7 @@ static void frame_send(world *w, uint32_t from, uint32_t to, const uint8_t *fram
         if ((w->weak >> type & 1) && likely(w, 0.3)) return;
     }
     bool slow = !w->calm && (w->slow & link_of(from, to)) != 0, echo = !w->calm && (w->echo & link_of(from, to)) != 0;
-    carry(w, from, to, frame, size, delay(w) + (slow ? between(w, 25, 38) : 0));
+    carry(w, from, to, frame, size, delay(w) + (slow ? between(w, w->slow_least, w->slow_most) : 0));
     if (echo) carry(w, from, to, frame, size, between(w, 25, 38));
     if (w->calm || !likely(w, 0.03)) return;
     carry(w, from, to, frame, size, rarely(w, 40));
@@ -143,6 +143,11 @@ static void counts_take(world *w, const kv_replica_counts *c) {
     w->counts.lacking += c->lacking;
     w->counts.collected += c->collected;
     w->counts.settled += c->settled;
+    w->counts.states += c->states;
+    w->counts.refused_full += c->full;
+    w->counts.holes += c->holes;
+    w->counts.repaired += c->repaired;
+    w->counts.restored += c->restored;
 }
 
 void node_boot(world *w, uint32_t i) {
@@ -151,19 +156,33 @@ void node_boot(world *w, uint32_t i) {
     if (x->gone) return;
     kv_replica_options options = {.node = (uint16_t)(i + 1), .member_count = w->founders, .shard_count = SHARDS, .joins = i >= w->founders,
                                   .window_size_max = w->window_size_max, .keep_max = w->keep_max, .piece_tables = 1, .session_max = w->session_max, .batch_max = w->batch_max, .damaged = x->damaged,
-                                  .incarnation_min = ++x->life * 1000,
+                                  .await_hello = w->await_hello, .boot = x->boot = ++w->boots,
                                   .mutations = w->mutations & (((uint64_t)1 << KV_MUTATION_COUNT) - 1)};
     options.policy = w->policy;
     options.inline_max = w->inline_max;
     options.fetch_size_max = w->fetch_size_max;
+    x->life++;
+    for (uint32_t j = 0; j < w->n; j++)
+        if (w->nodes[j].gone) options.gone[options.gone_count++] = (uint16_t)(j + 1);
     options.store.segment_size_min = 16 << 10;
     options.store.segment_size_max = 64 << 10;
     for (uint32_t j = 0; j < w->founders; j++) options.members[j] = (uint16_t)(j + 1);
     kv_sim_set_recording(x->disk, true);
     x->syncing = false;
     x->stuck = x->promises = x->installed = 0;
+    x->fresh = true;
     x->owned = 0;
-    x->up = kv_replica_open(kv_sim_io(x->disk), &options, &fault, &x->core) == KV_OK;
+    x->up = space_open(w, i, &options, &fault);
+    if (!x->up && fault.status == KV_ENOSPC && x->full_until > w->now) {
+        world_at(w, between(w, 5, 20), EVENT_RESTART)->node = i;
+        return;
+    }
+    if (!x->up && fault.status == KV_ECORRUPT && w->disk_fault == DISK_FAULT_ROT && i == w->victim) {
+        trace(w, "replica %u: %s", i + 1, fault.what);
+        w->counts.unreadable++;
+        node_lost(w, i);
+        return;
+    }
     if (!x->up) {
         violate(w, "replica %u cannot open its log: %s", i + 1, fault.what);
         return;
@@ -177,10 +196,12 @@ void node_boot(world *w, uint32_t i) {
         x->seen[s] = state.applied;
     }
     trace(w, "replica %u boots, life %llu", i + 1, (unsigned long long)x->life);
+    disk_compare(w, i);
     node_drain(w, i);
     event *e = world_at(w, between(w, 1, 4), EVENT_TICK);
     e->node = i;
     e->life = x->life;
+    space_begin(w, i);
     if (w->policy || !likely(w, 0.7)) return;
     e = world_at(w, between(w, 1, 5), EVENT_TAKEOVER);
     e->node = i;
@@ -203,18 +224,23 @@ uint32_t node_add(world *w) {
 void node_crash(world *w, uint32_t i, bool whole_tail) {
     node *x = &w->nodes[i];
     kv_sim *left;
-    if (!x->up) return;
+    if (!x->up || (w->guarded && !x->set_back)) return;
     w->counts.crashes++;
     for (uint32_t s = 0; s < SHARDS; s++) w->counts.owner_crashes += node_owns(w, i, s);
     x->up = false;
     int32_t policy = whole_tail ? KV_CUT_ALL_LOST : pick(w, 4) == 0 ? KV_CUT_ALL_KEPT : KV_CUT_RANDOM;
+    if (x->killed) policy = KV_CUT_ALL_KEPT;
+    x->killed = false;
     trace(w, "replica %u crashes%s", i + 1, whole_tail ? " and loses what it has not synced" : "");
-    KV_ASSERT(kv_sim_image(x->disk, kv_sim_event_count(x->disk), policy, 0, draw(w), &left) == KV_OK);
+    uint64_t when = x->crash_event != 0 ? x->crash_event : kv_sim_event_count(x->disk);
+    KV_ASSERT(kv_sim_image(x->disk, when, policy, 0, draw(w), &left) == KV_OK);
     counts_take(w, kv_replica_count(x->core));
+    space_crashes(w, i);
     kv_replica_free(x->core);
     kv_sim_free(x->disk);
     x->core = NULL;
     x->disk = left;
+    space_crashed(w, i);
 }
 
 bool node_owns(const world *w, uint32_t i, uint32_t shard) {
@@ -265,6 +291,8 @@ void node_drain(world *w, uint32_t i) {
     size_t count;
     if (!x->up) return;
     kv_replica_flush(x->core);
+    if (node_ended(w, i)) return;
+    disk_welcomed(w, i);
     kv_replica_answers(x->core, &replies, &count, &bytes);
     for (size_t j = 0; j < count; j++) reply_send(w, i, &replies[j], bytes);
     frames_send(w, i);
@@ -331,7 +359,7 @@ static void happen(world *w, event *e) {
     case EVENT_NEMESIS: nemesis(w); break;
     case EVENT_CRASH: node_crash(w, e->node, e->argument != 0); break;
     case EVENT_RESTART:
-        if (!w->nodes[e->node].up) node_boot(w, e->node);
+        if (!w->nodes[e->node].up && !w->nodes[e->node].gone) node_boot(w, e->node);
         break;
     case EVENT_CUT: cut_set(w, e->argument, true); break;
     case EVENT_HEAL: cut_set(w, e->argument, false); break;
@@ -344,6 +372,10 @@ static void happen(world *w, event *e) {
     case EVENT_WAITER: waiters_next(w, e->node); break;
     case EVENT_STARVE: digest_starve(w, e->argument != 0); break;
     case EVENT_LOSE: digest_lose(w, e->argument != 0); break;
+    case EVENT_TRIM: space_event(w, e->node, e->life); break;
+    case EVENT_FULL: space_full(w, e->node); break;
+    case EVENT_ROOM: space_room(w, e->node); break;
+    case EVENT_DISK: disk_step(w, e); break;
     case EVENT_SLOW: w->slow = e->argument; break;
     case EVENT_ECHO: w->echo = e->argument; break;
     case EVENT_READERS: w->readers = (int)e->node; break;

@@ -10,6 +10,8 @@
  *   scripts.c  orders of events that chance seldom finds
  *   exchange.c an operator who puts one member in the place of another, and orders of events for that
  *   digest.c   values by digest, a disk that is lost, and what is done about it
+ *   space.c    when a replica gives disk back, from what it opens again, and that it opens to the same whatever that is
+ *   disks.c    disks that go bad, are set back or wiped
  *   judge.c    that replicas apply the same, and that what clients saw is linearizable
  *   simulate.c the command
  *
@@ -37,7 +39,7 @@ enum event_kind {
     EVENT_TICK, EVENT_TAKEOVER, EVENT_FSYNC, EVENT_FSYNCED, EVENT_DELIVER, EVENT_ARRIVE, EVENT_ANSWER, EVENT_CLIENT_NEXT,
     EVENT_CLIENT_TIMEOUT, EVENT_NEMESIS, EVENT_CRASH, EVENT_RESTART, EVENT_CUT, EVENT_HEAL, EVENT_SCRIPT, EVENT_FINAL_TIMEOUT,
     EVENT_STUCK, EVENT_BULK, EVENT_SLOW, EVENT_ECHO, EVENT_READERS, EVENT_OPERATOR, EVENT_FEED, EVENT_ROWS, EVENT_WAITER,
-    EVENT_STARVE, EVENT_LOSE
+    EVENT_STARVE, EVENT_LOSE, EVENT_TRIM, EVENT_FULL, EVENT_ROOM, EVENT_DISK
 };
 
 typedef struct event {
@@ -50,17 +52,36 @@ typedef struct event {
     size_t size;
 } event;
 
+typedef struct blob {
+    uint8_t *bytes;
+    size_t size;
+} blob;
+
 typedef struct node {
     kv_sim *disk;
     kv_replica *core;
     bool up, syncing, damaged;
+    bool fresh;            /* it has opened, and was not looked at since */
     uint64_t life, stuck;
     int64_t skew;          /* of its clock, units */
     uint64_t seen[SHARDS]; /* applied versions that were compared */
     uint64_t promises, installed; /* it had logged, and had, when it was last looked at */
     uint32_t owned;        /* shards, as bits, then */
-    bool gone;             /* for good */
+    bool gone;             /* for good: its disk was lost, or it was exchanged */
     bool parted;           /* and everybody was told so */
+    blob newest, older;    /* checkpoints, as its driver stored them */
+    struct kept *kept;     /* bytes of values that were durable as it crashed */
+    size_t kept_count;
+    bool unpublished;      /* the newest was stored, and the replica has not heard of that */
+    uint64_t crash_event;  /* of the disk: it crashes as this begins; 0: now */
+    uint64_t full_until;   /* the disk has no room before then */
+    uint64_t boot;         /* which start of any replica */
+    uint64_t found;        /* where its log ended as it started */
+    kv_sim *image;         /* of its disk, earlier */
+    bool replaced;         /* the disk, since it was up */
+    bool killed;           /* its next crash is a kill -9: all that was written is there */
+    bool set_back;         /* and nobody has said so yet */
+    bool must_end;         /* somebody remembers more than is on it */
 } node;
 
 /* An operation of a client, as it stands; copied into every sending. */
@@ -129,7 +150,8 @@ typedef struct counts {
         scripts, restarts, undecided, committed, takeovers, adoptions, step_downs, refusals, cuts, reconnects, deduplicated,
         evicted, failures_recorded, late_flows, follower_reads, expired, offers, snapshots, installed, exchanges, configs,
         outsiders, questions, pages, compared, resyncs, waits, waited, fetched, spoilt, lacking, collected, settled, disks_lost,
-        forgets;
+        forgets, states, segments_moved, segments_removed, torn_removals, checkpoints, checkpoints_used, checkpoints_refused,
+        opened_twice, full_disks, refused_full, holes, repaired, restored, rotten, unreadable, set_back, to_find_out, found_out;
 } counts;
 
 /* One member for another, in every shard. */
@@ -137,6 +159,15 @@ typedef struct exchange {
     uint32_t old, fresh;
     uint32_t removed, added; /* shards, as bits, where that is done */
 } exchange;
+
+typedef struct by_version {
+    uint64_t *digests;
+    size_t capacity;
+} by_version;
+
+enum disk_fault { DISK_FAULT_NONE, DISK_FAULT_ROT, DISK_FAULT_BACK, DISK_FAULT_WIPE };
+enum disk_step { DISK_ROT, DISK_IMAGE, DISK_BACK, DISK_WIPE, DISK_IMAGE_ONLY, DISK_BACK_NOW, DISK_ROT_LAST, DISK_ROT_SOME,
+                 DISK_ROT_PROMISE };
 
 typedef struct world {
     uint64_t seed, random, now, order;
@@ -161,6 +192,9 @@ typedef struct world {
     bool harsh;
     uint32_t bulk;                 /* batches of keys that nobody looks at: an index of several tables */
     bool policy;                   /* the replicas themselves decide who takes over */
+    double trim_pace, in_a_hurry;  /* units between two times that a replica gives disk back; how often it is all at once */
+    uint32_t keep_size_max;
+    double full_pace;              /* units between two times that a disk is full */
     uint32_t weak;                 /* bits of wire types that are lost more often */
     uint32_t shards_busy, objects_busy; /* bits */
     uint32_t scripts;              /* bits */
@@ -177,12 +211,18 @@ typedef struct world {
     uint64_t writes[OBJECTS][WRITES_MAX]; /* where a disk is lost: the versions of each key, twice, and 1 if it is there then */
     uint32_t write_counts[OBJECTS];
     struct { uint32_t patience, sends, count, entry; uint64_t version; } forgets[OBJECTS];
+    double slow_least, slow_most;  /* how late */
     uint64_t slow, echo;           /* links: on which everything comes late; on which copies of everything come late */
+    enum disk_fault disk_fault;
+    uint32_t victim;               /* whose disk is hurt */
+    bool await_hello;
+    bool guarded;                  /* nobody else crashes: they are to remember */
+    uint64_t boots;
     int readers;                   /* whom every other client asks what it reads; -1: nobody in particular */
     /* what happened */
     entry *entries;
     size_t entry_count;
-    struct { uint64_t *digests; size_t capacity; } chosen[SHARDS];
+    by_version chosen[SHARDS], told[SHARDS]; /* records; what lanes were told */
     effects effects[SHARDS];
     feed feeds[FEEDS];
     waiter waiters[WAITERS];
@@ -198,6 +238,7 @@ typedef struct world {
 static inline uint64_t link_of(uint32_t from, uint32_t to) { return (uint64_t)1 << (from * NODES_MAX + to); }
 static inline uint64_t links_of(uint32_t a, uint32_t b) { return link_of(a, b) | link_of(b, a); }
 static const uint64_t EVERY_LINK = UINT64_MAX; /* NODES_MAX * NODES_MAX of them. */
+static const double NEVER = 1e9; /* A mean time, in units. */
 
 /* world.c */
 void world_run(world *w, uint64_t until);
@@ -269,10 +310,37 @@ void exchanges_judge(world *w);
 
 /* scripts.c */
 void scripts_choose(world *w);
+bool scripts_hurt_disks(const world *w); /* what is played of them damages a disk, or sets one back */
 void script_begin(world *w);
 void script_step(world *w, const event *e);
 bool script_takes(world *w, uint32_t i);
 void script_installed(world *w, uint32_t i);
+/* space.c */
+void space_choose(world *w);
+void space_begin(world *w, uint32_t i);
+void space_event(world *w, uint32_t i, uint64_t life);
+void space_full(world *w, uint32_t i);
+void space_room(world *w, uint32_t i);
+void space_crashes(world *w, uint32_t i); /* what is durable has to be there again */
+void space_crashed(world *w, uint32_t i); /* the node's disk is what the crash left */
+void space_free(node *x);
+void space_rots(node *x, uint64_t position); /* something on its disk there, kv_position_order(), went bad */
+/* Opens the node's disk, from the newest checkpoint, an older one or none. */
+bool space_open(world *w, uint32_t i, kv_replica_options *options, kv_fault *fault);
+
+bool space_goes_on(const kv_replica *core); /* it has not ended itself */
+uint64_t space_lanes(const kv_replica *core, uint32_t shard); /* digest of what they were told; 0: not of one moment */
+
+/* disks.c */
+void disks_choose(world *w);
+void disk_step(world *w, const event *e);
+void disk_compare(world *w, uint32_t i);
+void disk_welcomed(world *w, uint32_t i);
+bool disk_may_be_replaced(const world *w, uint32_t i);
+void disk_keep_image(world *w, uint32_t i);
+void disk_replace(world *w, uint32_t i, bool wiped);
+void node_lost(world *w, uint32_t i);
+bool node_ended(world *w, uint32_t i);
 
 /* digest.c */
 void digest_choose(world *w);

@@ -56,7 +56,7 @@
 #include <stdlib.h>
 
 #include "kv/large.h"
-#include "store_internal.h"
+#include "late.h"
 
 #define CHECKPOINT_MAGIC "kvsvrckp"
 #define INDEX_MAGIC "kvsvridx"
@@ -469,11 +469,13 @@ static kv_status complete_image(kv_checkpoint *k) {
 
 static kv_status complete(kv_checkpoint *k) {
     kv_store *store = k->store;
+    if (store->late != NULL && !store->late->checkpoint_may_end) return KV_EWAIT;
     kv_status status = run_finish(k);
     if (status == KV_OK) status = list_runs(k);
     /* As far as deletes were believed; settled, because a reopen starts at the position and takes what lies before for
      * sealed and durable. */
-    if (status == KV_OK) status = kv_flow_sync(store->flow, k->looked);
+    bool hasty = store->late != NULL && store->late->hasty;
+    if (status == KV_OK && !hasty) status = kv_flow_sync(store->flow, k->looked);
     if (status == KV_OK) status = kv_flow_settle(store->flow);
     if (status == KV_OK) status = describe(k);
     if (status == KV_OK) big_reap(store);

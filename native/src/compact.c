@@ -18,7 +18,7 @@
 #include <stdlib.h>
 
 #include "kv/large.h"
-#include "store_internal.h"
+#include "late.h"
 
 enum {
     WALK_SIZE = 1 << 18,   /* bytes of a segment that one step walks over */
@@ -180,8 +180,14 @@ static kv_status walk_block(kv_compaction *k, walked block[BLOCK_COUNT], size_t 
         one->place = kv_place(kv_flow_salt(store->flow), k->segment, k->offset);
         kv_position position = {.segment = k->segment, .offset = k->offset};
         if (size > k->end - k->offset) size = k->end - k->offset;
-        if (kv_record_peek(one->bytes, size, one->place, &one->record, &used) != KV_OK)
+        if (kv_record_peek(one->bytes, size, one->place, &one->record, &used) != KV_OK) {
+            if (store->late != NULL) { /* An open that met it went on: if nothing lives there, so does this. */
+                k->suspect = store_location(&(kv_record){.kind = KV_KIND_PUT}, position);
+                k->offset += KV_RECORD_ALIGN;
+                continue;
+            }
             return fault_corrupt(&k->c->answer.fault, kv_loc_make(k->segment, k->offset, 0), "the head of the record is damaged");
+        }
         k->offset += used; /* Of an envelope: into it. */
         if (!has_slot(&one->record)) continue;
         one->location = store_location(&one->record, position);
@@ -324,15 +330,18 @@ static kv_status copy_block(kv_compaction *k) {
 
 /* --- moving: writer lock --- */
 
-/* The same record, at the end of the log. */
-static kv_status append_again(kv_store *store, kv_record *record, uint32_t used, kv_position *position) {
+/* The same record, at the end of the log. Of a version record without what made it one: a replay is to show it, and not to
+ * put it at its version. */
+static kv_status append_again(kv_store *store, kv_record *record, kv_position *position, uint32_t *used) {
     uint8_t *bytes;
     record->flags = (uint8_t)((record->flags & ~KV_FLAG_CREATED) | KV_FLAG_MOVED);
-    kv_status status = kv_flow_reserve(store->flow, used, 0, &bytes, position);
+    record->options &= (uint16_t)~(KV_HAS_PREV_BALLOT | KV_HAS_REQUEST);
+    *used = (uint32_t)kv_record_size(record);
+    kv_status status = kv_flow_reserve(store->flow, *used, 0, &bytes, position);
     if (status == KV_OK) status = counters_room(&store->counters, position->segment);
     if (status != KV_OK) return status;
     kv_record_encode(record, kv_place(kv_flow_salt(store->flow), position->segment, position->offset), bytes);
-    return kv_flow_commit(store->flow, *position, used);
+    return kv_flow_commit(store->flow, *position, *used);
 }
 
 /* KV_OK, *out true: the table's head is this record. What a look at it may load is loaded then. */
@@ -350,8 +359,9 @@ static kv_status move_one(kv_compaction *k, moving *m, const kv_probe *slot) {
     kv_position position;
     kv_probe head;
     bool head_too;
+    uint32_t used;
     kv_status status = is_head(store, m, &head, &head_too);
-    if (status == KV_OK) status = append_again(store, &m->record, m->used, &position);
+    if (status == KV_OK) status = append_again(store, &m->record, &position, &used);
     if (status == KV_OK) status = kv_index_replace(store->index, slot, store_location(&m->record, position));
     if (status == KV_OK && head_too) {
         status = is_head(store, m, &head, &head_too); /* The probe before is spent. */
@@ -360,9 +370,9 @@ static kv_status move_one(kv_compaction *k, moving *m, const kv_probe *slot) {
     }
     if (status != KV_OK) return status;
     count_live(&store->counters, k->segment, -(int64_t)m->used);
-    count_live(&store->counters, position.segment, m->used);
+    count_live(&store->counters, position.segment, used);
     k->done.moved_count++;
-    k->done.moved_size += m->used;
+    k->done.moved_size += used;
     return KV_OK;
 }
 
@@ -382,7 +392,7 @@ static kv_status move_if_live(kv_compaction *k, moving *m) {
     bool part = (kv_loc_flags(m->location) & (KV_LOC_ROW | KV_LOC_FLOOR)) != 0;
     if (part && big_set_has(&store->retired_tables, m->record.table_id)) return KV_OK;
     bool ends = m->record.expires_ms != 0 && !(kv_loc_flags(m->location) & KV_LOC_TOMBSTONE);
-    if (ends && (int64_t)m->record.expires_ms <= store_now(store)) return delete_one(k, m);
+    if (ends && (int64_t)m->record.expires_ms <= store_judge_ms(store)) return delete_one(k, m);
     return move_one(k, m, &probe);
 }
 
@@ -406,13 +416,13 @@ static kv_status step_end(kv_caller *c, write_op *w) {
         kv_store64(value, (uint64_t)atomic_load(&store->clock_ms));
         kv_record clock = {.kind = KV_KIND_CLOCK, .version = kv_flow_sequence(store->flow), .value = value,
                            .value_size = sizeof value};
-        uint32_t used = (uint32_t)kv_record_size(&clock);
-        kv_status status = append_again(store, &clock, used, &position);
+        uint32_t used;
+        kv_status status = append_again(store, &clock, &position, &used);
         if (status == KV_OK) status = store_show_clock(store, &clock, position, used);
         if (status != KV_OK) return status;
     }
     bool left = k->segment < n->segment_capacity && n->segment_live[k->segment] != 0;
-    if (left && k->suspect != 0) return fault_corrupt(&c->answer.fault, k->suspect, "the record's checksum is wrong");
+    if (left && k->suspect != 0 && c->store->late == NULL) return fault_corrupt(&c->answer.fault, k->suspect, "the record's checksum is wrong");
     return KV_OK;
 }
 
@@ -467,7 +477,9 @@ kv_status kv_compaction_step(kv_compaction *k) {
 /* Writer lock. What a backup copies, or a snapshot reads, stays. */
 static bool is_wanted(kv_store *store, uint32_t id) { return store->pin_count != 0 || kv_undo_pins(store->undo, id) != 0; }
 
-/* Writer lock. Which segments below the position were empty as of it and are wanted by nobody. For free(). */
+/* Writer lock. Which segments below the position were empty as of it and are wanted by nobody. For free(). Of a replica's
+ * store only the oldest ones, without a gap: what its log says is told by what comes later, and so all of that has to be
+ * there (docs/decisions/0027). */
 static kv_status list_empty(kv_store *store, const counters *as_of, kv_position position, uint32_t **out, size_t *count) {
     kv_segment_info *segments;
     size_t all;
@@ -479,8 +491,9 @@ static kv_status list_empty(kv_store *store, const counters *as_of, kv_position 
     for (size_t i = 0; *out != NULL && i + 1 < all; i++) {
         uint32_t id = segments[i].id;
         bool live = id < as_of->segment_capacity && as_of->segment_live[id] != 0;
-        if (id >= position.segment || !segments[i].sealed || live || is_wanted(store, id)) continue;
-        (*out)[(*count)++] = id;
+        bool goes = id < position.segment && segments[i].sealed && !live && !is_wanted(store, id);
+        if (store->late != NULL && (!goes || id >= store->late->kept_from)) break;
+        if (goes) (*out)[(*count)++] = id;
     }
     free(segments);
     return *out == NULL ? KV_ENOMEM : KV_OK;

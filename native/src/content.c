@@ -127,6 +127,17 @@ kv_status content_arrived(kv_store *store, content *c, kv_position position, uin
     return KV_OK;
 }
 
+/* `end` stays: where they were they are durable by then, and that place goes only when the other is durable, too. */
+kv_status content_moved(kv_store *store, content *c, kv_position position, uint32_t used) {
+    kv_status status = counters_room(&store->counters, position.segment);
+    if (status != KV_OK) return status;
+    count_live(&store->counters, kv_loc_segment(c->location), -(int64_t)c->used);
+    count_live(&store->counters, position.segment, used);
+    c->location = kv_loc_make(position.segment, position.offset, 0);
+    c->used = used;
+    return KV_OK;
+}
+
 void content_drop(kv_store *store, content *c) {
     contents *t = store->late->contents;
     KV_ASSERT(c->named == 0);

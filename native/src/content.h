@@ -76,6 +76,8 @@ content *contents_find(const contents *t, const kv_meta *meta); /* NULL: never h
 content *contents_note(contents *t, const kv_meta *meta, uint16_t shard, uint64_t version);
 /* Its bytes lie in the DATA record there. */
 kv_status content_arrived(kv_store *store, content *c, kv_position position, uint32_t used);
+/* They lie there as well now, and what was there may go. */
+kv_status content_moved(kv_store *store, content *c, kv_position position, uint32_t used);
 /* What a slot says has changed: from `old` (location 0, or NULL: nothing) to `record` (NULL: nothing). */
 kv_status content_shown(kv_store *store, const found *old, const kv_record *record);
 /* A majority holds it: what is kept behind it may go. */

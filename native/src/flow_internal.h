@@ -182,6 +182,9 @@ kv_status segments_unlink_behind(kv_flow *flow);
 /* The only code that truncates. */
 kv_status segment_cut(kv_flow *flow, segment *one, uint32_t offset);
 
+/* Looks behind the damaged record at `offset` for ledgers, until one tells what it was (options.told). KV_ABSENT: none does. */
+kv_status flow_told(kv_flow *flow, void *context, const segment *one, uint32_t offset, uint32_t *size);
+
 /* salvage.c */
 kv_status flow_salvage(kv_flow *flow, kv_replay replay, void *context, kv_fault *fault);
 

@@ -699,6 +699,12 @@ void kv_sim_free(kv_sim *sim) {
     free(sim);
 }
 
+void kv_sim_set_random(kv_sim *sim, uint64_t seed) {
+    pthread_mutex_lock(&sim->mutex);
+    sim->random_state = kv_mix64(seed);
+    pthread_mutex_unlock(&sim->mutex);
+}
+
 void kv_sim_set_clock(kv_sim *sim, int64_t now_ms) {
     pthread_mutex_lock(&sim->mutex);
     sim->now_ms = now_ms;

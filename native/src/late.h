@@ -33,9 +33,21 @@ enum late_tells { LATE_NOTHING, LATE_NUMBER, LATE_SIZE, LATE_ROW };
 typedef kv_status (*late_resolve)(void *context, kv_store *store, const kv_record *record, kv_position position,
                                   uint32_t used, kv_fault *fault);
 
+typedef kv_status (*late_told)(void *context, kv_store *store, const kv_record *ledger, kv_position at, uint32_t *size);
+
 struct kv_late {
     late_resolve resolve; /* gets what a replay finds, in the order of its arrival */
+    void (*restart)(void *context); /* what it got so far is nothing: the replay begins anew, without a checkpoint; or NULL */
+    late_told told;       /* or NULL: as kv_replay_told, for what is damaged */
     void *context;
+
+    /* Checkpoints. A replay begins before the position of the one it opens from, because records may be undecided that lie
+     * there; of what it finds up to that position the index knows. */
+    kv_position start; /* where it begins */
+    uint64_t image;    /* kv_position_order() of the checkpoint; 0: none is used */
+    uint32_t kept_from; /* the oldest segment that has to stay, whatever the index says */
+    bool checkpoint_may_end; /* what it stands on is durable */
+    bool hasty;         /* a rule left out: it does not wait for that */
 
     /* What the next record gets. */
     uint16_t shard;
@@ -84,8 +96,9 @@ uint64_t late_table_id(const kv_late *late, uint64_t nth);
 uint64_t late_table_version(uint64_t table_id); /* under which such a table was made */
 /* Appends records as they are but for their sequence, several as one envelope; *position is that of the first. */
 kv_status late_append(kv_store *store, kv_record *records, size_t count, kv_position *position, uint32_t *size);
-/* As kv_store_open(), of a store whose records are shown late. */
-kv_status store_open_late(kv_io *io, const kv_options *options, kv_late *late, kv_fault *fault, kv_store **out);
+/* As kv_store_open(), of a store whose records are shown late; late->start says where to begin, if there is a checkpoint. */
+kv_status store_open_late(kv_io *io, const kv_options *options, kv_late *late, const uint8_t *checkpoint, size_t size,
+                          kv_fault *fault, kv_store **out);
 
 /* KV_ABSENT: nothing undecided has that name, or nobody evaluates. */
 kv_status late_find(kv_store *store, const target *t, found *out, kv_fault *fault);

@@ -11,6 +11,8 @@
  *     is damage, and nothing is changed on the disk.
  *   - A segment behind the end may hold no watermark: one that does was durable once, which says that the end is
  *     damage as well.
+ *   - Who can replace a record that is damaged (a replica: options.told) is asked, with what ledgers behind it say, what
+ *     it was, and the log goes on behind it. Nothing is changed on the disk for that.
  *
  * What a writer does when the opener before it did not close: nothing, at first. The segment that the log ends in counts
  * as full. The first write, or the close, goes on like behind any full segment (flow.c), in this order:
@@ -300,6 +302,32 @@ static kv_status judge_end(scan *s, const segment *one, uint32_t offset) {
     return KV_EOF;
 }
 
+/* The record at *offset is damaged: behind it, if somebody can tell what it was. Its seal a sealed segment can spare. */
+static kv_status damage_pass(scan *s, segment *one, uint32_t limit, uint32_t *offset) {
+    uint32_t size = 0;
+    if (s->flow->options.told == NULL) return KV_ECORRUPT;
+    if (one->sealed && *offset + KV_SEAL_SIZE == limit) size = KV_SEAL_SIZE;
+    kv_status status = size != 0 ? KV_OK : flow_told(s->flow, s->context, one, *offset, &size);
+    if (status == KV_ABSENT || (status == KV_OK && (size == 0 || size > limit - *offset))) return KV_ECORRUPT;
+    if (status != KV_OK) return status;
+    *s->fault = (kv_fault){0};
+    *offset += size;
+    if (!one->sealed) atomic_store(&one->end, *offset);
+    return KV_OK;
+}
+
+/* As scan_segment(), and on behind what is damaged and can be told. KV_EOF: the log ends there. */
+static kv_status scan_whole(scan *s, segment *one, uint32_t limit, uint32_t *offset) {
+    for (;;) {
+        kv_status status = scan_segment(s, one, limit, offset);
+        if (status != KV_EOF) return status;
+        status = judge_end(s, one, *offset);
+        if (status == KV_ECORRUPT) status = damage_pass(s, one, limit, offset);
+        if (status != KV_OK) return status;
+        if (one->sealed && *offset == limit) return KV_OK;
+    }
+}
+
 /* The segment that follows, by name: it was there when it was named. 0: a clean close, and nothing followed yet. */
 static uint32_t segment_named(const segment *one) { return one->link.next != 0 ? one->link.next : one->next; }
 
@@ -323,8 +351,7 @@ static kv_status scan_chain(scan *s, segment *one, uint32_t offset, kv_position 
         kv_status status = one->sealed ? KV_OK : readable_limit(s->flow, one, &limit);
         if (status != KV_OK) return status;
         /* A position noted behind the SEAL of a closed store: nothing is left to read here. */
-        if (!one->sealed || offset != limit) status = scan_segment(s, one, limit, &offset);
-        if (status == KV_EOF) status = judge_end(s, one, offset);
+        if (!one->sealed || offset != limit) status = scan_whole(s, one, limit, &offset);
         *end = (kv_position){.segment = one->id, .offset = offset};
         if (status == KV_EOF) return KV_OK;
         if (status != KV_OK) return status;
@@ -630,12 +657,13 @@ static kv_status flow_recover(kv_flow *flow, kv_position start, scan *s) {
         status = KV_EUSAGE;
         goto out;
     }
+    kv_position noted = flow->options.noted.segment != 0 && start.segment != 0 ? flow->options.noted : start;
     /* A checkpoint is published only after the flow it stands on is durable: what it knows of must be here. */
-    if (start.segment > (l.count == 0 ? 0 : l.ids[l.count - 1])) {
-        status = damage(s->fault, start.segment, 0, "the file is missing");
+    if (noted.segment > (l.count == 0 ? 0 : l.ids[l.count - 1])) {
+        status = damage(s->fault, noted.segment, 0, "the file is missing");
         goto out;
     }
-    if (start.segment != 0 && kv_position_order(start) < flow->required) {
+    if (noted.segment != 0 && kv_position_order(noted) < flow->required) {
         status = KV_EUSAGE; /* Records that it counts on are gone. */
         goto out;
     }
@@ -644,7 +672,8 @@ static kv_status flow_recover(kv_flow *flow, kv_position start, scan *s) {
         goto out;
     }
     if (start.segment == 0) start = (kv_position){.segment = l.ids[0], .offset = KV_SEGMENT_HEADER_SIZE};
-    segment *first = find_start(flow, l.ids, l.count, start);
+    bool there = noted.segment == 0 || find_start(flow, l.ids, l.count, noted) != NULL;
+    segment *first = there ? find_start(flow, l.ids, l.count, start) : NULL;
     status = first == NULL ? KV_EUSAGE : scan_chain(s, first, start.offset, &end);
     if (status != KV_OK) goto out;
     flow->sequence = s->sequence;

@@ -6,7 +6,7 @@
 
 enum { SHARDS_DEFAULT = 64, SESSIONS_DEFAULT = 1024, BATCH_DEFAULT = 256, COMMIT_SIZE = 10, INLINE_DEFAULT = 4096 };
 enum { SESSIONS_MAX = 1 << 18 }; /* All of them go into one message (replica_snapshot.c). */
-static const uint64_t WINDOW_DEFAULT = 16 << 20;
+static const uint64_t WINDOW_DEFAULT = 16 << 20, KEEP_SIZE_DEFAULT = 64 << 20;
 
 const char *kv_mutation_name(int32_t mutation) {
     static const char *const names[KV_MUTATION_COUNT] = {
@@ -20,7 +20,9 @@ const char *kv_mutation_name(int32_t mutation) {
         "cut_keeps_members", "snapshot_no_members", "outsider_heard",
         "expire_unwaited", "names_unsaid", "wait_unlooked", "wait_early", "page_splits", "floor_ignored", "behind_restarts",
         "hearsay_ignored",
-        "meta_as_data", "meta_early", "drop_previous", "snapshot_no_history", "digest_unchecked", "collect_early"};
+        "meta_as_data", "meta_early", "drop_previous", "snapshot_no_history", "digest_unchecked", "collect_early",
+        "state_not_durable", "checkpoint_ahead", "undecided_goes", "state_no_sessions", "state_no_members",
+        "hole_acked", "repair_cuts", "promise_untold", "wiped_returns", "rollback_unseen", "mended_goes", "hello_unawaited"};
     return mutation >= 0 && mutation < KV_MUTATION_COUNT ? names[mutation] : NULL;
 }
 
@@ -32,17 +34,29 @@ void replica_fail(kv_replica *r, kv_status status) {
     if (r->failed == KV_OK) r->failed = status;
 }
 
+void append_failed(kv_replica *r, kv_status status) {
+    if (status == KV_ENOSPC) r->full = true;
+    else replica_fail(r, status);
+}
+
 uint64_t replica_nonce(kv_replica *r) { return ++r->nonce; }
 
 uint64_t log_end(const kv_replica *r) { return kv_position_order(kv_flow_tail(r->store->flow)); }
 
-void log_state(kv_replica *r, uint8_t kind, uint16_t shard_number, uint64_t ballot, const uint8_t *value, size_t size) {
-    kv_position position;
+kv_status log_try(kv_replica *r, uint8_t kind, uint16_t shard_number, uint64_t ballot, const uint8_t *value, size_t size,
+                  kv_position *position) {
     uint32_t used;
     kv_record record = {.kind = kind, .shard = shard_number, .version = kv_flow_sequence(r->store->flow) + 1, .ballot = ballot,
                         .options = (uint16_t)(KV_HAS_SEQUENCE | (ballot != 0 ? KV_HAS_BALLOT : 0)),
                         .value = value, .value_size = (uint32_t)size};
-    kv_status status = late_append(r->store, &record, 1, &position, &used);
+    kv_status status = r->full ? KV_ENOSPC : late_append(r->store, &record, 1, position, &used);
+    if (status != KV_OK) append_failed(r, status);
+    return status;
+}
+
+void log_state(kv_replica *r, uint8_t kind, uint16_t shard_number, uint64_t ballot, const uint8_t *value, size_t size) {
+    kv_position position;
+    kv_status status = log_try(r, kind, shard_number, ballot, value, size, &position);
     if (status != KV_OK) replica_fail(r, status);
 }
 
@@ -125,37 +139,6 @@ void ask_free(queued_ask *asked) {
 
 /* --- replay --- */
 
-static void entry_extend(shard *s, kv_position position, uint32_t used, bool meta) {
-    version_entry *last = log_at(&s->log, log_last(&s->log));
-    last->size = position.offset + used - last->position.offset;
-    last->record_count++;
-    last->meta |= meta;
-}
-
-/* The records of a batch come one by one, and follow one another. */
-static bool goes_on(const shard *s, const kv_record *record, kv_position position) {
-    if (s->log.count == 0 || log_last(&s->log) != record->version) return false;
-    const version_entry *last = log_at(&s->log, record->version);
-    return last->ballot == record->ballot && last->position.segment == position.segment &&
-           last->position.offset + last->size == position.offset;
-}
-
-static kv_status replay_version(kv_replica *r, shard *s, const kv_record *record, kv_position position, uint32_t used) {
-    if (record->ballot > s->promised) s->promised = record->ballot;
-    if (goes_on(s, record, position)) {
-        entry_extend(s, position, used, is_meta(record));
-        return KV_OK;
-    }
-    if (record->version <= s->applied || record->version > log_last(&s->log) + 1) return KV_ECORRUPT;
-    log_cut(&s->log, record->version - 1);
-    configs_cut(r, s, record->version - 1);
-    version_entry entry = {.ballot = record->ballot, .position = position, .size = used, .record_count = 1,
-                           .meta = is_meta(record)};
-    if (log_push(&s->log, &entry) != KV_OK) return KV_ENOMEM;
-    config_note(r, s, record);
-    return r->failed;
-}
-
 static kv_status replay_promise(kv_replica *r, const kv_record *record) {
     for (uint32_t at = 0; at + 2 <= record->value_size; at += 2) {
         uint16_t number = kv_load16(record->value + at);
@@ -182,20 +165,35 @@ static kv_status replay_commit(kv_replica *r, const kv_record *record) {
 static kv_status replay_snapshot(kv_replica *r, shard *s, const kv_record *record) {
     if (record->ballot > s->promised) s->promised = record->ballot;
     if (record->kind == KV_KIND_SNAPSHOT_END) return installing_end(r, s, record->value, record->value_size);
+    installing_clear(s); /* What was lost before does not matter any more. */
     s->installing.active = true;
     return KV_OK;
 }
 
-static kv_status replica_resolve(void *context, kv_store *store, const kv_record *record, kv_position position,
-                                 uint32_t used, kv_fault *fault) {
+/* The highest counts. What stands there is this node's, and not of a disk that was found to have gone backwards. */
+static kv_status replay_node(kv_replica *r, const kv_record *record) {
+    if (record->value_size < 11) return KV_ECORRUPT;
+    uint64_t incarnation = kv_load64(record->value);
+    if (incarnation > r->incarnation) r->incarnation = incarnation;
+    if (kv_load16(record->value + 8) != r->options.node) return KV_EUSAGE;
+    return record->value[10] == 0 ? KV_OK : KV_EBACKWARDS;
+}
+
+kv_status replica_resolve(void *context, kv_store *store, const kv_record *record, kv_position position, uint32_t used,
+                          kv_fault *fault) {
     kv_replica *r = context;
     kv_status status = KV_ECORRUPT;
     r->store = store;
+    replay_at(r, position);
     if (record->options & KV_HAS_PREV_BALLOT) {
-        if (record->shard < r->shard_count) status = replay_version(r, &r->shards[record->shard], record, position, used);
+        if (record->shard < r->shard_count) status = version_replay(r, &r->shards[record->shard], record, position, used);
         digest_note(r, record);
     } else if (record->kind < KV_KIND_ENVELOPE && (record->flags & KV_FLAG_MOVED)) {
-        return state_show(r, record, position, used, fault);
+        if (r->replaying.hidden) return KV_OK;
+        status = store_replay_part(store, record, fault);
+        return status == KV_OK ? state_show(r, record, position, used, fault) : status;
+    } else if (record->kind == KV_KIND_STATE) {
+        if (record->shard < r->shard_count) status = state_replay(r, record, position);
     } else if (record->kind == KV_KIND_SNAPSHOT_BEGIN || record->kind == KV_KIND_SNAPSHOT_END) {
         if (record->shard < r->shard_count) status = replay_snapshot(r, &r->shards[record->shard], record);
     } else if (record->kind == KV_KIND_DATA) {
@@ -204,8 +202,12 @@ static kv_status replica_resolve(void *context, kv_store *store, const kv_record
         status = replay_promise(r, record);
     } else if (record->kind == KV_KIND_COMMIT) {
         status = replay_commit(r, record);
-    } else if (record->kind == KV_KIND_NODE && record->value_size == 8) {
-        r->incarnation = kv_load64(record->value);
+    } else if (record->kind == KV_KIND_NODE) {
+        status = replay_node(r, record);
+    } else if (record->kind == KV_KIND_REPAIR) {
+        if (record->shard < r->shard_count) status = replay_repair(&r->shards[record->shard], record);
+    } else if (record->kind == KV_KIND_LEDGER) {
+        r->ledger.from = position;
         status = KV_OK;
     }
     return status == KV_ECORRUPT ? fault_corrupt(fault, kv_loc_make(position.segment, position.offset, 0),
@@ -218,6 +220,7 @@ static void options_default(kv_replica_options *o) {
     if (o->shard_count == 0) o->shard_count = SHARDS_DEFAULT;
     if (o->session_max == 0) o->session_max = SESSIONS_DEFAULT;
     if (o->keep_max == 0) o->keep_max = 1 << 16;
+    if (o->keep_size_max == 0) o->keep_size_max = KEEP_SIZE_DEFAULT;
     if (o->piece_tables == 0) o->piece_tables = 4;
     if (o->batch_max == 0) o->batch_max = BATCH_DEFAULT;
     if (o->window_size_max == 0) o->window_size_max = WINDOW_DEFAULT;
@@ -263,23 +266,52 @@ static kv_status shards_new(kv_replica *r) {
     return KV_OK;
 }
 
-/* Nothing is said before this incarnation is on the disk: and then all that was found in the log is, too. */
-static void begin_life(kv_replica *r) {
-    uint8_t value[8];
+/* What this life is to be. It begins when others have answered HELLO, and nothing is said before its incarnation is on the
+ * disk: and then all that was found in the log is, too. */
+static kv_status begin_life(kv_replica *r) {
     r->durable = kv_position_order(kv_flow_durable(r->store->flow));
     members_replayed(r);
+    holes_lacking(r);
     for (uint32_t i = 0; i < r->shard_count; i++) {
         shard *s = &r->shards[i];
         note_round(r, s->promised);
+        shard_apply(r, s); /* What was committed behind a hole, and the hole was filled later. */
         if (mutated(r, KV_MUTATE_RESTART_OWNS) && s->promised != 0 && ballot_node(s->promised) == r->options.node)
             shard_own(r, s, s->promised);
     }
     if (++r->incarnation < r->options.incarnation_min) r->incarnation = r->options.incarnation_min;
     digest_live(r);
     r->nonce = r->incarnation << 32; /* Numbers of this life, which no message of an earlier one has. */
-    kv_store64(value, r->incarnation);
-    log_state(r, KV_KIND_NODE, 0, 0, value, sizeof value);
-    after_add(r, AFTER_READY);
+    if (r->ledger.from.segment == 0) r->ledger.from = kv_flow_tail(r->store->flow);
+    return hello_begin(r);
+}
+
+/* For who reads the fault: what is to become of the disk. */
+static void fault_explain(const kv_replica *r, kv_status status, kv_fault *fault) {
+    size_t size = strlen(fault->what);
+    if (status == KV_ECORRUPT && r->options.member_count > 1)
+        snprintf(fault->what + size, sizeof fault->what - size, "; nothing tells what it was, so this disk counts as wiped");
+    else if (status == KV_EBACKWARDS)
+        snprintf(fault->what, sizeof fault->what, "this disk was found to be wiped or set back: it may come back only as a learner "
+                 "under a new node id");
+    else if (status == KV_EUSAGE)
+        snprintf(fault->what, sizeof fault->what, "the disk is another node's");
+}
+
+static void opening_restart(void *context) { replay_restart(context); }
+
+/* With the checkpoint's part of the options, which are the caller's and are not kept. */
+static kv_status open_log(kv_replica *r, kv_io *io, kv_fault *fault) {
+    const uint8_t *checkpoint;
+    size_t size;
+    if (!trim_open(r, &checkpoint, &size)) checkpoint = NULL;
+    r->replaying.on = true;
+    kv_status status = store_open_late(io, &r->options.store, &r->late, checkpoint, size, fault, &r->store);
+    r->options.checkpoint = NULL;
+    if (status != KV_OK) r->store = NULL; /* It went as it failed. */
+    if (status == KV_OK) status = replay_end(r, fault);
+    r->replaying = (replaying){0};
+    return status;
 }
 
 kv_status kv_replica_open(kv_io *io, const kv_replica_options *options, kv_fault *fault, kv_replica **out) {
@@ -290,6 +322,8 @@ kv_status kv_replica_open(kv_io *io, const kv_replica_options *options, kv_fault
         r->options = *options;
         options_default(&r->options);
         r->late.resolve = replica_resolve;
+        r->late.restart = opening_restart;
+        r->late.told = r->options.member_count > 1 ? replica_told : NULL;
         r->late.context = r;
         digest_begin(r);
         status = members_check(&r->options);
@@ -304,11 +338,15 @@ kv_status kv_replica_open(kv_io *io, const kv_replica_options *options, kv_fault
         return status;
     }
     r->votes = !options->damaged || mutated(r, KV_MUTATE_DAMAGED_VOTES);
-    status = store_open_late(io, &r->options.store, &r->late, fault, &r->store);
-    if (status != KV_OK) r->store = NULL; /* It went as it failed. */
+    status = open_log(r, io, fault);
+    if (status != KV_OK) fault_explain(r, status, fault);
     if (status == KV_OK) status = kv_caller_new(r->store, &r->caller);
-    if (status == KV_OK) begin_life(r);
+    if (status == KV_OK) status = begin_life(r);
     if (status == KV_OK) status = r->failed;
+    if (status != KV_OK && fault->status == KV_OK) {
+        fault->status = status;
+        snprintf(fault->what, sizeof fault->what, "the log cannot be written: %s", kv_status_name(status));
+    }
     if (status != KV_OK) {
         kv_replica_free(r);
         return status;
@@ -330,6 +368,7 @@ static void shard_free(shard *s) {
 
 void kv_replica_free(kv_replica *r) {
     if (r == NULL) return;
+    trim_free(r);
     for (size_t i = 0; i < r->after.count; i++) free(LIST(after, &r->after)[i].asks);
     for (size_t i = 0; i < r->reads.count; i++) ask_free(&LIST(read, &r->reads)[i].asked);
     for (uint32_t i = 0; i < KV_NODES_MAX; i++) {
@@ -349,6 +388,7 @@ void kv_replica_free(kv_replica *r) {
     free(r->expire_slots);
     lanes_free(&r->undecided);
     wire_free(&r->reply_bytes);
+    ledger_free(&r->ledger);
     if (r->store != NULL) kv_store_free(r->store);
     digest_end(r);
     late_free(&r->late);
@@ -365,10 +405,16 @@ kv_status kv_replica_receive(kv_replica *r, uint16_t node, const uint8_t *bytes,
     int index = peer_of(r, node);
     if (index < 0 || (uint32_t)index == r->self) return KV_EUSAGE;
     peer *p = &r->peers[index];
-    policy_heard(r, p);
     while (!stopped(r) && wire_next(&from, &type, &body)) {
-        if (!r->ready) continue;
+        bool greets = type == WIRE_HELLO || type == WIRE_WELCOME;
+        if (!greets && (!r->ready || !p->welcomed)) continue;
+        if (!greets) policy_heard(r, p);
         switch (type) {
+        case WIRE_HELLO: hello_receive(r, p, &body); break;
+        case WIRE_WELCOME: welcome_receive(r, p, &body); break;
+        case WIRE_LOST: lost_receive(r, p, &body); break;
+        case WIRE_FOUND: found_receive(r, &body); break;
+        case WIRE_VOUCH: vouch_take(p, &body); break;
         case WIRE_FLOW: flow_receive(r, p, &body); break;
         case WIRE_ACK: ack_receive(r, p, &body); break;
         case WIRE_PREPARE: prepare_receive(r, p, &body); break;
@@ -391,8 +437,9 @@ kv_status kv_replica_receive(kv_replica *r, uint16_t node, const uint8_t *bytes,
 }
 
 /* COMMIT(watermarks), lazily: a replica that comes back need not learn again what it knew. */
-void log_commits(kv_replica *r) {
+kv_status log_commits(kv_replica *r) {
     uint8_t value[KV_SHARDS_MAX * COMMIT_SIZE];
+    kv_position position;
     size_t size = 0;
     for (uint32_t i = 0; i < r->shard_count; i++) {
         shard *s = &r->shards[i];
@@ -400,22 +447,28 @@ void log_commits(kv_replica *r) {
         kv_store16(value + size, s->number);
         kv_store64(value + size + 2, s->commit);
         size += COMMIT_SIZE;
-        s->commit_logged = s->commit;
     }
-    if (size != 0) log_state(r, KV_KIND_COMMIT, 0, 0, value, size);
+    if (size == 0) return KV_OK;
+    kv_status status = log_try(r, KV_KIND_COMMIT, 0, 0, value, size, &position);
+    for (uint32_t i = 0; status == KV_OK && i < r->shard_count; i++) r->shards[i].commit_logged = r->shards[i].commit;
+    return status;
 }
 
 /* What is applied is kept for peers for a while; a quarter more, so that it is let go of in pieces. */
-static void let_go(const kv_replica *r, shard *s) {
+static void let_go(kv_replica *r, shard *s) {
     uint64_t keep = r->options.keep_max, pin = snapshot_pin(r, s);
     if (s->applied - s->log.base <= keep + keep / 4 || s->installing.active) return;
     uint64_t base = s->applied - keep;
-    log_let_go(&s->log, base < pin ? base : pin);
+    if (pin < base) base = pin;
+    if (mended_move(r, s, base)) shard_let_go(s, base);
 }
 
 void kv_replica_tick(kv_replica *r) {
     r->now++;
-    if (!r->ready || stopped(r)) return;
+    if (stopped(r)) return;
+    r->full = false; /* There may be room again. */
+    if (r->now % r->options.heartbeat_ticks == 0) hello_tick(r);
+    if (!r->ready) return;
     reads_check(r);
     questions_send(r, true);
     for (uint32_t i = 0; i < r->peer_count; i++) {
@@ -434,11 +487,23 @@ void kv_replica_tick(kv_replica *r) {
     if (r->now % r->options.heartbeat_ticks != 0) return;
     expire_some(r);
     log_commits(r);
+    lost_ask(r);
+    vouch_tick(r);
     flow_pack(r, true);
 }
 
+/* What it was told to take over meanwhile. */
+static void speak(kv_replica *r) {
+    uint16_t shards[KV_SHARDS_MAX];
+    size_t count = 0;
+    r->ready = true;
+    for (uint32_t i = 0; i < r->shard_count; i++)
+        if (r->wanted[i / 64] >> i % 64 & 1) shards[count++] = (uint16_t)i;
+    if (count != 0) take_over(r, shards, count);
+}
+
 static void after_run(kv_replica *r, const after *a) {
-    if (a->kind == AFTER_READY) r->ready = true;
+    if (a->kind == AFTER_READY) speak(r);
     else if (a->kind == AFTER_PREPARE) prepare_send(r, a);
     else promise_send(r, a);
 }
@@ -462,7 +527,10 @@ void kv_replica_durable(kv_replica *r, uint64_t upto) {
 }
 
 void kv_replica_takeover(kv_replica *r, const uint16_t *shards, size_t count) {
-    if (r->ready && r->votes && !stopped(r)) take_over(r, shards, count);
+    if (!r->votes || stopped(r)) return;
+    if (r->ready) take_over(r, shards, count);
+    for (size_t i = 0; !r->ready && i < count; i++)
+        if (shards[i] < r->shard_count) r->wanted[shards[i] / 64] |= (uint64_t)1 << shards[i] % 64;
 }
 
 static bool is_read(const kv_ask *ask) { return ask->kind == KV_REQUEST_GET || ask->kind == KV_REQUEST_READ; }
@@ -569,13 +637,16 @@ void kv_replica_flush(kv_replica *r) {
     reads_answer(r);
     lacks_answer(r);
     waits_answer(r);
-    if (!r->ready) return;
-    digest_pack(r);
-    if (r->reads.count != 0 && !reads_wait(r)) reads_check(r); /* Else at the next tick, or when that has its answer. */
-    if (r->reads.count != 0) questions_send(r, false);
-    positions_pack(r);
-    flow_pack(r, false);
-    acks_pack(r);
+    if (r->ready) {
+        digest_pack(r);
+        if (r->reads.count != 0 && !reads_wait(r)) reads_check(r); /* Else at the next tick, or when that has its answer. */
+        if (r->reads.count != 0) questions_send(r, false);
+        positions_pack(r);
+        flow_pack(r, false);
+        acks_pack(r);
+    }
+    hello_pack(r);
+    ledger_write(r);
 }
 
 void kv_replica_answers(kv_replica *r, const kv_reply **replies, size_t *count, const uint8_t **bytes) {
@@ -594,6 +665,7 @@ const uint8_t *kv_replica_outbox(kv_replica *r, uint16_t to, size_t *size) {
 void kv_replica_clear(kv_replica *r) {
     list_clear(&r->replies);
     r->reply_bytes.size = 0;
+    hello_taken(r);
     for (uint32_t i = 0; i < r->peer_count; i++) {
         if (r->peers[i].out.failed) replica_fail(r, KV_ENOMEM);
         r->peers[i].out.size = 0;
@@ -604,7 +676,6 @@ uint64_t kv_replica_tail(const kv_replica *r) { return log_end(r); }
 kv_store *kv_replica_store(kv_replica *r) { return r->store; }
 kv_caller *kv_replica_caller(kv_replica *r) { return r->caller; }
 kv_flow *kv_replica_flow(kv_replica *r) { return r->store->flow; }
-kv_status kv_replica_failure(const kv_replica *r) { return r->failed; }
 const kv_replica_counts *kv_replica_count(const kv_replica *r) { return &r->counts; }
 
 /* --- looking --- */
@@ -644,6 +715,7 @@ void kv_replica_shard(const kv_replica *r, uint32_t number, kv_shard_state *out)
                             .last = log_last(&s->log),
                             .last_ballot = log_last_ballot(&s->log),
                             .base = s->log.base,
+                            .hole = s->hole,
                             .owned = s->own.ballot != 0,
                             .taking = s->taking.ballot != 0,
                             .whole = !s->installing.active && s->applied >= s->whole_from,
@@ -659,6 +731,7 @@ kv_status kv_replica_record(kv_replica *r, uint32_t number, uint64_t version, ui
     const shard *s = &r->shards[number];
     if (version <= s->log.base || version > log_last(&s->log)) return KV_ABSENT;
     const version_entry *entry = log_at(&s->log, version);
+    if (entry->record_count == 0) return KV_ABSENT;
     uint32_t at = entry->position.offset, used;
     kv_status status = KV_OK;
     for (uint32_t i = 0; i <= nth && status == KV_OK; i++) status = version_next(r, entry, &at, out, &used);
@@ -669,6 +742,7 @@ uint64_t kv_replica_digest(kv_replica *r, uint32_t number, uint64_t version) {
     const shard *s = &r->shards[number];
     if (version <= s->log.base || version > log_last(&s->log)) return 0;
     const version_entry *entry = log_at(&s->log, version);
+    if (entry->record_count == 0) return 0;
     uint64_t digest = entry->ballot;
     uint32_t at = entry->position.offset, used;
     kv_record record;

@@ -158,8 +158,11 @@ int64_t carried_take(kv_replica *r, const shard *s, kv_record *records, uint64_t
         content *c = contents_find(&r->contents, &meta);
         if (c != NULL && c->location != 0) continue;
         if (c != NULL) pull_end(r, c);
-        kv_status status = late_write_content(r->store, &meta, s->number, version, records[i].value);
-        if (status != KV_OK) replica_fail(r, status);
+        kv_status status = r->full ? KV_ENOSPC : late_write_content(r->store, &meta, s->number, version, records[i].value);
+        if (status == KV_OK) continue;
+        append_failed(r, status);
+        r->dropped = true;
+        break;
     }
     return (int64_t)lead;
 }
@@ -358,10 +361,15 @@ static void pull_done(kv_replica *r, content *c) {
         pull_refused(r, c);
         return;
     }
-    r->counts.fetched++;
     pull_end(r, c);
-    kv_status status = late_write_content(r->store, &c->meta, c->shard, c->version, c->pull.bytes);
-    if (status != KV_OK) replica_fail(r, status);
+    kv_status status = r->full ? KV_ENOSPC : late_write_content(r->store, &c->meta, c->shard, c->version, c->pull.bytes);
+    if (status == KV_OK) {
+        r->counts.fetched++;
+        return;
+    }
+    append_failed(r, status);
+    c->pull.have = 0; /* Later, when there is room. */
+    content_requeue(&r->contents, CONTENT_MISSING, c);
 }
 
 /* Of what was asked for, the part that comes next: from anybody. */
@@ -531,6 +539,38 @@ static void retired_leave(kv_replica *r) {
         next = c->links[CONTENT_UNSETTLED].next;
         if (c->links[CONTENT_UNSETTLED].in && is_retired(r, c)) content_settle(r->store, c);
     }
+}
+
+/* --- the front of the log --- */
+
+static kv_status content_move(kv_replica *r, content *c) {
+    found there = {.location = c->location};
+    kv_position position;
+    uint32_t used;
+    kv_status status = store_peek(r->store, &there);
+    if (status == KV_OK && !found_intact_once(r->store, &there)) status = KV_ECORRUPT;
+    if (status == KV_OK) status = r->full ? KV_ENOSPC : late_append(r->store, &there.record, 1, &position, &used);
+    if (status == KV_OK) status = content_moved(r->store, c, position, used);
+    if (status != KV_OK) append_failed(r, status == KV_ABSENT ? KV_ECORRUPT : status);
+    return status;
+}
+
+kv_status contents_move(kv_replica *r, uint32_t segment) {
+    enum { MOVE_SIZE_MAX = 1 << 20 };
+    const contents *t = &r->contents;
+    uint64_t moved = 0;
+    bool waits = false;
+    for (uint64_t i = 0; i < t->capacity; i++) {
+        content *c = t->slots[i];
+        if (c == NULL) continue;
+        waits |= c->behind != 0 && kv_loc_segment(c->behind) <= segment;
+        if (c->location == 0 || kv_loc_segment(c->location) > segment) continue;
+        if (moved >= MOVE_SIZE_MAX) return KV_MORE;
+        kv_status status = content_move(r, c);
+        if (status != KV_OK) return status;
+        moved += c->used;
+    }
+    return waits ? KV_EWAIT : KV_OK;
 }
 
 /* --- time, and each flush --- */

@@ -11,6 +11,9 @@
 
 enum { REFUSALS_MAX = 256 };
 
+/* What a refusal says that the peer has lost. */
+enum { LACKS_NOTHING = 0, LACKS_STATE = 1, LACKS_RECORD = 2 };
+
 /* --- packing --- */
 
 /* The ballot is said where it is not that of the message. Bytes that go with the version stand in front of its records. */
@@ -114,6 +117,7 @@ static uint32_t shard_next(const kv_replica *r, uint32_t number, bool all) {
 
 static void peer_pack(kv_replica *r, peer *p, uint32_t index, bool heartbeat) {
     bool begun = false;
+    if (!p->welcomed) return;
     for (uint32_t i = 0; (i = shard_next(r, i, heartbeat)) < r->shard_count; i++) {
         shard *s = &r->shards[i];
         if (s->own.ballot == 0) continue;
@@ -131,6 +135,8 @@ static void peer_pack(kv_replica *r, peer *p, uint32_t index, bool heartbeat) {
             wire_put_varint(&p->out, p->connection.number);
             wire_put_varint(&p->out, ++p->seq);
             wire_put_varint(&p->out, p->acked); /* What was refused up to there we know of. */
+            wire_put_varint(&p->out, r->durable);
+            p->told = r->durable;
             begun = true;
         }
         item_put(r, p, index, s, count);
@@ -197,13 +203,14 @@ static void refused(kv_replica *r, peer *p, const refusal *no) {
         shard_step_down(r, s);
         return;
     }
+    if (no->hole && s->own.match[index] > no->last) s->own.match[index] = no->last; /* It is not held any more. */
     if (s->own.sending[index].active || no->no_state) {
         /* A snapshot that is on its way brings what is missing; to go on elsewhere now would leave it half sent for ever. */
         if (!s->own.sending[index].active) s->own.next[index] = 0;
         stir(r, s);
         return;
     }
-    uint64_t back = no->last < no->prev_version ? no->last : no->commit, match = s->own.match[index];
+    uint64_t back = no->hole || no->last < no->prev_version ? no->last : no->commit, match = s->own.match[index];
     if (back > log_last(&s->log)) back = log_last(&s->log); /* No peer of an owner has more; one that lies may say so. */
     s->own.next[index] = (back > match ? back : match) + 1;
     stir(r, s);
@@ -222,7 +229,9 @@ static bool take_refusals(kv_replica *r, wire_in *in, list *out) {
         no->prev_version = wire_take_varint(in);
         no->last = wire_take_varint(in);
         no->commit = wire_take_varint(in);
-        no->no_state = wire_take8(in) != 0;
+        uint8_t lacks = wire_take8(in);
+        no->no_state = lacks == LACKS_STATE;
+        no->hole = lacks == LACKS_RECORD;
         if (number >= r->shard_count) in->bad = true;
     }
     return true;
@@ -245,15 +254,16 @@ static void acked(kv_replica *r, peer *p, uint64_t cursor, const list *refusals)
 }
 
 void ack_receive(kv_replica *r, peer *p, wire_in *in) {
+    bool current = vouch_take(p, in);
     connection of = take_connection(in);
     uint64_t cursor = wire_take_varint(in), before = p->acked;
     bool voter = wire_take8(in) != 0;
     list refusals = {0};
     if (!take_refusals(r, in, &refusals)) replica_fail(r, KV_ENOMEM);
-    bool counts = connection_order(of, p->connection) == 0 || mutated(r, KV_MUTATE_OLD_ACKS);
+    bool counts = current && (connection_order(of, p->connection) == 0 || mutated(r, KV_MUTATE_OLD_ACKS));
     if (!in->bad && counts) {
-        bool voted = !p->learner;
-        p->learner = !voter;
+        bool voted = !p->abstains;
+        p->abstains = !voter;
         if (cursor > p->seq) cursor = p->seq;
         if (cursor > p->acked) {
             p->acked = cursor;
@@ -323,7 +333,7 @@ static void unapply(shard *s, uint64_t last, uint64_t ballot) {
 static void version_append(kv_replica *r, shard *s, kv_record *records, size_t count, uint64_t version, uint64_t ballot,
                            uint64_t prev_ballot) {
     version_entry entry = {.ballot = ballot, .record_count = (uint32_t)count & INT32_MAX};
-    if (version <= log_last(&s->log)) r->counts.cuts++;
+    uint64_t before = log_last(&s->log);
     for (size_t i = 0; i < count; i++) {
         records[i].shard = s->number;
         records[i].version = version;
@@ -333,15 +343,20 @@ static void version_append(kv_replica *r, shard *s, kv_record *records, size_t c
         entry.meta |= is_meta(&records[i]);
         digest_note(r, &records[i]);
     }
-    kv_status status = late_append(r->store, records, count, &entry.position, &entry.size);
+    kv_status status = r->full ? KV_ENOSPC : late_append(r->store, records, count, &entry.position, &entry.size);
     if (status == KV_OK) {
         if (s->applied >= version) unapply(s, version - 1, prev_ballot);
         log_cut(&s->log, version - 1);
         configs_cut(r, s, version - 1);
         status = log_push(&s->log, &entry);
+        if (version <= before) r->counts.cuts++;
+        if (status == KV_OK) config_note(r, s, &records[0]);
+        hole_look(s);
     }
-    if (status == KV_OK) config_note(r, s, &records[0]);
-    if (status != KV_OK) replica_fail(r, status);
+    if (status != KV_OK) {
+        append_failed(r, status);
+        r->dropped = true;
+    }
 }
 
 bool version_take(kv_replica *r, shard *s, wire_in *in, uint64_t version, uint64_t ballot, uint64_t *prev_ballot,
@@ -351,13 +366,15 @@ bool version_take(kv_replica *r, shard *s, wire_in *in, uint64_t version, uint64
     if (how & VERSION_BALLOT) own_ballot = wire_take64(in);
     kv_record *records = version_parse(r, in, count);
     if (records == NULL) return false;
-    if (!is_here(r, s, version, own_ballot)) {
+    bool hole = hole_at(s, version, own_ballot);
+    if (hole || !is_here(r, s, version, own_ballot)) {
         int64_t with = carried_take(r, s, records, count, version, how, trusting);
-        if (with < 0 || r->failed != KV_OK) return false;
-        version_append(r, s, records + with, count - (uint64_t)with, version, own_ballot, *prev_ballot);
+        if (with < 0 || r->failed != KV_OK || r->dropped) return false;
+        if (hole) hole_fill(r, s, version, own_ballot, (size_t)with);
+        else version_append(r, s, records + with, count - (uint64_t)with, version, own_ballot, *prev_ballot);
     }
     *prev_ballot = own_ballot;
-    return r->failed == KV_OK;
+    return r->failed == KV_OK && !r->dropped;
 }
 
 typedef struct append {
@@ -386,20 +403,25 @@ static void commit_take(kv_replica *r, shard *s, const append *a) {
     shard_apply(r, s);
 }
 
-/* true: everything up to its last record is here, or the bytes are bad. false: it does not follow, or it came without bytes
- * that have to come with it; the rest of it was passed over. */
-static bool append_take(kv_replica *r, shard *s, const append *a, wire_in *in) {
-    uint64_t prev_ballot = a->prev_ballot, count = 0;
-    bool good = ballot_heed(r, s, a->ballot) && !s->installing.active && follows(r, s, a);
-    if (!good) {
+/* true: everything up to its last record is here, or has to come again as there is no room for it, or the bytes are bad. false:
+ * it does not follow, or it came without bytes that have to come with it; the rest of it was passed over. *hole: its records were
+ * taken in, and one up to there is damaged, so an acknowledgement would vouch for what is not here. */
+static bool append_take(kv_replica *r, shard *s, const append *a, wire_in *in, bool *hole) {
+    uint64_t prev_ballot = a->prev_ballot;
+    append taken = *a;
+    if (!ballot_heed(r, s, a->ballot) || s->installing.active || !follows(r, s, a)) {
         versions_skip(r, in, a->count);
         return false;
     }
-    while (count < a->count && good) good = version_take(r, s, in, a->prev_version + ++count, a->ballot, &prev_ballot, false);
-    if (in->bad || r->failed != KV_OK) return true;
-    if (good) commit_take(r, s, a);
-    else versions_skip(r, in, a->count - count);
-    return good;
+    for (taken.count = 0; taken.count < a->count; taken.count++) {
+        if (version_take(r, s, in, a->prev_version + 1 + taken.count, a->ballot, &prev_ballot, false)) continue;
+        if (in->bad || r->failed != KV_OK) return true;
+        versions_skip(r, in, a->count - taken.count - 1); /* What comes behind this one can wait, too. */
+        break;
+    }
+    *hole = s->hole != 0 && s->hole <= a->prev_version + taken.count && !mutated(r, KV_MUTATE_HOLE_ACKED);
+    if (!*hole) commit_take(r, s, &taken);
+    return taken.count == a->count || r->dropped;
 }
 
 void versions_skip(kv_replica *r, wire_in *in, uint64_t count) {
@@ -411,7 +433,7 @@ void versions_skip(kv_replica *r, wire_in *in, uint64_t count) {
 }
 
 /* Beyond the bound the connection is as good as dead: it gets no more answers, and its sender begins anew. */
-static void refuse(kv_replica *r, peer *p, const shard *s, const append *a, uint64_t seq) {
+static void refuse(kv_replica *r, peer *p, const shard *s, const append *a, uint64_t seq, bool hole) {
     if (p->refusals.count > REFUSALS_MAX) return;
     refusal *no = list_add(&p->refusals, sizeof *no);
     if (no == NULL) {
@@ -419,7 +441,9 @@ static void refuse(kv_replica *r, peer *p, const shard *s, const append *a, uint
         return;
     }
     *no = (refusal){.seq = seq, .ballot = a->ballot, .promised = s->promised, .prev_version = a->prev_version,
-                    .last = log_last(&s->log), .commit = s->commit, .shard = s->number, .no_state = s->installing.active};
+                    .last = log_last(&s->log), .commit = s->commit, .shard = s->number, .no_state = s->installing.active, .hole = hole};
+    if (hole) no->last = s->hole - 1;
+    if (hole && no->commit > no->last) no->commit = no->last;
 }
 
 static void items_take(kv_replica *r, peer *p, wire_in *in, uint64_t seq, bool late) {
@@ -434,15 +458,15 @@ static void items_take(kv_replica *r, peer *p, wire_in *in, uint64_t seq, bool l
         }
         shard *s = &r->shards[number];
         if (piece) {
-            if (!piece_take(r, s, a.ballot, in) && !late) refuse(r, p, s, &a, seq);
+            if (!piece_take(r, s, a.ballot, in) && !late) refuse(r, p, s, &a, seq, false);
             continue;
         }
         a.prev_version = wire_take_varint(in);
         a.prev_ballot = wire_take64(in);
         a.commit = wire_take_varint(in);
         a.count = wire_take_varint(in);
-        if (in->bad || append_take(r, s, &a, in)) continue;
-        if (!late) refuse(r, p, s, &a, seq);
+        bool hole = false, taken = in->bad || append_take(r, s, &a, in, &hole);
+        if ((!taken || hole) && !late) refuse(r, p, s, &a, seq, hole);
     }
 }
 
@@ -468,9 +492,10 @@ static void refusals_known(peer *p, uint64_t acked) {
 
 void flow_receive(kv_replica *r, peer *p, wire_in *in) {
     connection of = take_connection(in);
-    uint64_t seq = wire_take_varint(in), acked = wire_take_varint(in);
+    uint64_t seq = wire_take_varint(in), acked = wire_take_varint(in), position = wire_take_varint(in);
     int order = connection_order(of, p->inbound);
     if (in->bad) return;
+    vouched(p, of.incarnation, position);
     if (order > 0) {
         p->inbound = of;
         p->cursor = p->beyond = 0;
@@ -479,9 +504,11 @@ void flow_receive(kv_replica *r, peer *p, wire_in *in) {
     }
     if (order == 0) refusals_known(p, acked);
     bool late = order < 0; /* Of a connection that was given up: harmless, and never acknowledged. */
+    r->dropped = false;
     items_take(r, p, in, seq, late);
     if (late) r->counts.late_flows++;
     if (late || in->bad || r->failed != KV_OK) return;
+    if (r->dropped) return; /* As if it had been lost on its way: the sender begins anew after a while. */
     cursor_move(p, seq);
     if (p->refusals.count > REFUSALS_MAX) return; /* Silence: the sender begins anew. */
     p->cursor_end = log_end(r);
@@ -494,6 +521,7 @@ void flow_receive(kv_replica *r, peer *p, wire_in *in) {
 static void ack_put(kv_replica *r, peer *p, uint64_t cursor) {
     wire_out *out = &p->out;
     wire_begin(out, WIRE_ACK);
+    vouch_put(r, p);
     wire_put_varint(out, p->inbound.incarnation);
     wire_put_varint(out, p->inbound.number);
     wire_put_varint(out, cursor);
@@ -508,7 +536,7 @@ static void ack_put(kv_replica *r, peer *p, uint64_t cursor) {
         wire_put_varint(out, all[i].prev_version);
         wire_put_varint(out, all[i].last);
         wire_put_varint(out, all[i].commit);
-        wire_put8(out, all[i].no_state);
+        wire_put8(out, all[i].hole ? LACKS_RECORD : all[i].no_state ? LACKS_STATE : LACKS_NOTHING);
     }
     wire_end(out);
 }

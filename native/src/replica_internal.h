@@ -12,6 +12,10 @@
  *   replica_policy.c  who should own what, and when to do something about it
  *   replica_members.c  who has a vote in a shard, and how that changes; whom this replica knows
  *   replica_digest.c  values by digest: what travels with records and behind them, what is fetched, what is kept
+ *   replica_state.c   what is kept about a shard besides records, so that the log may go up to there; replaying what is left
+ *   replica_trim.c    giving disk back: records that nobody needs, segments, checkpoints
+ *   replica_repair.c  records of the own log that are damaged
+ *   replica_hello.c   whether the disk is what it was
  *
  * beside version_log (which record is where), sessions (who was told what), lanes (who will be told what), wire (bytes), list (an array with two ends) and
  * late (the store's part). */
@@ -21,6 +25,7 @@
 #include "kv/replica.h"
 #include "lanes.h"
 #include "late.h"
+#include "ledger.h"
 #include "list.h"
 #include "sessions.h"
 #include "version_log.h"
@@ -82,6 +87,7 @@ typedef struct installing {
     uint64_t until;
     uint8_t *lanes;       /* members and sessions, as on the wire */
     size_t lanes_size;
+    bool lost;            /* a part of it is damaged: there is no state before the next one */
 } installing;
 
 /* Records as they were packed for a member: where in its outbox. */
@@ -161,6 +167,11 @@ typedef struct shard {
     uint64_t newest_shown; /* of what came in pieces, or was ended for them: the highest version */
     installing installing;
     uint64_t verified_ballot, verified; /* up to here the log is that of this ballot's owner */
+    uint64_t hole; /* the lowest version above the base whose record is damaged; 0: none. Its entry has no records */
+    uint64_t filling, filling_ballot; /* replay: what comes next of this version fills its hole */
+    uint64_t mended;         /* the highest version above the base whose record may be one that was fetched back; 0: none */
+    bool lacking;            /* a replay has met bytes of a value that are damaged */
+    uint32_t mended_segment; /* the oldest segment where one of those damaged records lies */
     uint64_t commit_logged;
     uint64_t commit_heard; /* of the owner: the highest it spoke of */
     uint64_t missed_since; /* policy: the tick from which on it had no living owner; 0: it has one */
@@ -173,6 +184,11 @@ typedef struct shard {
     voters voters;   /* the members in force */
     bool told_out;   /* policy: somebody who knows more of the shard says that we are no member, and we have not heard of it */
     uint64_t hold;   /* a driver wants what is behind the version before this; 0: nothing */
+    kv_position state_at;   /* where the newest STATE is; segment 0: there is none */
+    uint64_t state_applied; /* what it says is applied */
+    uint32_t state_needs;   /* the oldest segment with a record that comes behind that, of those let go of since; or UINT32_MAX */
+    bool gap;               /* replaying: records between `applied` and the base went with their segments, a STATE has to come */
+    uint64_t gap_from;      /* up to here nothing is missing */
 } shard;
 
 /* What was sent to a peer and is not acknowledged. */
@@ -190,6 +206,7 @@ typedef struct refusal {
     uint64_t prev_version, last, commit;
     uint16_t shard;
     bool no_state; /* only a snapshot helps */
+    bool hole;     /* the record behind `last` is damaged */
 } refusal;
 
 /* A connection in either direction is named by its sender: incarnation and a counter. */
@@ -201,6 +218,13 @@ static inline int connection_order(connection left, connection right) {
     return left.number < right.number ? -1 : left.number > right.number;
 }
 
+/* A start of a replica, and how far its log was durable when it last vouched for something. */
+typedef struct disk_start {
+    uint64_t disk;   /* 0: nothing is known */
+    uint64_t number; /* another one at each start */
+    uint64_t incarnation, position;
+} disk_start;
+
 enum { SEQ_WINDOW = 64 };
 typedef struct peer {
     uint16_t node;
@@ -211,9 +235,18 @@ typedef struct peer {
     uint64_t progress;   /* the tick of the last */
     uint64_t sent_size;
     list sent;           /* of sent_item, by seq */
-    bool learner;        /* it says that it does not vote */
+    bool abstains;       /* it says that it does not vote */
     uint64_t heard;      /* policy: the tick of its last message; 0: none yet */
     uint64_t healthy_since; /* policy: there has been no long silence since this tick */
+    bool gone;           /* it will never be back: it is not waited for */
+    bool welcomed;       /* it has compared our disk with what it remembers: we may speak to it */
+    bool hello_due, hello_out; /* HELLO is to be sent; lies in the outbox */
+    uint64_t welcome_number;   /* of the start that is to be answered; 0: none is */
+    bool welcome_fits, welcome_out;
+    uint64_t told;       /* how far it was told that our log is durable */
+    disk_start memory;   /* of it */
+    uint64_t welcomed_life; /* of it: its incarnation */
+    bool ended;          /* its disk went backwards: it is refused for good */
     /* to us */
     connection inbound;
     uint64_t cursor;     /* everything up to it is processed */
@@ -280,6 +313,25 @@ typedef struct lack {
     kv_meta meta;
     queued_ask asked;
 } lack;
+typedef struct replaying {
+    bool on;      /* the store is being opened */
+    bool begun;
+    bool trimmed; /* what there is of the log does not begin where it once began */
+    bool hidden;  /* before the position of the checkpoint: the index knows of it */
+} replaying;
+
+/* Work that goes on from call to call. */
+typedef struct trimming {
+    kv_compaction *compaction; /* NULL: none is under way */
+    uint32_t segment;          /* which one it is of, or was */
+    uint32_t done;             /* the one that was emptied last */
+    kv_sweep *sweep;
+    kv_checkpoint *checkpoint;
+    kv_position start;         /* from where a replay beside it has to begin */
+    uint64_t wanted;           /* the log has to be durable up to here before it is described; 0: not known yet */
+    uint8_t *bytes;            /* the checkpoint as it is handed out; NULL: not yet */
+    size_t size;
+} trimming;
 
 struct kv_replica {
     kv_replica_options options;
@@ -293,6 +345,11 @@ struct kv_replica {
     uint64_t round;       /* the highest seen or used */
     uint64_t incarnation;
     uint64_t nonce;
+    disk_start self_start;    /* as it was before anything was logged */
+    bool begun;           /* NODE is logged */
+    uint64_t wanted[KV_SHARDS_MAX / 64]; /* bits: to be taken over as soon as it may speak */
+    uint16_t ended_by;    /* who found out that the disk went backwards */
+    ledger ledger;
     uint64_t now;         /* ticks */
     uint64_t durable;     /* kv_position_order() */
     bool replayed;        /* the log was read */
@@ -320,6 +377,11 @@ struct kv_replica {
     uint32_t pulling_count;
     lane_table undecided;      /* of all shards owned here: what was proposed and is not applied yet */
     kv_replica_counts counts;
+    replaying replaying;
+    trimming trimming;
+    bool full;    /* the log had no room for a record; nothing that needs one is tried again before the next tick */
+    bool dropped; /* so something of the message at hand was not taken in, and all of it has to come again */
+    bool blocked; /* so a name whose time is over could not be ended */
 };
 
 static inline bool mutated(const kv_replica *r, enum kv_mutation mutation) {
@@ -340,19 +402,27 @@ static inline void stir(kv_replica *r, const shard *s) { r->stirred[s->number / 
 
 /* replica.c */
 void replica_fail(kv_replica *r, kv_status status);
+/* What an append came to: no room is no failure, and passes. */
+void append_failed(kv_replica *r, kv_status status);
 uint64_t replica_nonce(kv_replica *r);
 int peer_of(const kv_replica *r, uint16_t node); /* its index, or the own one; -1: it is not known */
 void reply_add(kv_replica *r, const kv_reply *reply);
 void reply_simple(kv_replica *r, uint64_t token, int32_t status);
 /* Appends a record of the replica itself, about a shard (by number) or, 0, about none. */
 void log_state(kv_replica *r, uint8_t kind, uint16_t shard_number, uint64_t ballot, const uint8_t *value, size_t size);
+/* The same; KV_ENOSPC is the caller's to answer, and has set `full`. */
+kv_status log_try(kv_replica *r, uint8_t kind, uint16_t shard_number, uint64_t ballot, const uint8_t *value, size_t size,
+                  kv_position *position);
+kv_status log_commits(kv_replica *r); /* COMMIT, of shards where it has risen; KV_ENOSPC */
 uint64_t log_end(const kv_replica *r);
-void log_commits(kv_replica *r); /* those that have risen since they were last logged */
 after *after_add(kv_replica *r, enum after_kind kind);
 kv_status ask_copy(const kv_ask *ask, queued_ask *out);
 void ask_free(queued_ask *asked);
 /* One record of a version that is held; KV_EOF: there are no more. *at is where it begins, and then where the next does. */
 kv_status version_next(const kv_replica *r, const version_entry *entry, uint32_t *at, kv_record *out, uint32_t *used);
+/* What a replay does with a record. */
+kv_status replica_resolve(void *context, kv_store *store, const kv_record *record, kv_position position, uint32_t used,
+                          kv_fault *fault);
 
 /* replica_write.c */
 void shard_write(kv_replica *r, shard *s, const kv_ask *ask);
@@ -362,11 +432,12 @@ void shard_step_down(kv_replica *r, shard *s);
 bool ballot_heed(kv_replica *r, shard *s, uint64_t ballot);
 void shard_advance(kv_replica *r, shard *s);
 void shard_apply(kv_replica *r, shard *s);
-void shard_barrier(kv_replica *r, shard *s);
+bool shard_barrier(kv_replica *r, shard *s); /* false: there is no room for it */
 void owned_durable(kv_replica *r);
-/* Appends a record without data of its own; the answer waits until a version is applied. */
-void propose_mark(kv_replica *r, shard *s, uint8_t kind, const kv_request *request, const uint8_t *value, size_t size);
+/* Appends a record without data of its own; false: there is no room for it. The answer waits until a version is applied. */
+bool propose_mark(kv_replica *r, shard *s, uint8_t kind, const kv_request *request, const uint8_t *value, size_t size);
 void wait_for(kv_replica *r, shard *s, uint64_t version, const kv_reply *reply);
+void answer_full(kv_replica *r, uint64_t token); /* the log has no room: nothing was done, and nothing will come of it */
 /* Deletes, by a record, what an ask is about and its time has ended; true: a read has to wait for the last record there is. */
 bool shard_expire(kv_replica *r, shard *s, const kv_ask *ask);
 /* The same for what nobody asks for, a table of the index at a time. */
@@ -379,14 +450,14 @@ void ack_receive(kv_replica *r, peer *from, wire_in *in);
 void acks_pack(kv_replica *r);
 void peer_reconnect(kv_replica *r, peer *p);
 void wire_put_version(kv_replica *r, wire_out *out, const version_entry *entry, uint64_t ballot);
+/* The records of one version, in r->records. NULL: the bytes are bad, or there is no memory. */
+kv_record *version_parse(kv_replica *r, wire_in *in, uint64_t count);
 /* As many version records, to get behind them. */
 void versions_skip(kv_replica *r, wire_in *in, uint64_t count);
 /* One version record from the wire into the log, unless it is there. false: the bytes are bad, or, unless `trusting`, those
  * of a value that has to come with it are not there. */
 bool version_take(kv_replica *r, shard *s, wire_in *in, uint64_t version, uint64_t ballot, uint64_t *prev_ballot,
                   bool trusting);
-/* The records of one version. NULL: the bytes are bad, or there is no memory. */
-kv_record *version_parse(kv_replica *r, wire_in *in, uint64_t count);
 
 /* replica_take.c */
 void take_over(kv_replica *r, const uint16_t *shards, size_t count);
@@ -440,6 +511,8 @@ uint64_t piece_put(kv_replica *r, wire_out *out, shard *s, uint32_t index);
 bool piece_take(kv_replica *r, shard *s, uint64_t ballot, wire_in *in);
 uint64_t snapshot_pin(const kv_replica *r, const shard *s);
 kv_status state_show(kv_replica *r, const kv_record *record, kv_position position, uint32_t used, kv_fault *fault);
+/* Logs a record of the state again, or for the first time, and shows it. KV_ENOSPC; what else goes wrong ends the replica. */
+kv_status state_append(kv_replica *r, kv_record *record);
 void installing_clear(shard *s);
 kv_status installing_end(kv_replica *r, shard *s, const uint8_t *bytes, size_t size);
 
@@ -459,6 +532,9 @@ int64_t carried_take(kv_replica *r, const shard *s, kv_record *records, uint64_t
                      bool trusting);
 bool carried_sound(kv_replica *r, const kv_record *records, uint64_t count, uint8_t how);
 void digest_tick(kv_replica *r, bool heartbeat);
+/* Bytes that lie in segments up to this one are written again, some at each call: KV_MORE, while there are others. KV_EWAIT: a
+ * record that is kept behind a value lies there; KV_ENOSPC. What else goes wrong ends the replica. */
+kv_status contents_move(kv_replica *r, uint32_t segment);
 void digest_pack(kv_replica *r);
 void digest_parted(kv_replica *r, uint32_t index); /* that peer holds nothing any more, and is not asked */
 void fetch_receive(kv_replica *r, peer *p, wire_in *in);
@@ -469,6 +545,67 @@ void content_want(kv_replica *r, const kv_meta *meta); /* somebody waits for it 
 void lack_add(kv_replica *r, const shard *s, const kv_ask *ask);
 void lacks_answer(kv_replica *r);
 kv_result evaluate_forget(kv_replica *r, const kv_ask *ask);
+void lanes_put(wire_out *out, const sessions *s);
+bool lanes_take(wire_in *in, sessions *to);
+
+/* replica_state.c */
+kv_status state_log(kv_replica *r, shard *s); /* KV_ENOSPC; what else goes wrong ends the replica */
+kv_status state_replay(kv_replica *r, const kv_record *record, kv_position position);
+/* A version record, where replay meets it: as the next one, in the place of another tail, or behind what is gone. */
+kv_status version_replay(kv_replica *r, shard *s, const kv_record *record, kv_position position, uint32_t used);
+/* The same of one that is damaged, and leaves a hole. */
+kv_status hole_replay(kv_replica *r, shard *s, uint64_t version, uint64_t ballot, kv_position position);
+void replay_at(kv_replica *r, kv_position position); /* before each record */
+void replay_restart(kv_replica *r);
+kv_status replay_end(const kv_replica *r, kv_fault *fault);
+void shard_let_go(shard *s, uint64_t base);               /* of records up to it, at most of the applied ones */
+void shard_restart(shard *s, uint64_t base, uint64_t ballot); /* the log is empty, from there on */
+/* The segment that a replay needs for the record of this version: not where it was fetched back to, but where it was first. */
+uint32_t version_segment(const shard *s, uint64_t version);
+/* The oldest segment with something that is not in the index and counts. */
+uint32_t shard_needs(const shard *s);
+
+/* replica_trim.c */
+bool trim_open(kv_replica *r, const uint8_t **bytes, size_t *size); /* of the options' checkpoint the store's part */
+void trim_free(kv_replica *r);
+void sweep_stop(kv_replica *r);
+
+/* replica_repair.c */
+bool shard_votes(const kv_replica *r, const shard *s);
+void state_lose(shard *s); /* what stands in the index of the shard is not all there should be: only a snapshot helps */
+bool hole_at(const shard *s, uint64_t version, uint64_t ballot);
+void hole_look(shard *s); /* after its version log was cut or begun anew, or a hole was filled */
+/* r->records are what belongs there, behind `with` records of bytes, which were taken in. */
+void hole_fill(kv_replica *r, shard *s, uint64_t version, uint64_t ballot, size_t with);
+void holes_lacking(kv_replica *r); /* replayed: undecided records of durability `data` whose bytes are damaged count as damaged */
+kv_status replica_told(void *context, kv_store *store, const kv_record *told_by, kv_position at, uint32_t *size);
+kv_status replay_repair(shard *s, const kv_record *record);
+/* KV_OK: it is a part of what was fetched back, and where it belongs. KV_ABSENT: it is none. */
+kv_status replay_fills(kv_replica *r, shard *s, const kv_record *record, kv_position position, uint32_t used);
+/* Before records up to `base` are let go of: what was fetched back lies behind what followed it, and a replay of a log whose
+ * front has gone takes no notice of it there. So what is live of it is logged again, as compaction does. false: no room. */
+bool mended_move(kv_replica *r, shard *s, uint64_t base);
+void lost_ask(kv_replica *r);
+void lost_receive(kv_replica *r, peer *p, wire_in *in);
+void found_receive(kv_replica *r, wire_in *in);
+void ledger_write(kv_replica *r);
+
+/* replica_hello.c */
+kv_status node_log(kv_replica *r, bool ended); /* NODE: KV_ENOSPC, as log_try() */
+kv_status hello_begin(kv_replica *r);
+void hello_peer(kv_replica *r, peer *p); /* it is known from now on */
+void hello_parted(kv_replica *r);        /* somebody is known no more */
+void hello_tick(kv_replica *r);
+void hello_pack(kv_replica *r); /* last of all: nothing else goes out to who has not welcomed us */
+void hello_taken(kv_replica *r);
+void hello_receive(kv_replica *r, peer *p, wire_in *in);
+void welcome_receive(kv_replica *r, peer *p, wire_in *in);
+/* Incarnation and durable position: what is vouched for here. */
+void vouch_put(kv_replica *r, peer *p);
+void vouch_tick(kv_replica *r);
+/* false: by an earlier life than the one that was welcomed, and nobody has compared what that had vouched for with the disk. */
+bool vouch_take(peer *p, wire_in *in);
+void vouched(peer *p, uint64_t incarnation, uint64_t position);
 
 /* replica_policy.c */
 void policy_heard(kv_replica *r, peer *p);
@@ -483,6 +620,7 @@ int policy_next(const kv_replica *r, const shard *s);
 
 /* replica_members.c */
 void members_begin(kv_replica *r); /* what the options say */
+void members_first(kv_replica *r, shard *s); /* the same, of a shard of which nothing is known */
 void members_replayed(kv_replica *r); /* who is a member now is known, and who was once is not */
 const members *members_now(const shard *s); /* in force */
 bool is_member(const members *m, uint16_t node);

@@ -29,6 +29,7 @@ static kv_status peer_add(kv_replica *r, uint16_t node) {
     if (at == KV_NODES_MAX) return KV_ELIMIT;
     if (at == r->peer_count) r->peer_count++;
     r->peers[at].node = node;
+    hello_peer(r, &r->peers[at]);
     for (uint32_t i = 0; i < r->shard_count; i++) {
         shard *s = &r->shards[i];
         s->own.match[at] = 0;
@@ -76,6 +77,7 @@ kv_status kv_replica_part(kv_replica *r, uint16_t node) {
         r->shards[i].taking.answered &= rest;
         sending_clear(&r->shards[i].own.sending[index]);
     }
+    if (r->self_start.disk != 0) hello_parted(r);
     return KV_OK;
 }
 
@@ -119,14 +121,17 @@ static void members_changed(kv_replica *r, shard *s) {
     s->told_out = false;
 }
 
+void members_first(kv_replica *r, shard *s) {
+    s->members = first_members(r);
+    list_clear(&s->configs);
+    members_changed(r, s);
+}
+
 void members_begin(kv_replica *r) {
     for (uint32_t i = 0; i < r->options.member_count; i++) r->peers[r->peer_count++].node = r->options.members[i];
     if (r->options.joins) r->peers[r->peer_count++].node = r->options.node;
     r->self = (uint32_t)peer_of(r, r->options.node);
-    for (uint32_t i = 0; i < r->shard_count; i++) {
-        r->shards[i].members = first_members(r);
-        members_changed(r, &r->shards[i]);
-    }
+    for (uint32_t i = 0; i < r->shard_count; i++) members_first(r, &r->shards[i]);
 }
 
 void members_replayed(kv_replica *r) {
@@ -176,7 +181,9 @@ void config_note(kv_replica *r, shard *s, const kv_record *record) {
     } else if (!members_parse(record->value, record->value_size, &one.members)) {
         replica_fail(r, KV_ECORRUPT);
     } else {
-        *to = one;
+        size_t at = s->configs.count - 1; /* Of what is fetched back later ones may be here. */
+        for (config *all = LIST(config, &s->configs); at > 0 && all[at - 1].version > one.version; at--) all[at] = all[at - 1];
+        LIST(config, &s->configs)[at] = one;
         members_changed(r, s);
     }
 }
@@ -203,7 +210,7 @@ void config_apply(kv_replica *r, shard *s, const kv_record *record) {
 }
 
 void members_set(kv_replica *r, shard *s, const members *m, uint64_t from, bool goes_on) {
-    if (!mutated(r, KV_MUTATE_SNAPSHOT_NO_MEMBERS)) s->members = *m;
+    s->members = *m;
     if (goes_on) configs_drop(s, from);
     else list_clear(&s->configs);
     members_changed(r, s);
@@ -268,8 +275,11 @@ static void change(kv_replica *r, shard *s, const kv_member_change *c) {
         return;
     }
     uint8_t value[2 * KV_MEMBERS_MAX];
+    if (!propose_mark(r, s, KV_KIND_CONFIG, NULL, value, members_encode(&m, value))) {
+        answer_full(r, c->token);
+        return;
+    }
     r->counts.configs++;
-    propose_mark(r, s, KV_KIND_CONFIG, NULL, value, members_encode(&m, value));
     reply.version = log_last(&s->log);
     wait_for(r, s, reply.version, &reply);
 }

@@ -39,7 +39,7 @@ static bool is_linked(const kv_replica *r, uint32_t index) { return is_peer(r, i
 /* As bits, ourselves among them. Who is known not to vote helps nobody to a majority. */
 static uint32_t own_links(const kv_replica *r) {
     uint32_t bits = 1u << r->self;
-    for (uint32_t i = 0; i < r->peer_count; i++) bits |= (uint32_t)(is_linked(r, i) && !r->peers[i].learner) << i;
+    for (uint32_t i = 0; i < r->peer_count; i++) bits |= (uint32_t)(is_linked(r, i) && !r->peers[i].abstains) << i;
     return bits;
 }
 
@@ -63,7 +63,7 @@ static uint32_t own_rank(const kv_replica *r, const shard *s) {
     uint32_t count = 0;
     for (uint32_t i = 0; i < now->count; i++) {
         int index = peer_of(r, now->nodes[i]);
-        if (index >= 0 && lives(r, (uint32_t)index) && !r->peers[index].learner) living[count++] = now->nodes[i];
+        if (index >= 0 && lives(r, (uint32_t)index) && !r->peers[index].abstains) living[count++] = now->nodes[i];
     }
     return kv_owner_rank(living, count, s->number, r->options.node);
 }
@@ -73,7 +73,7 @@ int policy_next(const kv_replica *r, const shard *s) {
     int best = -1;
     for (uint32_t i = 0; i < now->count; i++) {
         int index = peer_of(r, now->nodes[i]);
-        if (index < 0 || (uint32_t)index == r->self || r->peers[index].learner) continue;
+        if (index < 0 || (uint32_t)index == r->self || r->peers[index].abstains) continue;
         bool of_use = lives(r, (uint32_t)index) && is_connected(r, s, r->peers[index].links);
         if ((r->options.policy && !of_use) || s->own.match[index] < s->own.barrier) continue; /* It would have to give up. */
         if (best < 0 || score(s->number, now->nodes[i]) > score(s->number, r->peers[best].node)) best = index;
@@ -105,6 +105,19 @@ static bool wants(kv_replica *r, shard *s) {
     return r->now >= s->wait_until && r->now - s->missed_since >= (uint64_t)RANK_TICKS * own_rank(r, s);
 }
 
+/* It is taken for ours, and a record or the state of it is damaged here: to the others in turn, as one of them may not have heard
+ * that it was ours, and then does not believe the offer. */
+static void give_up(kv_replica *r, const shard *s) {
+    uint32_t heirs[KV_MEMBERS_MAX], count = 0;
+    const members *now = members_now(s);
+    for (uint32_t i = 0; i < now->count; i++) {
+        int index = peer_of(r, now->nodes[i]);
+        if (index < 0 || (uint32_t)index == r->self || r->peers[index].abstains) continue;
+        if (lives(r, (uint32_t)index)) heirs[count++] = (uint32_t)index;
+    }
+    if (count != 0 && ballot_node(s->promised) == r->options.node) offer_send(r, s, heirs[r->counts.offers % count]);
+}
+
 static void take_ownerless(kv_replica *r) {
     uint16_t numbers[KV_SHARDS_MAX];
     size_t count = 0;
@@ -112,7 +125,8 @@ static void take_ownerless(kv_replica *r) {
         shard *s = &r->shards[i];
         if (!wants(r, s)) continue;
         s->missed_since = 0;
-        numbers[count++] = s->number;
+        if (s->hole != 0 || s->installing.active) give_up(r, s);
+        else numbers[count++] = s->number;
     }
     if (count != 0) take_over(r, numbers, count);
 }
@@ -127,7 +141,7 @@ static int heir(const kv_replica *r, const shard *s) {
     for (uint32_t i = 0; i < r->peer_count; i++) {
         const peer *p = &r->peers[i];
         if (!is_peer(r, i) || !is_member(now, p->node) || kv_owner_rank(now->nodes, now->count, s->number, p->node) != 0) continue;
-        bool healthy = lives(r, i) && !p->learner && r->now - p->healthy_since >= r->options.healthy_ticks;
+        bool healthy = lives(r, i) && !p->abstains && r->now - p->healthy_since >= r->options.healthy_ticks;
         return healthy && is_connected(r, s, p->links) && s->own.match[i] == log_last(&s->log) ? (int)i : -1;
     }
     return -1;

@@ -157,8 +157,13 @@ uint64_t read_position(const kv_replica *r, const shard *s) {
 }
 
 void read_owned(kv_replica *r, shard *s, const kv_ask *a) {
+    r->blocked = false;
     bool over = shard_expire(r, s, a);
     uint64_t position = over ? log_last(&s->log) : read_position(r, s);
+    if (r->blocked) { /* It is over, and cannot be ended: neither what it was nor nothing would be right. */
+        reply_add(r, &(kv_reply){.token = a->token, .status = KV_ANSWER_UNAVAILABLE, .error = KV_ENOSPC, .value_size = -1});
+        return;
+    }
     if (r->failed != KV_OK || s->own.ballot == 0) return;
     if (over && mutated(r, KV_MUTATE_EXPIRE_UNWAITED)) {
         r->late.evaluating = true;
@@ -230,7 +235,8 @@ void check_receive(kv_replica *r, peer *p, wire_in *in) {
         if (number >= r->shard_count) in->bad = true;
         if (in->bad) break;
         wire_put_varint(out, number);
-        wire_put64(out, r->shards[number].promised);
+        /* Where a record is damaged nothing is confirmed: it may be what was promised. */
+        wire_put64(out, shard_votes(r, &r->shards[number]) ? r->shards[number].promised : UINT64_MAX);
     }
     if (in->bad) wire_give_up(out);
     else wire_end(out);

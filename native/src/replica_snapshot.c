@@ -116,7 +116,7 @@ static void tables_put(kv_replica *r, wire_out *out, const shard *s, sending *on
     free(slots);
 }
 
-static void sessions_put(wire_out *out, const sessions *s) {
+void lanes_put(wire_out *out, const sessions *s) {
     wire_put_varint(out, s->forgotten);
     wire_put_varint(out, s->count);
     const session *one;
@@ -151,7 +151,7 @@ uint64_t piece_put(kv_replica *r, wire_out *out, shard *s, uint32_t index) {
         wire_put_varint(out, 0);
         wire_put_varint(out, 0);
     } else {
-        sessions_put(out, &s->sessions);
+        lanes_put(out, &s->sessions);
     }
     s->own.next[index] = one->from + 1;
     one->active = false;
@@ -174,14 +174,19 @@ uint64_t snapshot_pin(const kv_replica *r, const shard *s) {
 
 /* --- the receiver's side --- */
 
-static void state_append(kv_replica *r, kv_record *record) {
+kv_status state_append(kv_replica *r, kv_record *record) {
     kv_position position;
     uint32_t used;
     kv_fault fault;
     record->flags = (uint8_t)((record->flags & ~KV_FLAG_CREATED) | KV_FLAG_MOVED);
-    kv_status status = late_append(r->store, record, 1, &position, &used);
-    if (status == KV_OK) status = state_show(r, record, position, used, &fault);
+    kv_status status = r->full ? KV_ENOSPC : late_append(r->store, record, 1, &position, &used);
+    if (status != KV_OK) {
+        append_failed(r, status);
+        return status;
+    }
+    status = state_show(r, record, position, used, &fault);
     if (status != KV_OK) replica_fail(r, status);
+    return status;
 }
 
 /* Newer than what stands there, or of the same version and come later. */
@@ -195,10 +200,16 @@ kv_status state_show(kv_replica *r, const kv_record *record, kv_position positio
     if (status != KV_OK && status != KV_ABSENT) return status;
     if (status == KV_ABSENT || old.record.version <= record->version) {
         if (record->kind == KV_KIND_TABLE_NEW) big_set_remove(&r->store->retired_tables, record->table_id); /* It is back. */
-        return store_show(r->store, record, position, used, fault);
+        status = store_show(r->store, record, position, used, fault);
     }
-    /* It came to an end, and nothing that stands there says so. */
+    if (status != KV_OK && status != KV_ABSENT) return status;
+    /* It came to an end, and what stands there does not say so, or never was that table: rows of it may have come before. */
     return record->kind == KV_KIND_TABLE_DROP ? big_set_add(&r->store->retired_tables, record->table_id) : KV_OK;
+}
+
+/* Rows may be here, or a floor, whose table never came: a snapshot that was given up had brought no more. */
+static void table_ends(kv_replica *r, uint64_t table_id) {
+    if (big_set_add(&r->store->retired_tables, table_id) != KV_OK) replica_fail(r, KV_ENOMEM);
 }
 
 /* What is here of the shard ends, each name by a record of its own: so a replay comes to the same. */
@@ -209,12 +220,14 @@ static void state_wipe(kv_replica *r, const shard *s) {
     do {
         kv_status status = kv_index_walk(r->store->index, &hash, &slots, &capacity, &count);
         if (status != KV_OK) replica_fail(r, status);
-        for (size_t i = 0; i < count && r->failed == KV_OK; i++) {
+        for (size_t i = 0; i < count && r->failed == KV_OK && !r->dropped; i++) {
             unsigned flags = kv_loc_flags(slots[i].location);
             found f;
-            if (flags & (KV_LOC_HEAD | KV_LOC_FLOOR | KV_LOC_TOMBSTONE)) continue;
+            if (flags & KV_LOC_HEAD || (flags & (KV_LOC_TOMBSTONE | KV_LOC_ROW)) == KV_LOC_TOMBSTONE) continue;
             record_of(r, slots[i].location, &f);
             if (r->failed != KV_OK || f.record.shard != s->number) continue;
+            if (flags & (KV_LOC_ROW | KV_LOC_FLOOR)) table_ends(r, f.record.table_id);
+            if (flags & (KV_LOC_TOMBSTONE | KV_LOC_FLOOR)) continue;
             kv_record end = f.record;
             end.kind = end.kind == KV_KIND_TABLE_NEW ? KV_KIND_TABLE_DROP
                      : end.kind == KV_KIND_ROW_PUT   ? KV_KIND_ROW_DELETE : KV_KIND_DELETE;
@@ -222,9 +235,9 @@ static void state_wipe(kv_replica *r, const shard *s) {
             end.options |= KV_HAS_SEQUENCE | KV_HAS_BALLOT;
             end.value_size = 0;
             end.flags &= (uint8_t)~KV_FLAG_META;
-            state_append(r, &end);
+            r->dropped |= state_append(r, &end) != KV_OK;
         }
-    } while (hash != 0 && r->failed == KV_OK);
+    } while (hash != 0 && r->failed == KV_OK && !r->dropped);
     free(slots);
 }
 
@@ -235,12 +248,25 @@ void installing_clear(shard *s) {
 }
 
 static void installing_begin(kv_replica *r, shard *s, uint64_t from, uint64_t ballot, uint64_t walk) {
-    log_commits(r); /* A replay is to meet what is ended below as it stands now: a name that is gone here is not ended. */
-    log_state(r, KV_KIND_SNAPSHOT_BEGIN, s->number, ballot, NULL, 0);
+    kv_position position;
+    sweep_stop(r); /* A table that it is about may come back. */
+    kv_status status = log_commits(r); /* A replay is to meet what is ended below as it stands now: what is gone is not ended. */
+    if (status == KV_OK) status = log_try(r, KV_KIND_SNAPSHOT_BEGIN, s->number, ballot, NULL, 0, &position);
+    if (status != KV_OK) {
+        r->dropped = true;
+        return;
+    }
     waits_end(r, s);
     installing_clear(s);
-    s->installing = (installing){.active = true, .from = from, .ballot = ballot, .walk = walk};
+    s->installing.active = true; /* Of no walk yet: one that finds no room to wipe what is here begins anew. */
     state_wipe(r, s);
+    if (!r->dropped) s->installing = (installing){.active = true, .from = from, .ballot = ballot, .walk = walk};
+}
+
+/* It found no room, and has to come again. */
+static void piece_forget(installing *i, uint64_t piece) {
+    i->pieces[piece / 8] &= (uint8_t)~(1 << piece % 8);
+    i->piece_count--;
 }
 
 /* Which of them have come is kept as bits: so far ahead of those that came in a row nobody sends. */
@@ -284,12 +310,12 @@ static void states_take(kv_replica *r, const shard *s, wire_in *in, bool keep) {
         record.shard = s->number;
         record.options |= KV_HAS_SEQUENCE | KV_HAS_BALLOT;
         record.options &= (uint16_t)~KV_HAS_REQUEST;
-        if (keep && r->failed == KV_OK) state_append(r, &record);
+        if (keep && r->failed == KV_OK) r->dropped |= state_append(r, &record) != KV_OK;
     }
 }
 
 /* The lanes, as they come on the wire and lie in SNAPSHOT_END. */
-static bool sessions_take(wire_in *in, sessions *to) {
+bool lanes_take(wire_in *in, sessions *to) {
     uint64_t forgotten = wire_take_varint(in), count = wire_take_varint(in);
     if (count > to->count_max) in->bad = true;
     sessions_clear(to);
@@ -308,23 +334,34 @@ static bool sessions_take(wire_in *in, sessions *to) {
 }
 
 /* From SNAPSHOT_END, live or replayed: the state is the snapshot, and the version log begins behind it. The tail behind
- * it stays if it goes on from the same record. */
+ * it stays if it goes on from the same record; the record says so, because a replay may have no more than the end of
+ * that tail (replica_state.c), or nothing. Behind a hole that the snapshot covers more may be committed than was applied,
+ * and stays so. Where a ledger tells of it (ledger.h), the lanes are lost, and with them the state. */
 kv_status installing_end(kv_replica *r, shard *s, const uint8_t *bytes, size_t size) {
     wire_in in = {.at = bytes, .end = bytes + size};
     members named;
-    uint64_t from = wire_take64(&in), from_ballot = wire_take64(&in), until = wire_take64(&in), mine;
+    uint64_t from = wire_take64(&in), from_ballot = wire_take64(&in), until = wire_take64(&in);
+    bool goes_on = wire_take8(&in) != 0;
     wire_take_members(&in, &named);
-    if (in.bad || !sessions_take(&in, &s->sessions)) return KV_ECORRUPT;
-    bool goes_on = log_ballot_at(&s->log, from, &mine) && mine == from_ballot;
-    if (goes_on) log_let_go(&s->log, from);
-    else log_restart(&s->log, from, from_ballot);
+    bool lost = s->installing.lost || in.at == in.end;
+    if (in.bad || (in.at != in.end && !lanes_take(&in, &s->sessions))) return KV_ECORRUPT;
+    bool behind = s->log.count != 0 && s->log.base > from;
+    if (goes_on && behind && !s->gap) return KV_ECORRUPT;
+    if (goes_on && from >= s->log.base && from <= log_last(&s->log)) shard_let_go(s, from);
+    else if (!goes_on || !behind) shard_restart(s, from, from_ballot);
+    if (s->log.base <= from) s->gap = false;
+    s->gap_from = from;
+    if (mutated(r, KV_MUTATE_SNAPSHOT_NO_MEMBERS)) named = s->members;
     members_set(r, s, &named, from, goes_on);
-    s->commit = s->applied = from;
-    s->commit_logged = from;
+    s->commit = goes_on && s->commit > from ? s->commit : from;
+    s->applied = from;
+    s->commit_logged = s->commit;
     s->lanes_until = until;
     /* What an earlier snapshot brought, and was given up, may be newer than this one, and ended under its own versions. */
     s->whole_from = until > s->newest_shown ? until : s->newest_shown;
+    hole_look(s);
     installing_clear(s);
+    s->installing.active = s->installing.lost = lost;
     return KV_OK;
 }
 
@@ -332,15 +369,20 @@ kv_status installing_end(kv_replica *r, shard *s, const uint8_t *bytes, size_t s
 static void install(kv_replica *r, shard *s, uint64_t from_ballot) {
     const installing *i = &s->installing;
     wire_out out = {0};
+    uint64_t mine;
     wire_put64(&out, i->from);
     wire_put64(&out, from_ballot);
     wire_put64(&out, i->until);
+    wire_put8(&out, log_ballot_at(&s->log, i->from, &mine) && mine == from_ballot);
     wire_put_bytes(&out, i->lanes, i->lanes_size);
-    if (out.failed) replica_fail(r, KV_ENOMEM);
-    else log_state(r, KV_KIND_SNAPSHOT_END, s->number, i->ballot, out.bytes, out.size);
-    if (r->failed == KV_OK && installing_end(r, s, out.bytes, out.size) != KV_OK) replica_fail(r, KV_ECORRUPT);
+    kv_position position;
+    kv_status status = KV_ENOMEM;
+    if (out.failed) replica_fail(r, status);
+    else status = log_try(r, KV_KIND_SNAPSHOT_END, s->number, i->ballot, out.bytes, out.size, &position);
+    if (status == KV_OK && installing_end(r, s, out.bytes, out.size) != KV_OK) replica_fail(r, KV_ECORRUPT);
     wire_free(&out);
-    r->counts.installed++;
+    r->dropped |= status != KV_OK;
+    r->counts.installed += status == KV_OK;
 }
 
 /* What only the last piece has. */
@@ -372,13 +414,16 @@ bool piece_take(kv_replica *r, shard *s, uint64_t ballot, wire_in *in) {
     if (in->bad) return true;
     bool accepted = ballot_heed(r, s, ballot), mine = i->active && ballot == i->ballot;
     bool same = mine && walk == i->walk, older = mine && walk < i->walk;
-    bool newer = from > s->commit || mutated(r, KV_MUTATE_SNAPSHOT_DROPS_TAIL);
-    newer |= i->active && from == s->commit; /* What was here went for a snapshot that nobody goes on with. */
+    /* Behind what is applied; where a part of the state is damaged, one that is as new will do. */
+    bool newer = from > s->applied || (i->active && from == s->applied) || mutated(r, KV_MUTATE_SNAPSHOT_DROPS_TAIL);
     bool wanted = accepted && !older && (newer || same);
     if (wanted && is_far_ahead(same ? i->piece_count : 0, piece)) accepted = wanted = false; /* Refused: another one begins. */
     if (wanted && !same) installing_begin(r, s, from, ballot, walk);
-    states_take(r, s, in, wanted && piece_note(r, i, piece));
+    wanted = wanted && !r->dropped;
+    bool fresh = wanted && piece_note(r, i, piece);
+    states_take(r, s, in, fresh);
+    if (fresh && r->dropped) piece_forget(i, piece);
     if (wire_take8(in) != 0) last_piece_take(r, i, in, wanted);
-    if (wanted && !in->bad && r->failed == KV_OK && i->count != 0 && i->piece_count == i->count) install(r, s, from_ballot);
+    if (wanted && !r->dropped && !in->bad && r->failed == KV_OK && i->count != 0 && i->piece_count == i->count) install(r, s, from_ballot);
     return accepted;
 }

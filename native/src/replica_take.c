@@ -18,6 +18,7 @@ enum { PROMISE_REFUSED = 0, PROMISE_GRANTED = 1, PROMISE_OUTSIDE = 2 };
 /* One shard of a PREPARE. */
 typedef struct prepare_ask {
     uint64_t commit, last_ballot, last;
+    uint64_t before; /* what was promised, if it is granted */
     uint16_t shard;
     bool granted, outside;
 } prepare_ask;
@@ -43,11 +44,14 @@ void taking_clear(kv_replica *r, shard *s, bool answer) {
 
 /* --- the taker's first step --- */
 
-static void log_promise(kv_replica *r, uint64_t ballot, const uint16_t *shards, size_t count) {
+/* KV_ENOSPC: then nothing is promised. */
+static kv_status log_promise(kv_replica *r, uint64_t ballot, const uint16_t *shards, size_t count) {
     uint8_t value[2 * KV_SHARDS_MAX];
+    kv_position position;
     for (size_t i = 0; i < count; i++) kv_store16(value + 2 * i, shards[i]);
-    r->counts.promises++;
-    log_state(r, KV_KIND_PROMISE, 0, ballot, value, 2 * count);
+    kv_status status = log_try(r, KV_KIND_PROMISE, 0, ballot, value, 2 * count, &position);
+    r->counts.promises += status == KV_OK;
+    return status;
 }
 
 void take_over(kv_replica *r, const uint16_t *asked, size_t asked_count) {
@@ -57,7 +61,7 @@ void take_over(kv_replica *r, const uint16_t *asked, size_t asked_count) {
     for (size_t i = 0; i < asked_count && count < KV_SHARDS_MAX; i++) {
         if (asked[i] >= r->shard_count) continue;
         shard *s = &r->shards[asked[i]];
-        if (s->own.ballot != 0 || s->taking.ballot != 0 || s->installing.active) continue;
+        if (s->own.ballot != 0 || s->taking.ballot != 0 || s->installing.active || s->hole != 0) continue;
         if (!is_member(members_now(s), r->options.node) && !mutated(r, KV_MUTATE_REMOVED_VOTES)) continue;
         note_round(r, s->promised);
         shards[count++] = asked[i];
@@ -65,14 +69,16 @@ void take_over(kv_replica *r, const uint16_t *asked, size_t asked_count) {
     }
     if (count == 0) return;
     uint64_t ballot = ballot_make(++r->round, r->options.node);
+    kv_status status = mutated(r, KV_MUTATE_ROUND_REUSED) ? KV_OK : log_promise(r, ballot, shards, count);
     for (size_t i = 0; i < count; i++) {
         shard *s = &r->shards[shards[i]];
-        s->promised = s->taking.ballot = ballot;
+        s->taking.ballot = status == KV_OK ? ballot : 0;
         s->taking.members = *members_now(s);
         s->taking.since = r->now;
+        if (status == KV_OK) s->promised = ballot;
     }
+    if (status != KV_OK) return;
     r->counts.takeovers++;
-    if (!mutated(r, KV_MUTATE_ROUND_REUSED)) log_promise(r, ballot, shards, count);
     after *a = after_add(r, AFTER_PREPARE);
     if (a == NULL) return;
     a->ballot = ballot;
@@ -103,7 +109,12 @@ static void adopt(kv_replica *r, shard *s, const shown_tail *tail) {
 static void majority_promised(kv_replica *r, shard *s) {
     taking *t = &s->taking;
     uint64_t ballot = t->ballot, commit = t->commit;
+    r->dropped = false;
     if (t->best.records != NULL) adopt(r, s, &t->best);
+    if (r->dropped) { /* A part of it has no room here: who is asked next may have more. */
+        shard_step_down(r, s);
+        return;
+    }
     uint64_t last = log_last(&s->log);
     if (commit > last) commit = last;
     if (commit > s->commit) s->commit = commit;
@@ -111,7 +122,7 @@ static void majority_promised(kv_replica *r, shard *s) {
     t->queue = (list){0};
     taking_free(t);
     shard_own(r, s, ballot);
-    shard_barrier(r, s);
+    if (!shard_barrier(r, s)) shard_step_down(r, s); /* Whoever is queued is told to retry, as nobody owns it. */
     shard_apply(r, s);
     queued_ask *asked = LIST(queued_ask, &queue);
     for (size_t i = 0; i < queue.count; i++) {
@@ -225,7 +236,11 @@ void prepare_receive(kv_replica *r, peer *p, wire_in *in) {
         one->shard = (uint16_t)number;
         if (number >= r->shard_count) in->bad = true;
     }
-    if (in->bad || asks == NULL || !r->votes || asks_too_often(r, p->node)) {
+    uint64_t asked = count;
+    count = 0;
+    for (uint64_t i = 0; asks != NULL && i < asked && !in->bad; i++)
+        if (shard_votes(r, &r->shards[asks[i].shard])) asks[count++] = asks[i];
+    if (in->bad || asks == NULL || count == 0 || asks_too_often(r, p->node)) {
         free(asks);
         return;
     }
@@ -234,11 +249,18 @@ void prepare_receive(kv_replica *r, peer *p, wire_in *in) {
         asks[i].outside = is_outside(r, s, p->node, &asks[i]);
         asks[i].granted = s->promised < ballot && !asks[i].outside;
         if (!asks[i].granted) continue;
-        shard_step_down(r, s);
+        asks[i].before = s->promised;
         s->promised = ballot;
         granted[granted_count++] = s->number;
     }
-    if (granted_count != 0) log_promise(r, ballot, granted, granted_count);
+    if (granted_count != 0 && log_promise(r, ballot, granted, granted_count) != KV_OK) {
+        /* What cannot be kept is not promised: silence, as of one who is not there. */
+        for (uint64_t i = 0; i < count; i++)
+            if (asks[i].granted) r->shards[asks[i].shard].promised = asks[i].before;
+        free(asks);
+        return;
+    }
+    for (size_t i = 0; i < granted_count; i++) shard_step_down(r, &r->shards[granted[i]]);
     after answer = {.node = p->node, .ballot = ballot, .asks = (uint8_t *)asks, .size = count * sizeof *asks};
     after *waits = mutated(r, KV_MUTATE_PROMISE_NOT_DURABLE) ? NULL : after_add(r, AFTER_PROMISE);
     if (waits != NULL) {
@@ -293,6 +315,7 @@ void promise_send(kv_replica *r, const after *a) {
     if (index < 0) return; /* It has gone. */
     wire_out *out = &r->peers[index].out;
     wire_begin(out, WIRE_PROMISE);
+    vouch_put(r, &r->peers[index]);
     wire_put64(out, a->ballot);
     wire_put_varint(out, count);
     for (size_t i = 0; i < count; i++) {
@@ -354,6 +377,7 @@ static void promise_refused(kv_replica *r, shard *s, uint64_t ballot, uint64_t p
 }
 
 void promise_receive(kv_replica *r, peer *p, wire_in *in) {
+    bool current = vouch_take(p, in);
     uint64_t ballot = wire_take64(in), count = wire_take_varint(in);
     uint32_t index = (uint32_t)(p - r->peers);
     for (uint64_t i = 0; i < count && !in->bad && r->failed == KV_OK; i++) {
@@ -375,7 +399,7 @@ void promise_receive(kv_replica *r, peer *p, wire_in *in) {
         shown_tail tail;
         if (!tail_take(in, &tail)) replica_fail(r, KV_ENOMEM);
         if (tail.records != NULL && !tail_is_sound(r, &tail)) in->bad = true;
-        bool waited_for = s->taking.ballot == ballot && (s->taking.answered >> index & 1) == 0;
+        bool waited_for = current && s->taking.ballot == ballot && (s->taking.answered >> index & 1) == 0;
         if (waited_for && tail.prev_version > s->commit) in->bad = true;
         if (!in->bad && waited_for) promised_by(r, s, index, &tail);
         free(tail.records);

@@ -132,7 +132,7 @@ static void proposed(kv_replica *r, shard *s, kv_position position, uint32_t siz
     shard_advance(r, s);
 }
 
-void propose_mark(kv_replica *r, shard *s, uint8_t kind, const kv_request *request, const uint8_t *value, size_t value_size) {
+bool propose_mark(kv_replica *r, shard *s, uint8_t kind, const kv_request *request, const uint8_t *value, size_t value_size) {
     kv_position position;
     uint32_t size;
     kv_record record = {.kind = kind, .shard = s->number, .version = log_last(&s->log) + 1, .ballot = s->own.ballot,
@@ -143,16 +143,17 @@ void propose_mark(kv_replica *r, shard *s, uint8_t kind, const kv_request *reque
         record.options |= KV_HAS_REQUEST;
     }
     r->late.metas = false;
-    kv_status status = late_append(r->store, &record, 1, &position, &size);
+    kv_status status = r->full ? KV_ENOSPC : late_append(r->store, &record, 1, &position, &size);
     if (status != KV_OK) {
-        replica_fail(r, status);
-        return;
+        append_failed(r, status);
+        return false;
     }
     config_note(r, s, &record);
     proposed(r, s, position, size, 1);
+    return true;
 }
 
-void shard_barrier(kv_replica *r, shard *s) { propose_mark(r, s, KV_KIND_BARRIER, NULL, NULL, 0); }
+bool shard_barrier(kv_replica *r, shard *s) { return propose_mark(r, s, KV_KIND_BARRIER, NULL, NULL, 0); }
 
 /* --- evaluating --- */
 
@@ -231,6 +232,12 @@ static bool is_condition(const kv_ask *a, kv_result result) {
            result == KV_EOVERFLOW || result == KV_EWRONGTYPE;
 }
 
+void answer_full(kv_replica *r, uint64_t token) {
+    r->full = true;
+    r->counts.full++;
+    reply_add(r, &(kv_reply){.token = token, .status = KV_ANSWER_UNAVAILABLE, .error = KV_ENOSPC, .value_size = -1});
+}
+
 static void will_tell(kv_replica *r, const shard *s, const kv_request *request, uint64_t version) {
     if (lanes_note(&r->undecided, s->number, request, version) != KV_OK) replica_fail(r, KV_ENOMEM);
 }
@@ -248,11 +255,14 @@ static void answer_failed(kv_replica *r, shard *s, const kv_ask *a, kv_result re
         reply_confirmed(r, s, last, &reply);
         return;
     }
-    r->counts.failures_recorded++;
     request->outcome = (int16_t)error;
     request->result = (int64_t)reply.version;
+    if (!propose_mark(r, s, KV_KIND_SESSION, request, NULL, 0)) {
+        answer_full(r, a->token);
+        return;
+    }
+    r->counts.failures_recorded++;
     will_tell(r, s, request, last + 1);
-    propose_mark(r, s, KV_KIND_SESSION, request, NULL, 0);
     wait_for(r, s, last + 1, &reply);
 }
 
@@ -288,8 +298,8 @@ static void shard_evaluate(kv_replica *r, shard *s, const kv_ask *a) {
         if (is_condition(a, result)) answer_failed(r, s, a, result, &request);
         else if (result == KV_ELACKING) answer_lacking(r, a);
         else if (result == kv_ending(KV_EWAIT)) reply_simple(r, a->token, KV_ANSWER_RETRY);
-        else if (result == KV_ENOSPC || result == KV_ENOMEM || result == KV_ECORRUPT)
-            reply_simple(r, a->token, KV_ANSWER_UNAVAILABLE);
+        else if (result == KV_ENOSPC) answer_full(r, a->token);
+        else if (result == KV_ENOMEM || result == KV_ECORRUPT) reply_simple(r, a->token, KV_ANSWER_UNAVAILABLE);
         else if (result == KV_EPOISONED || result == KV_EDISK) reply_simple(r, a->token, KV_ANSWER_RETRY);
         else reply_add(r, &(kv_reply){.token = a->token, .status = KV_ANSWER_REFUSED, .error = (int32_t)result});
         return;
@@ -327,7 +337,7 @@ static bool expire_one(kv_replica *r, shard *s, const target *t) {
     kv_status status = store_find(r->store, t, &f, fault);
     int64_t now = r->store->io->now_ms(r->store->io);
     bool due = status == KV_OK && f.record.expires_ms != 0 && (int64_t)f.record.expires_ms <= now && !found_tombstone(&f);
-    if (due) {
+    if (due && !r->full) {
         next_is(late, s, NULL, LATE_NOTHING);
         late->judge_ms = now;
         status = store_expire(r->caller, t, &deleted);
@@ -335,8 +345,9 @@ static bool expire_one(kv_replica *r, shard *s, const target *t) {
     }
     late->evaluating = false;
     bool heard = status == KV_ECORRUPT; /* by whoever asked, as of whatever else stands there */
-    if (status != KV_OK && status != KV_ABSENT && !heard) replica_fail(r, status);
-    if (status != KV_OK) return false;
+    if (status != KV_OK && status != KV_ABSENT && !heard) append_failed(r, status);
+    r->blocked |= due && r->full;
+    if (status != KV_OK || r->full) return false;
     if (!due) return f.record.version > s->applied && may_show_over(r, s, t);
     if (late->record_count == 0) return false;
     r->counts.expired++;
@@ -444,8 +455,9 @@ void shard_write(kv_replica *r, shard *s, const kv_ask *a) {
     } else if (forgotten) {
         answer_forgotten(r, s, a);
     } else {
-        shard_expire(r, s, a);
-        if (r->failed == KV_OK && s->own.ballot != 0) shard_evaluate(r, s, a);
+        if (!r->full) shard_expire(r, s, a);
+        if (r->full) answer_full(r, a->token);
+        else if (r->failed == KV_OK && s->own.ballot != 0) shard_evaluate(r, s, a);
     }
 }
 
@@ -454,7 +466,7 @@ void shard_write(kv_replica *r, shard *s, const kv_ask *a) {
 /* Who holds a version, as bits. One that says that its disk lost something holds nothing for sure. */
 static uint32_t holders(const kv_replica *r, const shard *s, uint64_t version) {
     uint32_t bits = 0;
-    for (uint32_t i = 0; i < r->peer_count; i++) bits |= (uint32_t)(s->own.match[i] >= version && !r->peers[i].learner) << i;
+    for (uint32_t i = 0; i < r->peer_count; i++) bits |= (uint32_t)(s->own.match[i] >= version && !r->peers[i].abstains) << i;
     return bits;
 }
 
@@ -501,9 +513,14 @@ static kv_status step_apply(kv_replica *r, shard *s, const kv_record *record, kv
     }
     config_apply(r, s, record);
     if (!is_data(record)) return KV_OK;
-    /* Behind a snapshot there may be newer things than this record: they came with it. */
-    kv_status status = record->version > s->whole_from ? store_show(r->store, record, position, used, &fault)
-                                                       : state_show(r, record, position, used, &fault);
+    if (r->replaying.hidden) return KV_OK;
+    if (record->kind == KV_KIND_TABLE_NEW) big_set_remove(&r->store->retired_tables, record->table_id); /* Rows came before. */
+    /* Behind a snapshot there may be newer things than this record: they came with it. So there may be where a part of the
+     * log is gone: what was live in it was moved. */
+    kv_status status = r->replaying.on ? store_replay_part(r->store, record, &fault) : KV_OK;
+    if (status != KV_OK) return status;
+    status = record->version > s->whole_from && !s->gap ? store_show(r->store, record, position, used, &fault)
+                                                        : state_show(r, record, position, used, &fault);
     if (status == KV_OK && s->own.ballot != 0) decided(r, record, position);
     if (r->waits.count != 0) waits_touch(r, record);
     return status;
@@ -534,7 +551,9 @@ static void apply_ahead(const kv_replica *r, const shard *s, uint64_t limit) {
 
 void shard_apply(kv_replica *r, shard *s) {
     uint64_t limit = s->commit < log_last(&s->log) ? s->commit : log_last(&s->log);
+    if (s->hole != 0 && limit >= s->hole) limit = s->hole - 1;
     if (s->installing.active) return;
+    if (s->gap && s->applied < s->log.base) s->applied = limit < s->log.base ? limit : s->log.base;
     if (r->waits.count != 0 && s->applied < limit) waits_touch_shard(r, s);
     uint64_t ahead = s->applied;
     while (s->applied < limit && r->failed == KV_OK) {

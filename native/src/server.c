@@ -164,12 +164,15 @@ kv_status kv_server_run(kv_server *server, kv_fault *fault) {
         if (!server->leaving) leave_noticed(server);
         tick(server);
         work_off(server);
-        if (status == KV_OK) status = kv_replica_failure(server->replica);
+        if (status == KV_OK) status = kv_replica_failure(server->replica, fault);
         gone = status == KV_OK && atomic_load(&server->stops) != 0 && leave_step(server);
     }
-    if (status != KV_OK) {
-        kv_status first = kv_flow_poison(kv_replica_flow(server->replica), &fault->os_error);
-        if (status == KV_EPOISONED && first != KV_OK) status = first; /* What began it says more than what came of it. */
+    kv_status first = status == KV_OK ? KV_OK : kv_flow_poison(kv_replica_flow(server->replica), &fault->os_error);
+    if (status == KV_EPOISONED && first != KV_OK) { /* What began it says more than what came of it. */
+        status = first;
+        fault->status = KV_OK;
+    }
+    if (status != KV_OK && fault->status == KV_OK) {
         fault->status = status;
         snprintf(fault->what, sizeof fault->what, "the replica cannot go on: %s", kv_status_name(status));
     }

@@ -40,6 +40,7 @@ const char *kv_status_name(int status) {
     case KV_ELIMIT: return "out of descriptors";
     case KV_EMAPPING: return "mapping error";
     case KV_ECORRUPT: return "corruption";
+    case KV_EBACKWARDS: return "disk set back";
     case KV_ENOMEM: return "no memory";
     }
     return "unknown";

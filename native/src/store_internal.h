@@ -353,6 +353,7 @@ kv_status order_fault(kv_store *store, const kv_order_cursor *cursor, kv_fault *
 void scan_free(scan_scratch *scratch); /* accepts NULL */
 
 /* store_open.c */
+kv_status store_replay_part(kv_store *store, const kv_record *record, kv_fault *fault); /* before a replay shows it */
 kv_status counters_room(counters *c, uint32_t segment);
 
 /* wake.c */

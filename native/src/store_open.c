@@ -79,8 +79,11 @@ kv_status counters_room(counters *n, uint32_t segment) {
 static void set_hash_seed(kv_store *store) { store->hash_seed = kv_flow_salt(store->flow) * 0x9E3779B185EBCA87ULL + 1; }
 
 /* A row or a floor may come before its table: compaction moves records on. Which tables never come is known at the end. */
-static kv_status replay_part(kv_store *store, const kv_record *record, kv_fault *fault) {
+kv_status store_replay_part(kv_store *store, const kv_record *record, kv_fault *fault) {
     found head;
+    bool row = record->kind == KV_KIND_ROW_PUT || record->kind == KV_KIND_ROW_DELETE;
+    if (record->kind == KV_KIND_TABLE_NEW) big_set_remove(&store->orphans, record->table_id);
+    if (!row && record->kind != KV_KIND_TABLE_FLOOR) return KV_OK;
     target t = target_table(store, record->table_id, KV_LOC_HEAD);
     kv_status status = store_find(store, &t, &head, fault);
     return status == KV_ABSENT ? big_set_add(&store->orphans, record->table_id) : status;
@@ -91,9 +94,7 @@ static kv_status replay_data(kv_store *store, const kv_record *record, kv_positi
     bool table = record->kind != KV_KIND_PUT && record->kind != KV_KIND_DELETE;
     if ((record->key_size == 0 && !row) || (table && record->table_id == 0))
         return fault_corrupt(fault, kv_loc_make(position.segment, position.offset, 0), "a record without a name");
-    bool part = row || record->kind == KV_KIND_TABLE_FLOOR;
-    kv_status status = part ? replay_part(store, record, fault) : KV_OK;
-    if (record->kind == KV_KIND_TABLE_NEW) big_set_remove(&store->orphans, record->table_id);
+    kv_status status = store_replay_part(store, record, fault);
     return status == KV_OK ? store_show(store, record, position, used, fault) : status;
 }
 
@@ -177,16 +178,23 @@ static void state_clear(kv_store *store) {
     atomic_store(&store->index_damaged, false);
 }
 
-static kv_status open_flow(kv_store *store, kv_position start, const uint8_t *store_id, kv_fault *fault) {
+static kv_status store_told(void *context, const kv_record *ledger, kv_position at, uint32_t *size) {
+    kv_store *store = ((replaying *)context)->store;
+    return store->late->told(store->late->context, store, ledger, at, size);
+}
+
+static kv_status open_flow(kv_store *store, kv_position start, kv_position noted, const uint8_t *store_id, kv_fault *fault) {
     const kv_options *o = &store->options;
     kv_flow_options options = {.readonly = o->readonly != 0,
                                .write_calls = o->write_calls != 0,
                                .segment_size_min = o->segment_size_min,
                                .segment_size_max = o->segment_size_max,
                                .store_id = store_id,
+                               .noted = noted,
                                .sequence_min = o->sequence_min,
                                .salvage = o->salvage != 0,
                                .ahead = store_replay_ahead,
+                               .told = store->late != NULL && store->late->told != NULL ? store_told : NULL,
                                .warm = o->sync == KV_SYNC_NONE,
                                .write_watermark_always = !o->background};
     replaying r = {.store = store, .fault = fault};
@@ -195,9 +203,12 @@ static kv_status open_flow(kv_store *store, kv_position start, const uint8_t *st
 
 /* From a checkpoint. KV_EUSAGE: it does not fit, and nothing on the disk was changed. Anything else is final. */
 static kv_status open_from(kv_store *store, const uint8_t *bytes, size_t size, kv_fault *fault) {
-    kv_position start;
-    if (checkpoint_load(store, bytes, size, &start) != KV_OK) return KV_EUSAGE;
-    kv_status status = open_flow(store, start, checkpoint_store_id(bytes), fault);
+    kv_position noted;
+    if (checkpoint_load(store, bytes, size, &noted) != KV_OK) return KV_EUSAGE;
+    kv_late *late = store->late;
+    if (late != NULL) late->image = kv_position_order(noted);
+    if (late != NULL && kv_position_order(late->start) > late->image) return KV_EUSAGE;
+    kv_status status = open_flow(store, late == NULL ? noted : late->start, noted, checkpoint_store_id(bytes), fault);
     if (status == KV_OK && checkpoint_belongs(store, bytes)) {
         store->used_checkpoint = true;
         return KV_OK;
@@ -218,9 +229,13 @@ static kv_status open_state(kv_store *store, const uint8_t *checkpoint, size_t s
     if (status == KV_OK) status = checkpoint == NULL ? KV_EUSAGE : open_from(store, checkpoint, size, fault);
     if (status != KV_EUSAGE) return status;
     state_clear(store);
+    if (store->late != NULL) {
+        store->late->image = 0;
+        if (store->late->restart != NULL) store->late->restart(store->late->context);
+    }
     *fault = (kv_fault){0};
     status = state_new(store);
-    return status == KV_OK ? open_flow(store, (kv_position){0}, NULL, fault) : status;
+    return status == KV_OK ? open_flow(store, (kv_position){0}, (kv_position){0}, NULL, fault) : status;
 }
 
 static kv_status open_guarded(kv_store *store, const uint8_t *checkpoint, size_t size, kv_fault *fault) {
@@ -320,8 +335,9 @@ kv_status kv_store_open(kv_io *io, const kv_options *options, const uint8_t *che
     return open_as(io, options, NULL, checkpoint, checkpoint_size, fault, out);
 }
 
-kv_status store_open_late(kv_io *io, const kv_options *options, kv_late *late, kv_fault *fault, kv_store **out) {
-    return open_as(io, options, late, NULL, 0, fault, out);
+kv_status store_open_late(kv_io *io, const kv_options *options, kv_late *late, const uint8_t *checkpoint, size_t size,
+                          kv_fault *fault, kv_store **out) {
+    return open_as(io, options, late, checkpoint, size, fault, out);
 }
 
 /* --- closing --- */

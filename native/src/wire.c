@@ -101,7 +101,7 @@ void wire_put_record(wire_out *out, const kv_record *record) {
 
 /* --- reading --- */
 
-/* Numbers are left out between them: nobody sends those. */
+/* By name: the numbers have gaps. */
 static bool is_type(uint8_t type) {
     switch ((enum wire_type)type) {
     case WIRE_FLOW:
@@ -114,6 +114,11 @@ static bool is_type(uint8_t type) {
     case WIRE_POSITION:
     case WIRE_PING:
     case WIRE_OFFER:
+    case WIRE_HELLO:
+    case WIRE_WELCOME:
+    case WIRE_LOST:
+    case WIRE_FOUND:
+    case WIRE_VOUCH:
     case WIRE_FETCH:
     case WIRE_BYTES:
     case WIRE_ASK_HELD:

@@ -26,7 +26,12 @@ enum wire_type {
     WIRE_POSITION,
     WIRE_PING,         /* I am here */
     WIRE_OFFER,        /* take this shard over: it should be yours, or you have what I lack of it */
-    WIRE_FETCH = 16,   /* bytes of values, please */
+    WIRE_HELLO = 11,   /* this is my disk, and so far its log goes: may I speak to you? */
+    WIRE_WELCOME,      /* yes, or: I know of more than that */
+    WIRE_LOST,         /* these records are damaged here: who has them? */
+    WIRE_FOUND,
+    WIRE_VOUCH,        /* so far my log is durable: remember that */
+    WIRE_FETCH,        /* bytes of values, please */
     WIRE_BYTES,        /* some of them */
     WIRE_ASK_HELD,     /* do you hold these durably? */
     WIRE_HELD,         /* I do, I do not */

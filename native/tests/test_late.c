@@ -56,7 +56,7 @@ static void open_it(bench *b) {
     kv_options options = {.segment_size_min = 1 << 16, .segment_size_max = 1 << 16, .inline_size_max = INLINE_SIZE};
     b->late = (kv_late){.resolve = replayed, .context = b};
     b->count = 0;
-    kv_status status = store_open_late(kv_sim_io(b->sim), &options, &b->late, &fault, &b->store);
+    kv_status status = store_open_late(kv_sim_io(b->sim), &options, &b->late, NULL, 0, &fault, &b->store);
     if (status != KV_OK) printf("open: %s\n", fault.what);
     KV_ASSERT(status == KV_OK && kv_caller_new(b->store, &b->c) == KV_OK);
 }

@@ -21,6 +21,7 @@ static const uint8_t *at_edge(const uint8_t *bytes, size_t size) {
 /* All kinds of messages between all of them. */
 static void live_a_little(bench *b) {
     b->keeping = true;
+    restart(b, 2); /* HELLO, WELCOME */
     own_without_3(b);
     settle(b);
     kv_operation all[] = {op(NULL, "{x}a", "1"), op("{x}t", "r", "2")};
@@ -38,6 +39,24 @@ static void live_a_little(bench *b) {
     b->keeping = false;
 }
 
+/* What is said of damaged records. */
+static void keep_lost(bench *b) {
+    wire_out lost = {0}, given = {0};
+    wire_begin(&lost, WIRE_LOST);
+    wire_begin(&given, WIRE_FOUND);
+    wire_put_varint(&lost, 1);
+    wire_put_varint(&given, 1);
+    for (int i = 0; i < 2; i++) wire_put_varint(&lost, (uint64_t)i); /* shard, version */
+    for (int i = 0; i < 2; i++) wire_put_varint(&given, (uint64_t)i);
+    wire_put64(&lost, log_at(&b->node[1]->shards[0].log, log_last(&b->node[1]->shards[0].log))->ballot);
+    wire_put_version(b->node[1], &given, log_at(&b->node[1]->shards[0].log, log_last(&b->node[1]->shards[0].log)), 0);
+    wire_end(&lost);
+    wire_end(&given);
+    b->keeping = true;
+    keep(b, 1, (frame){.bytes = lost.bytes, .size = lost.size});
+    keep(b, 1, (frame){.bytes = given.bytes, .size = given.size});
+}
+
 /* What only a policy sends. */
 static void keep_more(bench *b) {
     for (int type = WIRE_PING; type <= WIRE_OFFER; type++) {
@@ -49,6 +68,7 @@ static void keep_more(bench *b) {
         b->keeping = true;
         keep(b, 1, (frame){.bytes = out.bytes, .size = out.size});
     }
+    keep_lost(b);
     b->keeping = false;
 }
 
@@ -81,7 +101,7 @@ TEST(every_cut_of_every_message_is_refused) {
             receive_at_edge(b, to, b->kept_from[i], bytes, cut, bytes[4] == WIRE_FLOW ? KV_MORE : KV_EUSAGE);
         }
     }
-    CHECK_EQ(types, (1u << (WIRE_OFFER + 1)) - 2); /* Every type was among them, but those of test_replica_digest.c. */
+    CHECK_EQ(types, (1u << (WIRE_VOUCH + 1)) - 2); /* Every type was among them, but those of test_replica_digest.c. */
     free(bytes);
     end(b);
 }

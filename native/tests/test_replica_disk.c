@@ -16,7 +16,8 @@ static void damage(bench *b, uint32_t n, uint64_t version) {
 
 static void check_failed_now(const bench *b, uint32_t n, kv_status status) {
     CHECK_EQ(b->node[n]->failed, status);
-    CHECK_EQ(kv_replica_failure(b->node[n]), status);
+    kv_fault why;
+    CHECK_EQ(kv_replica_failure(b->node[n], &why), status);
 }
 
 /* A replica that failed: nothing is promised, answered or sent any more, whatever comes. */

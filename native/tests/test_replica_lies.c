@@ -21,6 +21,8 @@ static kv_status lie(bench *b, uint32_t from, uint32_t to, wire_out *out) {
 static wire_out begin_frame(enum wire_type type) {
     wire_out out = {0};
     wire_begin(&out, type);
+    bool vouches = type == WIRE_ACK || type == WIRE_PROMISE;
+    for (int i = 0; vouches && i < 2; i++) wire_put_varint(&out, 1); /* incarnation, position */
     return out;
 }
 
@@ -30,6 +32,7 @@ static wire_out flow_of(uint64_t seq, uint64_t shard_number, uint64_t ballot, bo
     wire_put_varint(&out, 1);
     wire_put_varint(&out, seq);
     wire_put_varint(&out, 0); /* It knows of no answer. */
+    wire_put_varint(&out, 1); /* position */
     wire_put_varint(&out, shard_number);
     wire_put64(&out, ballot);
     wire_put8(&out, piece);
@@ -293,6 +296,36 @@ TEST(what_is_asked_about_a_shard_that_is_not_there_is_refused) {
     end(b);
 }
 
+/* Numbers are varints, and the last one is 8 bytes. */
+static wire_out row_of(enum wire_type type, const uint64_t *numbers, int count, uint64_t last) {
+    wire_out out = begin_frame(type);
+    for (int i = 0; i < count; i++) wire_put_varint(&out, numbers[i]);
+    wire_put64(&out, last);
+    return out;
+}
+
+TEST(what_is_said_of_disks_and_of_damage_makes_sense) {
+    bench *b = &world;
+    begin(b, 3);
+    own(b, 1);
+    REFUSED(b, 2, 1, row_of(WIRE_LOST, (uint64_t[]){65, 0, 1}, 3, 0)); /* More than are asked for at once. */
+    REFUSED(b, 2, 1, row_of(WIRE_LOST, (uint64_t[]){1, 1, 1}, 3, 0));  /* There is one shard. */
+    NOTHING(b, 2, 1, row_of(WIRE_LOST, (uint64_t[]){1, 0, 1}, 3, 77)); /* Of another ballot, */
+    NOTHING(b, 2, 1, row_of(WIRE_LOST, (uint64_t[]){1, 0, 9}, 3, 77)); /* or not there at all. */
+    nothing_more_from(b, 1);
+    REFUSED(b, 2, 1, row_of(WIRE_FOUND, (uint64_t[]){1, 1, 1, 1}, 4, 0));
+    wire_out out = begin_frame(WIRE_HELLO);
+    for (int i = 0; i < 2; i++) wire_put64(&out, 0); /* No disk, no start. */
+    for (int i = 0; i < 2; i++) wire_put_varint(&out, 1);
+    REFUSED(b, 2, 1, out);
+    out = begin_frame(WIRE_WELCOME);
+    wire_put64(&out, b->node[1]->self_start.number + 1); /* Of another start: no matter what it says. */
+    for (int i = 0; i < 2; i++) wire_put8(&out, 0);
+    NOTHING(b, 2, 1, out);
+    CHECK_EQ(b->node[1]->failed, KV_OK);
+    end(b);
+}
+
 /* The next round above the highest there is would be below what was promised. */
 TEST(the_last_round_is_the_end_of_takeovers_and_of_nothing_else) {
     bench *b = &world;
@@ -323,6 +356,7 @@ int main(void) {
     RUN(an_acknowledgement_is_of_what_was_sent);
     RUN(a_prepare_is_of_the_sender_and_of_shards_that_are_there);
     RUN(a_promise_shows_a_tail_that_is_whole);
+    RUN(what_is_said_of_disks_and_of_damage_makes_sense);
     RUN(what_is_asked_about_a_shard_that_is_not_there_is_refused);
     RUN(the_last_round_is_the_end_of_takeovers_and_of_nothing_else);
     RUN(who_is_refused_without_end_is_not_answered_any_more);

@@ -354,23 +354,28 @@ TEST(a_record_that_no_replica_writes_is_damage) {
         {.kind = KV_KIND_COMMIT, .value = "\0\0\1\0\0\0\0\0\0\0", .size = 10, .expected = KV_OK}, /* it was known already */
         {.kind = KV_KIND_COMMIT, .value = "\0\0\x63\0\0\0\0\0\0\0", .size = 10, .expected = KV_OK}, /* more than there is */
         {.kind = KV_KIND_COMMIT, .value = "\1\0\0\0\0\0\0\0\0\0", .size = 10, .expected = KV_ECORRUPT},
-        {.kind = KV_KIND_NODE, .value = "\1\0\0\0\0\0\0\0", .size = 8, .expected = KV_OK},
+        {.kind = KV_KIND_NODE, .value = "\1\0\0\0\0\0\0\0" "\1\0" "\0", .size = 11, .expected = KV_OK},
+        {.kind = KV_KIND_NODE, .value = "\1\0\0\0\0\0\0\0" "\2\0" "\0", .size = 11, .expected = KV_EUSAGE}, /* another node's */
+        {.kind = KV_KIND_NODE, .value = "\1\0\0\0\0\0\0\0" "\1\0" "\1", .size = 11, .expected = KV_EBACKWARDS},
+        {.kind = KV_KIND_REPAIR, .shard = 0, .version = 2, .expected = KV_OK},
+        {.kind = KV_KIND_REPAIR, .shard = 1, .version = 2, .expected = KV_ECORRUPT},
+        {.kind = KV_KIND_LEDGER, .value = "x", .size = 1, .expected = KV_OK}, /* It is read when it is asked. */
         {.kind = KV_KIND_NODE, .value = "\1", .size = 1, .expected = KV_ECORRUPT},
         {.kind = KV_KIND_PUT, .value = "v", .size = 1, .expected = KV_ECORRUPT}, /* of no version, and not moved */
         {.kind = KV_KIND_PUT, .value = "v", .size = 1, .moved = true, .expected = KV_OK},
         {.kind = KV_KIND_SNAPSHOT_BEGIN, .shard = 0, .expected = KV_OK},
         {.kind = KV_KIND_SNAPSHOT_BEGIN, .shard = 1, .expected = KV_ECORRUPT},
         {.kind = KV_KIND_SNAPSHOT_END, .shard = 0, .value = "x", .size = 1, .expected = KV_ECORRUPT},
-        {.kind = KV_KIND_SNAPSHOT_END, .shard = 0, .value = "\7\0\0\0\0\0\0\0" "\0\0\0\0\0\0\0\0" "\7\0\0\0\0\0\0\0" "\1\1\0\0\0",
-         .size = 29, .expected = KV_OK},
-        {.kind = KV_KIND_SNAPSHOT_END, .shard = 0, .value = "\7\0\0\0\0\0\0\0" "\0\0\0\0\0\0\0\0" "\7\0\0\0\0\0\0\0" "\0\0\0",
-         .size = 27, .expected = KV_ECORRUPT}, /* of no members */
+        {.kind = KV_KIND_SNAPSHOT_END, .shard = 0, .value = "\7\0\0\0\0\0\0\0" "\0\0\0\0\0\0\0\0" "\7\0\0\0\0\0\0\0" "\0" "\1\1\0\0\0",
+         .size = 30, .expected = KV_OK},
+        {.kind = KV_KIND_SNAPSHOT_END, .shard = 0, .value = "\7\0\0\0\0\0\0\0" "\0\0\0\0\0\0\0\0" "\7\0\0\0\0\0\0\0" "\0" "\0\0\0",
+         .size = 28, .expected = KV_ECORRUPT}, /* of no members */
         {.kind = KV_KIND_CONFIG, .version = 3, .value = "\1\0", .size = 2, .of_a_version = true, .expected = KV_OK},
         {.kind = KV_KIND_CONFIG, .version = 3, .value = "\0\0", .size = 2, .of_a_version = true, .expected = KV_ECORRUPT},
-        {.kind = KV_KIND_SNAPSHOT_END, .shard = 0, .value = "\7\0\0\0\0\0\0\0" "\0\0\0\0\0\0\0\0" "\7\0\0\0\0\0\0\0" "\1\1\0\0\1",
-         .size = 29, .expected = KV_ECORRUPT}, /* a lane is missing */
-        {.kind = KV_KIND_SNAPSHOT_END, .shard = 0, .value = "\7\0\0\0\0\0\0\0" "\0\0\0\0\0\0\0\0" "\7\0\0\0\0\0\0\0" "\1\1\0\0\x7f",
-         .size = 29, .expected = KV_ECORRUPT}, /* more lanes than a shard remembers */
+        {.kind = KV_KIND_SNAPSHOT_END, .shard = 0, .value = "\7\0\0\0\0\0\0\0" "\0\0\0\0\0\0\0\0" "\7\0\0\0\0\0\0\0" "\0" "\1\1\0\0\1",
+         .size = 30, .expected = KV_ECORRUPT}, /* a lane is missing */
+        {.kind = KV_KIND_SNAPSHOT_END, .shard = 0, .value = "\7\0\0\0\0\0\0\0" "\0\0\0\0\0\0\0\0" "\7\0\0\0\0\0\0\0" "\0" "\1\1\0\0\x7f",
+         .size = 30, .expected = KV_ECORRUPT}, /* more lanes than a shard remembers */
     };
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
         bench *b = &world;

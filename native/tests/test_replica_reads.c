@@ -341,6 +341,7 @@ static void flow_begin(wire_out *out, uint64_t seq, uint64_t ballot, uint64_t be
     wire_put_varint(out, 1);
     wire_put_varint(out, seq);
     wire_put_varint(out, 0); /* It says that it knows of no answer. */
+    wire_put_varint(out, 1); /* position */
     wire_put_varint(out, 0);
     wire_put64(out, ballot);
     wire_put8(out, 0);

@@ -17,11 +17,17 @@ typedef struct one {
 
 static one begin(uint16_t node) {
     kv_fault fault;
-    kv_replica_options options = {.node = node, .members = {1, 2, 3}, .member_count = 3};
+    kv_replica_options options = {.node = node, .members = {1, 2, 3}, .member_count = 3, .boot = 5};
     options.store.segment_size_min = options.store.segment_size_max = 64 << 10;
     one x = {.disk = kv_sim_new()};
     kv_sim_set_recording(x.disk, 0);
     CHECK_EQ(kv_replica_open(kv_sim_io(x.disk), &options, &fault, &x.core), KV_OK);
+    const uint64_t number = 5; /* Of its start: whoever is welcomed once is welcomed. */
+    for (uint16_t other = 1; other <= 3; other++) {
+        uint8_t welcome[] = {11, 0, 0, 0, 12, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0};
+        kv_store64(welcome + 5, number);
+        if (other != node) CHECK_EQ(kv_replica_receive(x.core, other, welcome, sizeof welcome), KV_OK);
+    }
     kv_replica_durable(x.core, kv_replica_tail(x.core));
     return x;
 }

@@ -54,6 +54,8 @@ typedef struct bench {
     uint16_t kept_from[KEPT_MAX];
     size_t kept_count;
     bool keeping;
+    bool greeted;       /* HELLO and WELCOME are mail like any other */
+    uint32_t greetings; /* bits: who was greeted and has not answered yet */
 } bench;
 
 /* --- the transcript --- */
@@ -179,6 +181,7 @@ static void say_piece(bench *b, wire_in *in) {
 static void say_flow(bench *b, uint32_t from, uint32_t to, wire_in *in) {
     say_connection(b, from, to, in);
     wire_take_varint(in); /* Of which acknowledgements it knows. */
+    wire_take_varint(in); /* How far the sender's log is durable. */
     while (in->at != in->end && !in->bad) {
         say_number(b, "s", wire_take_varint(in));
         say_ballot(b, wire_take64(in));
@@ -194,7 +197,14 @@ static void say_flow(bench *b, uint32_t from, uint32_t to, wire_in *in) {
     }
 }
 
+/* Incarnation and how far the log is durable: numbers of its own. */
+static void say_vouched(wire_in *in) {
+    wire_take_varint(in);
+    wire_take_varint(in);
+}
+
 static void say_ack(bench *b, uint32_t from, uint32_t to, wire_in *in) {
+    say_vouched(in);
     say_connection(b, to, from, in); /* Of the flow that it answers. */
     if (wire_take8(in) == 0) say(b, " no vote");
     uint64_t count = wire_take_varint(in);
@@ -207,7 +217,8 @@ static void say_ack(bench *b, uint32_t from, uint32_t to, wire_in *in) {
         wire_take_varint(in);
         say_number(b, "last ", wire_take_varint(in));
         say_number(b, "commit ", wire_take_varint(in));
-        if (wire_take8(in) != 0) say(b, " no state");
+        uint8_t lacks = wire_take8(in);
+        if (lacks != 0) say(b, lacks == 1 ? " no state" : " damaged");
     }
 }
 
@@ -225,6 +236,7 @@ static void say_prepare(bench *b, wire_in *in) {
 }
 
 static void say_promise(bench *b, wire_in *in) {
+    say_vouched(in);
     say_ballot(b, wire_take64(in));
     uint64_t count = wire_take_varint(in);
     for (uint64_t i = 0; i < count; i++) {
@@ -336,13 +348,46 @@ static void say_held(bench *b, wire_in *in, bool asked) {
     }
 }
 
+/* Disk, number of the start, incarnation, position: all of them numbers of its own. */
+static void say_start(wire_in *in) {
+    wire_take64(in);
+    wire_take64(in);
+    say_vouched(in);
+}
+
+static void say_welcome(bench *b, wire_in *in) {
+    wire_take64(in); /* the number of the start that it answers */
+    if (wire_take8(in) == 0) say(b, " it does not fit");
+    if (wire_take8(in) != 0) say_start(in);
+}
+
+static void say_lost(bench *b, wire_in *in) {
+    uint64_t count = wire_take_varint(in);
+    for (uint64_t i = 0; i < count; i++) {
+        say_number(b, "s", wire_take_varint(in));
+        say_number(b, "version ", wire_take_varint(in));
+        say(b, " of");
+        say_ballot(b, wire_take64(in));
+    }
+}
+
+static void say_found(bench *b, wire_in *in) {
+    uint64_t count = wire_take_varint(in);
+    for (uint64_t i = 0; i < count; i++) {
+        say_number(b, "s", wire_take_varint(in));
+        say_number(b, "version ", wire_take_varint(in));
+        say_version(b, in);
+    }
+}
+
 static void say_frame(bench *b, uint32_t from, uint32_t to, const frame *f) {
     static const char *const names[WIRE_TYPE_END] = {[WIRE_FLOW] = "FLOW", [WIRE_ACK] = "ACK", [WIRE_PREPARE] = "PREPARE",
                                                      [WIRE_PROMISE] = "PROMISE", [WIRE_CHECK] = "CHECK", [WIRE_CHECKED] = "CHECKED",
                                                      [WIRE_ASK_POSITION] = "ASK_POSITION", [WIRE_POSITION] = "POSITION",
-                                                     [WIRE_PING] = "PING", [WIRE_OFFER] = "OFFER", [WIRE_FETCH] = "FETCH",
-                                                     [WIRE_BYTES] = "BYTES", [WIRE_ASK_HELD] = "ASK_HELD",
-                                                     [WIRE_HELD] = "HELD"};
+                                                     [WIRE_PING] = "PING", [WIRE_OFFER] = "OFFER", [WIRE_HELLO] = "HELLO",
+                                                     [WIRE_WELCOME] = "WELCOME", [WIRE_LOST] = "LOST", [WIRE_FOUND] = "FOUND",
+                                                     [WIRE_VOUCH] = "VOUCH", [WIRE_FETCH] = "FETCH", [WIRE_BYTES] = "BYTES",
+                                                     [WIRE_ASK_HELD] = "ASK_HELD", [WIRE_HELD] = "HELD"};
     wire_in all = {.at = f->bytes, .end = f->bytes + f->size}, body;
     enum wire_type type;
     KV_ASSERT(wire_next(&all, &type, &body));
@@ -362,6 +407,11 @@ static void say_frame(bench *b, uint32_t from, uint32_t to, const frame *f) {
     case WIRE_BYTES: say_fetch(b, &body, type == WIRE_BYTES); break;
     case WIRE_ASK_HELD:
     case WIRE_HELD: say_held(b, &body, type == WIRE_ASK_HELD); break;
+    case WIRE_HELLO: say_start(&body); break;
+    case WIRE_WELCOME: say_welcome(b, &body); break;
+    case WIRE_LOST: say_lost(b, &body); break;
+    case WIRE_FOUND: say_found(b, &body); break;
+    case WIRE_VOUCH: say_vouched(&body); break;
     default: break;
     }
     CHECK(!body.bad && body.at == body.end); /* Nothing of it is left unsaid. */
@@ -439,6 +489,36 @@ static void tell_ask(bench *b, uint32_t to, const kv_ask *a) {
 
 /* --- the world --- */
 
+static void keep(bench *b, uint32_t from, frame f) {
+    if (b->keeping && b->kept_count < KEPT_MAX) {
+        b->kept_from[b->kept_count] = (uint16_t)from;
+        b->kept[b->kept_count++] = f;
+    } else {
+        free(f.bytes);
+    }
+}
+
+static void flush(bench *b, uint32_t n);
+
+/* HELLO, WELCOME and VOUCH are no part of a transcript, unless they are `greeted` by hand: they arrive at once. */
+static bool greets(bench *b, uint32_t from, uint32_t to, const frame *f) {
+    uint8_t type = f->bytes[4];
+    if (b->greeted || (type != WIRE_HELLO && type != WIRE_WELCOME && type != WIRE_VOUCH)) return false;
+    if (b->node[to] != NULL) CHECK_EQ(kv_replica_receive(b->node[to], (uint16_t)from, f->bytes, f->size), KV_OK);
+    keep(b, from, *f);
+    b->greetings |= 1u << to;
+    return true;
+}
+
+/* What they are answered, and what they log, comes at once, too. */
+static void greetings_go_on(bench *b) {
+    while (b->greetings != 0) {
+        uint32_t n = (uint32_t)__builtin_ctz(b->greetings);
+        b->greetings &= b->greetings - 1;
+        if (b->node[n] != NULL) flush(b, n);
+    }
+}
+
 static void flush(bench *b, uint32_t n) {
     tell_log(b, n);
     const kv_reply *replies;
@@ -461,11 +541,13 @@ static void flush(bench *b, uint32_t n) {
             frame f = {.size = kv_load32(out + at) + 4};
             KV_ASSERT(b->mail_count[n][to] < MAIL_MAX && (f.bytes = malloc(f.size)) != NULL);
             memcpy(f.bytes, out + at, f.size);
-            b->mail[n][to][b->mail_count[n][to]++] = f;
             at += f.size;
+            if (!greets(b, n, to, &f)) b->mail[n][to][b->mail_count[n][to]++] = f;
         }
     }
     kv_replica_clear(b->node[n]);
+    b->tails[n] = kv_replica_tail(b->node[n]); /* A ledger is no news. */
+    greetings_go_on(b);
 }
 
 /* The disk has everything that the log has. */
@@ -499,15 +581,6 @@ static bool mail_is_there(bench *b, uint32_t from, uint32_t to) {
     check_failed_here = 1;
     say(b, "%u>%u said nothing\n", from, to);
     return false;
-}
-
-static void keep(bench *b, uint32_t from, frame f) {
-    if (b->keeping && b->kept_count < KEPT_MAX) {
-        b->kept_from[b->kept_count] = (uint16_t)from;
-        b->kept[b->kept_count++] = f;
-    } else {
-        free(f.bytes);
-    }
 }
 
 /* The oldest message arrives. */
@@ -592,6 +665,7 @@ static void begin_with(bench *b, uint32_t count, kv_replica_options options) {
     if (b->options.store.segment_size_max == 0) b->options.store.segment_size_min = b->options.store.segment_size_max = 1 << 16;
     for (uint32_t n = 1; n <= count; n++) b->options.members[n - 1] = (uint16_t)n;
     for (uint32_t n = 1; n <= count; n++) boot_new(b, n);
+    for (uint32_t n = 1; n <= count; n++) sync_node(b, n); /* They have met: now their lives have begun. */
 }
 
 /* One more, that is no member of anything. */
@@ -601,6 +675,7 @@ static uint32_t join(bench *b) {
     for (uint32_t n = 1; n < fresh; n++)
         if (b->node[n] != NULL) CHECK_EQ(kv_replica_meet(b->node[n], (uint16_t)fresh), KV_OK);
     boot_new(b, fresh);
+    sync_node(b, fresh); /* It has met the others. */
     return fresh;
 }
 
@@ -632,6 +707,7 @@ static void restart(bench *b, uint32_t n) {
     tell(b, "%u restarts\n", n);
     boot(b, n);
     sync_node(b, n);
+    sync_node(b, n); /* What it logged as it was welcomed. */
 }
 
 static kv_shard_state state_of(const bench *b, uint32_t n, uint32_t number) {

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from tests.sim.seeds import ROOT
 
-PROGRAMS = ("build/plain/test_replica", "build/plain/test_replica_members")
+PROGRAMS = ("build/plain/test_replica", "build/plain/test_replica_members", "build/plain/test_replica_repair")
 PAGE = ROOT / "docs" / "protocol" / "scenarios.md"
 REPLICA_COUNT = 3  # at least; one that joins has a lane where it does
 CLIENT = 0
@@ -26,8 +26,9 @@ HEAD = """\
 # What they say to each other
 
 Scenarios of the protocol, as tests of the C core go through them: a set of three, one shard, every message carried by
-hand. The drawings are made of the transcripts that `test_replica.c` and `test_replica_members.c` in `native/tests/`
-compare line by line, by `make scenarios`, and a test fails when this page shows anything else
+hand. The drawings are made of the transcripts that `test_replica.c`, `test_replica_members.c` and
+`test_replica_repair.c` in `native/tests/` compare line by line, by `make scenarios`, and a test fails when this page
+shows anything else
 ([decision 0032](../decisions/0032-drawings-are-text.md)). The rules are [specification.md](specification.md).
 
     --->|   arrives; a message is drawn when it does       >+   and makes the log of that replica grow

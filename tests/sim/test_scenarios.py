@@ -22,7 +22,8 @@ def test_what_a_reader_wants_to_see_is_there(output: str) -> None:
     """By what is drawn, not by titles."""
     drawn = {scenario.title: "\n".join(drawing(scenario)) for scenario in read(output)}
     for sign in ("barrier", "PREPARE", "refused, promised", "CHECKED", "POSITION", "snapshot of", "OFFER", "(expired)",
-                 "attempt 2", "crashes", "retry", "members 1 2 4", "you are no member"):  # fmt: skip
+                 "attempt 2", "crashes", "retry", "members 1 2 4", "you are no member",
+                 "FOUND", "damaged", "it does not fit"):  # fmt: skip
         assert [title for title, text in drawn.items() if sign in text] != [], sign
     assert len(drawn) == output.count("scenario ") >= 12
 

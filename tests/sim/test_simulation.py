@@ -37,6 +37,11 @@ MUTATIONS = [
     ("expire_locally", 0, 1200, 3),
     ("late_fail", 200, 20, 1),  # One in some 400 seeds: the first that does.
     ("snapshot_no_sessions", 0, 2000, 3),
+    ("state_not_durable", 0, 200, 4),
+    ("checkpoint_ahead", 0, 400, 4),
+    ("undecided_goes", 0, 200, 4),
+    ("state_no_sessions", 0, 50, 5),
+    ("state_no_members", 0, 400, 3),
     ("cut_below_commit", 0, 150, 3),
     ("check_joined", 0, 400, 3),
     ("snapshot_drops_tail", 0, 600, 3),
@@ -62,6 +67,13 @@ MUTATIONS = [
     ("cut_keeps_members", 0, 200, 3),
     ("snapshot_no_members", 0, 100, 4),
     ("outsider_heard", 90, 20, 1),  # One in some 400 seeds: the first that does.
+    ("hole_acked", 0, 2000, 2),  # Not by what clients see: what is acknowledged is not sent again, so the hole stays.
+    ("repair_cuts", 0, 300, 2),
+    ("promise_untold", 0, 500, 3),
+    ("wiped_returns", 0, 800, 3),
+    ("rollback_unseen", 0, 150, 4),
+    ("hello_unawaited", 0, 200, 3),
+    ("mended_goes", 320, 20, 1),  # One in some 400 seeds: the first that does.
 ]
 
 # The same at N = 5: what it takes is more members than three.
@@ -117,7 +129,24 @@ HAPPENS = [
     "lacking",
     "collected",
     "settled",
+    "states",
+    "segments_moved",
+    "segments_removed",
+    "torn_removals",
+    "checkpoints",
+    "checkpoints_used",
+    "checkpoints_refused",
+    "opened_twice",
+    "full_disks",
+    "refused_full",
+    "holes",
+    "repaired",
+    "restored",
+    "rotten",
 ]
+
+# The same for what only some seeds have.
+HAPPENS_SELDOM = ["unreadable", "set_back", "to_find_out", "found_out"]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -133,6 +162,8 @@ def test_seeds_find_nothing(n: int, count: int) -> None:
     assert found.seed_count == count
     assert found.violation_count == 0, found.complaint()
     assert [name for name in HAPPENS if found.figures[name] < count // 10] == []
+    assert [name for name in HAPPENS_SELDOM if found.figures[name] < count // 100] == []
+    assert found.figures["found_out"] >= found.figures["to_find_out"]
     assert found.figures["undecided"] <= count // 10
 
 

@@ -55,15 +55,22 @@ typedef struct kv_flow kv_flow;
 enum { KV_REPLAY_BLOCK = 32 };
 typedef void (*kv_replay_ahead)(void *context, const kv_record *records, size_t count);
 
+/* Asked, where the record at `at` is damaged below the durable watermark, with each ledger that is found behind it:
+ * KV_OK: it says what stood there, of how many bytes, and that is accounted for: the replay goes on behind it. KV_ABSENT:
+ * this one does not say. Anything else ends the replay. */
+typedef kv_status (*kv_replay_told)(void *context, const kv_record *ledger, kv_position at, uint32_t *size);
+
 typedef struct kv_flow_options {
     bool readonly;
     bool write_calls;          /* use write_at() instead of stores through the mapping */
     uint32_t segment_size_min; /* a power of two, 64 KiB to 64 MiB; the first segment of this opener */
     uint32_t segment_size_max;
     const uint8_t *store_id;   /* 16 bytes: the store `start` was noted in; another one is KV_EUSAGE. NULL: any */
+    kv_position noted;         /* what `start` was noted beside, if not itself: this has to be in the log, durable */
     uint64_t sequence_min;     /* of a flow that was not closed: numbers go on above it */
     bool salvage;              /* a reader that goes on behind damage, and notes it (kv_flow_damages) */
     kv_replay_ahead ahead;     /* or NULL */
+    kv_replay_told told;       /* or NULL: whatever is damaged ends the open */
     bool warm;                 /* nobody syncs on their own account: kv_flow_warm() is worth its while */
     bool write_watermark_always; /* after every sync, whatever the clock says: for recorded histories */
 } kv_flow_options;

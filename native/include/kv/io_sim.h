@@ -71,6 +71,7 @@ kv_io *kv_sim_io(kv_sim *sim);            /* its free() closes and unmaps what i
 /* Off: no journal grows, and what is written counts as durable at once; the old journal can still be asked.
  * On, if it was off: the old journal goes, and what is there now is durable. */
 void kv_sim_set_recording(kv_sim *sim, int32_t recording);
+void kv_sim_set_random(kv_sim *sim, uint64_t seed);        /* what its processes draw; disks are alike without */
 void kv_sim_set_clock(kv_sim *sim, int64_t now_ms);        /* stands still until set again */
 void kv_sim_set_maps_well(kv_sim *sim, int32_t maps_well); /* true at first */
 

@@ -52,6 +52,9 @@ enum kv_kind {
     KV_KIND_FORGET = 40,   /* key falls back to the version kept behind: the record behind this one in its envelope; value = both versions */
     KV_KIND_SNAPSHOT_BEGIN = 41, /* what is here of a shard goes; its state comes piece by piece */
     KV_KIND_SNAPSHOT_END = 42,   /* value = from which version on the log goes on, and sessions */
+    KV_KIND_STATE = 43, /* value = what a replica keeps about a shard besides user data and records it still has */
+    KV_KIND_REPAIR = 44,   /* what follows it in its envelope takes the place of a damaged record, and cuts nothing */
+    KV_KIND_LEDGER = 45,   /* value = what records before it are, for the day on which one of them is damaged */
 };
 
 enum kv_flag {

@@ -45,11 +45,19 @@ typedef struct kv_replica_options {
     uint32_t pending_max;                 /* answers a shard owes at most; who comes then is told to retry. 0: 65,536 */
     uint32_t wait_max;                    /* waits under way, of all shards; the same. 0: 16,384 */
     int32_t damaged;                      /* bool: the disk lost something: no votes, no ownership */
+    int32_t await_hello;                  /* bool: it says nothing before all others have compared its disk with what they
+                                             remember; else before it and those who have are a majority. Decision 0030 */
+    uint64_t boot;                        /* a number that no other start of the disk has; 0: it draws one */
+    uint16_t gone[KV_NODES_MAX];          /* nodes that will never be back, and are not waited for */
+    uint32_t gone_count;
     uint64_t mutations;                   /* rules left out, for tests: KV_MUTATE_* */
     int64_t inline_max;                   /* larger values go by digest. 0: 4096; KV_INLINE_NOTHING: all values do */
     uint64_t fetch_size_max;              /* bytes of values being fetched; 0: 4 MiB */
     kv_options store;
     int32_t joins;                        /* bool: its id is none of `members`: it learns, and may be made a member */
+    uint64_t keep_size_max;               /* bytes at the end of the log in which records are kept for peers; 0: 64 MiB */
+    const uint8_t *checkpoint;            /* the newest published one (kv_replica_checkpoint), or NULL. Not kept */
+    size_t checkpoint_size;
 } kv_replica_options;
 
 enum { KV_INLINE_NOTHING = -1 }; /* inline_max 0: the quorum never sees bytes of a value. */
@@ -105,12 +113,26 @@ enum kv_mutation {
     KV_MUTATE_SNAPSHOT_NO_HISTORY,   /* a snapshot leaves out what is kept behind the newest version */
     KV_MUTATE_DIGEST_UNCHECKED,      /* fetched bytes are taken for what was asked for */
     KV_MUTATE_COLLECT_EARLY,         /* bytes that nothing names go before their version is decided */
+    KV_MUTATE_STATE_NOT_DURABLE,     /* a segment goes before the STATE that stands for it is written */
+    KV_MUTATE_CHECKPOINT_AHEAD,      /* a checkpoint is published before the log it stands on is durable */
+    KV_MUTATE_UNDECIDED_GOES,        /* a segment goes whatever records in it are undecided, or kept */
+    KV_MUTATE_STATE_NO_SESSIONS,     /* STATE leaves out what the lanes were told */
+    KV_MUTATE_STATE_NO_MEMBERS,      /* nor is it asked for the members */
+    KV_MUTATE_HOLE_ACKED,            /* an ack vouches for what is behind a damaged record: harmless */
+    KV_MUTATE_REPAIR_CUTS,           /* what is fetched back is logged like any other record, which cuts at replay */
+    KV_MUTATE_PROMISE_UNTOLD,        /* a PROMISE that is damaged is taken for nothing */
+    KV_MUTATE_WIPED_RETURNS,         /* HELLO does not compare the disk: a wiped one returns under its node id */
+    KV_MUTATE_ROLLBACK_UNSEEN,       /* HELLO compares nothing */
+    KV_MUTATE_MENDED_GOES,           /* what was fetched back goes with the segment of what was damaged */
+    KV_MUTATE_HELLO_UNAWAITED,       /* await_hello: it speaks before all others have answered HELLO */
     KV_MUTATION_COUNT,
 };
 const char *kv_mutation_name(int32_t mutation); /* "ack_before_fsync"; NULL: there is none */
 
 /* Opens the store behind `io` (which it owns from now on, also when this fails) and replays its log. Owns nothing, and
- * says nothing before the log is durable for the first time. KV_EUSAGE: the options make no set. */
+ * says nothing but HELLO before others have answered that and the log is durable for the first time. KV_EUSAGE: the options
+ * make no set, or the disk is another node's. KV_ECORRUPT: damage of which nothing tells what it was; KV_EBACKWARDS: its peers
+ * found it to be wiped or set back. With either the disk counts as wiped: it may come back empty, as another node. */
 kv_status kv_replica_open(kv_io *io, const kv_replica_options *options, kv_fault *fault, kv_replica **out);
 void kv_replica_free(kv_replica *replica); /* the store is closed as by a crash; accepts NULL */
 
@@ -121,7 +143,7 @@ void kv_replica_tick(kv_replica *replica);
 kv_status kv_replica_receive(kv_replica *replica, uint16_t from, const uint8_t *bytes, size_t size);
 /* The log is durable before `upto`, a kv_position_order(). */
 void kv_replica_durable(kv_replica *replica, uint64_t upto);
-/* Those of the shards that it does not own and is not taking over already. */
+/* Those of the shards that it does not own and is not taking over already; before it may speak: as soon as it may. */
 void kv_replica_takeover(kv_replica *replica, const uint16_t *shards, size_t count);
 /* The connection to a member broke: with a policy it is taken for gone, until it is heard of again, and without waiting for
  * silence_ticks. What it owns is taken over when nobody else hears it either. */
@@ -205,6 +227,9 @@ void kv_replica_requests(kv_replica *replica, const kv_ask *asks, size_t count);
 /* The waits with this token end without an answer, unless that has been given. */
 void kv_replica_cancel(kv_replica *replica, uint64_t token);
 
+/* The operator's word that a member will never be back: its answer to HELLO is not waited for. */
+void kv_replica_declare_gone(kv_replica *replica, uint16_t node);
+
 /* --- out --- */
 
 /* Packs what has come up into the outboxes and the answers; once after every row of the calls above. */
@@ -237,13 +262,30 @@ void kv_replica_answers(kv_replica *replica, const kv_reply **replies, size_t *c
 const uint8_t *kv_replica_outbox(kv_replica *replica, uint16_t to, size_t *size);
 void kv_replica_clear(kv_replica *replica); /* answers and outboxes have been taken */
 
+/* --- giving disk back: on the replica's thread, between other calls, whenever the driver likes (docs/decisions/0027) --- */
+
+/* A step of moving what is live out of the oldest segment, so that the next checkpoint takes that out of the log. KV_MORE: of
+ * this segment there is more. KV_OK: it is done, whether there was anything to do or not; the next call begins with the next.
+ * KV_EOF: no segment is old enough (keep_size_max). KV_EWAIT: the oldest one holds something that
+ * cannot be moved now: records that are undecided, or that a peer was promised. KV_ENOSPC: there is no room to move into. Others: the store is damaged, or poisoned. */
+kv_status kv_replica_trim(kv_replica *replica);
+
+/* A step of a checkpoint, which begins one if none is under way. KV_MORE. KV_EWAIT: the log has to be durable as far as it
+ * goes now (kv_replica_tail). KV_EOF: nothing has changed since the last. KV_OK: *bytes are it, until the next call; to
+ * be stored durably, and then kv_replica_published(): what only older ones need goes then, empty segments among it. Anything
+ * else: it is given up. */
+kv_status kv_replica_checkpoint(kv_replica *replica, const uint8_t **bytes, size_t *size);
+kv_status kv_replica_published(kv_replica *replica); /* KV_EUSAGE: there is none that waits for this */
+void kv_replica_checkpoint_end(kv_replica *replica); /* gives one up that is under way */
+
 /* The end of the log; durable it wants to be. */
 uint64_t kv_replica_tail(const kv_replica *replica);
 kv_store *kv_replica_store(kv_replica *replica); /* for reads, and to sync */
 kv_caller *kv_replica_caller(kv_replica *replica);
 kv_flow *kv_replica_flow(kv_replica *replica);
-/* KV_OK; or why it does nothing any more, and is to be ended: its log could not be written or read, or there was no memory. */
-kv_status kv_replica_failure(const kv_replica *replica);
+/* KV_OK; or why it does nothing any more, and is to be ended: its log could not be written or read, or there was no memory.
+ * KV_EBACKWARDS: a peer remembers more of its disk than is on it, so it must not be started on that disk again. */
+kv_status kv_replica_failure(const kv_replica *replica, kv_fault *why);
 
 /* --- reading what is applied here, in a call of one's own. It stands still from one call to the next: nothing in here is
  * done behind a driver's back. --- */
@@ -273,6 +315,7 @@ uint32_t kv_shard_of(uint32_t shard_count, const uint8_t *key, size_t size);
 
 typedef struct kv_shard_state {
     uint64_t promised, commit, applied, last, last_ballot, base;
+    uint64_t hole;  /* the lowest version whose record is damaged and not yet fetched back: no vote here; 0: none */
     int32_t owned;  /* bool */
     int32_t taking; /* bool */
     int32_t whole;  /* bool: its state is of one moment, and may be read */
@@ -292,7 +335,7 @@ kv_status kv_replica_record(kv_replica *replica, uint32_t shard, uint64_t versio
 typedef struct kv_replica_counts {
     uint64_t takeovers, adoptions, step_downs, refusals, cuts, reconnects, deduplicated, evicted, failures_recorded,
         late_flows, expired, follower_reads, committed, promises, offers, snapshots, installed, configs, outsiders, questions,
-        waited, fetched, spoilt, lacking, collected, settled, forgets;
+        waited, fetched, spoilt, lacking, collected, settled, forgets, states, full, holes, repaired, restored;
 } kv_replica_counts;
 const kv_replica_counts *kv_replica_count(const kv_replica *replica);
 
@@ -309,5 +352,11 @@ void kv_replica_fetch(kv_replica *replica);
 void kv_replica_lag_of(const kv_replica *replica, kv_replica_lag *out);
 /* Whether the bytes of the nth record of a version that is held are here; KV_ABSENT: that has no value by digest. */
 kv_status kv_replica_content(const kv_replica *replica, uint32_t shard, uint64_t version, uint32_t nth, int32_t *here);
+
+/* What is remembered of a member's disk; false: nothing. */
+typedef struct kv_replica_memory {
+    uint64_t boot, incarnation, position; /* kv_position_order() */
+} kv_replica_memory;
+bool kv_replica_remembers(const kv_replica *replica, uint16_t node, kv_replica_memory *out);
 
 #endif

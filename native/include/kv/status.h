@@ -49,7 +49,8 @@ typedef enum kv_status {
     KV_ELIMIT = -204,    /* no descriptor, mapping or memory for a file now; errno says which; nothing was done */
     KV_EMAPPING = -203,  /* a mapped page could not be read or written (SIGBUS) */
 
-    KV_ECORRUPT = -300, /* bytes below the durable watermark are not what was written */
+    KV_ECORRUPT = -300,   /* bytes below the durable watermark are not what was written */
+    KV_EBACKWARDS = -301, /* the disk is not what it was when it vouched for its log: wiped, or set back */
 
     KV_ENOMEM = -400
 } kv_status;
