@@ -249,6 +249,8 @@ uint64_t space_lanes(const kv_replica *r, uint32_t number) {
     return s->installing.active || s->applied < s->whole_from ? 0 : lanes_digest(&s->sessions) | 1;
 }
 
+static uint64_t whole_from(const shard *s) { return s->applied < s->whole_from ? s->whole_from : 0; }
+
 static void compare(world *w, uint32_t i, const kv_replica *one, const kv_replica *other) {
     if (index_digest(one) != index_digest(other)) violate(w, "replica %u shows something else without its checkpoint", i + 1);
     if (one->incarnation != other->incarnation) violate(w, "replica %u has another life without its checkpoint", i + 1);
@@ -256,7 +258,7 @@ static void compare(world *w, uint32_t i, const kv_replica *one, const kv_replic
         const shard *a = &one->shards[s], *b = &other->shards[s];
         bool same = a->promised == b->promised && a->commit == b->commit && a->applied == b->applied &&
                     log_last(&a->log) == log_last(&b->log) && log_last_ballot(&a->log) == log_last_ballot(&b->log) &&
-                    a->whole_from == b->whole_from && a->installing.active == b->installing.active &&
+                    whole_from(a) == whole_from(b) && a->installing.active == b->installing.active &&
                     members_digest(a) == members_digest(b) && lanes_digest(&a->sessions) == lanes_digest(&b->sessions);
         if (!same) violate(w, "replica %u has another shard %u without its checkpoint", i + 1, s);
     }

@@ -94,10 +94,10 @@ kv_status late_write_content(kv_store *store, const kv_meta *meta, uint16_t shar
     kv_record record = {.kind = KV_KIND_DATA, .shard = shard, .version = version, .options = KV_HAS_SEQUENCE, .key = key,
                         .key_size = sizeof key, .value = bytes, .value_size = (uint32_t)meta->size};
     kv_meta_encode(meta, key);
-    content *c = contents_note(store->late->contents, meta, shard, version);
-    if (c == NULL) return KV_ENOMEM;
     kv_status status = late_append(store, &record, 1, &position, &used);
-    return status == KV_OK ? content_arrived(store, c, position, used) : status;
+    if (status != KV_OK) return status; /* For want of room, maybe: then nobody has heard of them. */
+    content *c = contents_note(store->late->contents, meta, shard, version);
+    return c == NULL ? KV_ENOMEM : content_arrived(store, c, position, used);
 }
 
 void late_note(kv_late *late, kv_position position, uint32_t size, uint64_t record_count) {

@@ -179,6 +179,12 @@ static kv_status replay_node(kv_replica *r, const kv_record *record) {
     return record->value[10] == 0 ? KV_OK : KV_EBACKWARDS;
 }
 
+/* What was moved was applied: where it is not yet, as the COMMIT that said so is lost or a hole is in the way, what is shown is of no
+ * one moment before it is again. */
+static void moved_met(shard *s, uint64_t version) {
+    if (!s->installing.active && version > s->applied && version > s->whole_from) s->whole_from = version;
+}
+
 kv_status replica_resolve(void *context, kv_store *store, const kv_record *record, kv_position position, uint32_t used,
                           kv_fault *fault) {
     kv_replica *r = context;
@@ -189,6 +195,7 @@ kv_status replica_resolve(void *context, kv_store *store, const kv_record *recor
         if (record->shard < r->shard_count) status = version_replay(r, &r->shards[record->shard], record, position, used);
         digest_note(r, record);
     } else if (record->kind < KV_KIND_ENVELOPE && (record->flags & KV_FLAG_MOVED)) {
+        if (record->shard < r->shard_count) moved_met(&r->shards[record->shard], record->version);
         if (r->replaying.hidden) return KV_OK;
         status = store_replay_part(store, record, fault);
         return status == KV_OK ? state_show(r, record, position, used, fault) : status;

@@ -169,10 +169,11 @@ int64_t carried_take(kv_replica *r, const shard *s, kv_record *records, uint64_t
 
 /* --- the bulk lane: asking --- */
 
-/* Members or not: who was removed may have the only bytes of something, and who learns has them as everybody has. */
+/* Members or not: who was removed may have the only bytes of something, and who learns has them as everybody has. But for those
+ * of which the operator says that they will never be back. */
 static uint32_t others(const kv_replica *r) {
     uint32_t bits = 0;
-    for (uint32_t i = 0; i < r->peer_count; i++) bits |= (uint32_t)is_peer(r, i) << i;
+    for (uint32_t i = 0; i < r->peer_count; i++) bits |= (uint32_t)(is_peer(r, i) && !r->peers[i].gone) << i;
     return bits;
 }
 

@@ -341,7 +341,6 @@ static void version_append(kv_replica *r, shard *s, kv_record *records, size_t c
         records[i].prev_ballot = prev_ballot;
         records[i].options |= LATE_OPTIONS;
         entry.meta |= is_meta(&records[i]);
-        digest_note(r, &records[i]);
     }
     kv_status status = r->full ? KV_ENOSPC : late_append(r->store, records, count, &entry.position, &entry.size);
     if (status == KV_OK) {
@@ -351,6 +350,7 @@ static void version_append(kv_replica *r, shard *s, kv_record *records, size_t c
         status = log_push(&s->log, &entry);
         if (version <= before) r->counts.cuts++;
         if (status == KV_OK) config_note(r, s, &records[0]);
+        for (size_t i = 0; i < count; i++) digest_note(r, &records[i]);
         hole_look(s);
     }
     if (status != KV_OK) {

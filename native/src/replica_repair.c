@@ -185,7 +185,6 @@ void hole_fill(kv_replica *r, shard *s, uint64_t version, uint64_t ballot, size_
         records[i].prev_ballot = prev_ballot;
         records[i].options |= LATE_OPTIONS;
         meta |= is_meta(&records[i]);
-        digest_note(r, &records[i]);
     }
     kv_record first = records[0];
     kv_record mark = {.kind = KV_KIND_REPAIR, .shard = s->number, .version = version, .ballot = ballot,
@@ -199,6 +198,7 @@ void hole_fill(kv_replica *r, shard *s, uint64_t version, uint64_t ballot, size_
     }
     hole_mend(s, version, &entry);
     config_note(r, s, &first);
+    for (size_t i = 0; i < r->records.count; i++) digest_note(r, LIST(kv_record, &r->records) + i);
     r->counts.repaired++;
     shard_apply(r, s);
 }

@@ -149,6 +149,7 @@ static kv_status victim_begin(kv_replica *r) {
     t->done = 0;
     if (again) return KV_EWAIT; /* Rows of a dropped table are left in it, which a sweep has to take out. */
     if (status == KV_OK) status = needs_move(r, t->segment + 1);
+    if (status == KV_OK) status = log_commits(r); /* A replay is to have applied what it finds moved. */
     if (status == KV_OK) status = contents_move(r, t->segment);
     if (status == KV_OK) status = kv_compaction_begin(r->store, t->segment, &t->compaction);
     return status == KV_OK ? KV_MORE : status;
