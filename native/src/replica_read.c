@@ -57,6 +57,15 @@ static void position_send(kv_replica *r, uint16_t node, uint64_t question, bool 
     wire_end(out);
 }
 
+/* Who is told a position waits until it has applied it: the commit goes with it, and not with the next heartbeat. */
+static void commit_tell(kv_replica *r, uint16_t number, uint16_t node) {
+    shard *s = &r->shards[number];
+    int index = peer_of(r, node);
+    if (index < 0 || s->own.ballot == 0 || s->own.told[index] >= s->commit) return;
+    s->own.asks |= 1u << index;
+    stir(r, s);
+}
+
 static void read_end(kv_replica *r, read *one, bool good) {
     const shard *s = &r->shards[one->shard];
     switch (one->kind) {
@@ -68,6 +77,7 @@ static void read_end(kv_replica *r, read *one, bool good) {
         break;
     case READ_POSITION:
         position_send(r, one->node, one->question, good, one->position);
+        if (good) commit_tell(r, one->shard, one->node);
         break;
     case READ_REPLY:
         if (good) {
