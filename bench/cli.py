@@ -52,7 +52,7 @@ class Failed(Exception):
 
 
 def parser() -> argparse.ArgumentParser:
-    others = "boundary | lag | overwrite | compare | page | plot"
+    others = "boundary | lag | overwrite | servers | compare | page | plot"
     about = f"kvsvr beside its peers. See also: python -m bench {others} --help"
     result = _parser("python -m bench", about, "bench", QUICK)
     result.add_argument("--retries", type=int, metavar="N", help=f"of a disturbed repetition (default {RETRIES})")
@@ -118,6 +118,10 @@ def main(argv: Sequence[str]) -> int:
             return lag(lag_parser().parse_args(argv[1:]), list(argv))
         if argv[:1] == ["overwrite"]:
             return overwrite(overwrite_parser().parse_args(argv[1:]), list(argv))
+        if argv[:1] == ["servers"]:
+            from bench.servers import cli as servers  # Not above: it needs this file.
+
+            return servers.main(argv)
         return bench(parser().parse_args(argv), list(argv))
     except (Usage, Failed) as error:
         print(f"python -m bench: {error}", file=sys.stderr)

@@ -129,6 +129,19 @@ class Cell:
 
 
 @dataclass(frozen=True, slots=True)
+class Timeline:
+    """Of one peer, through a kill: by buckets of so many milliseconds. No latency where nothing was answered: None."""
+
+    peer: str
+    bucket_ms: int
+    killed_ms: float
+    returned_ms: float
+    rates: Sequence[float]
+    p50_us: Sequence[float | None]
+    p99_us: Sequence[float | None]
+
+
+@dataclass(frozen=True, slots=True)
 class Tally:
     """How many cells kvsvr is ahead in, and how many bars it meets; the rest of each was not measured."""
 
@@ -149,6 +162,7 @@ class Document:
     cells: Sequence[Cell]
     limits: Sequence[Limit]
     repetitions: Sequence[Mapping[str, Any]]
+    timelines: Sequence[Timeline] = ()
 
     @property
     def groups(self) -> dict[str, list[Cell]]:
@@ -189,6 +203,7 @@ class Document:
             "cells": [_cell_facts(cell) for cell in self.cells],
             "limits": [asdict(limit) for limit in self.limits],
             "repetitions": self.repetitions,
+            "timelines": [asdict(timeline) for timeline in self.timelines],
         }
         path.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
@@ -314,6 +329,7 @@ def _document(root: "_Field") -> Document:
         cells=cells,
         limits=root["limits"].items(_limit),
         repetitions=root["repetitions"].items(_repetition),
+        timelines=tuple(root["timelines"].items(_timeline)) if "timelines" in root.object() else (),
     )
 
 
@@ -413,6 +429,24 @@ def _limit(field: "_Field") -> Limit:
     if not rates:
         field["rates"].refuse("a limit without a rate")
     return Limit(field["name"].text(), field["unit"].text(), rates)
+
+
+def _timeline(field: "_Field") -> Timeline:
+    def maybe(one: "_Field") -> float | None:
+        return one.or_none(_Field.number)
+
+    found = Timeline(
+        peer=field["peer"].text(),
+        bucket_ms=field["bucket_ms"].integer(),
+        killed_ms=field["killed_ms"].number(),
+        returned_ms=field["returned_ms"].number(),
+        rates=field["rates"].items(_Field.number),
+        p50_us=field["p50_us"].items(maybe),
+        p99_us=field["p99_us"].items(maybe),
+    )
+    if not len(found.rates) == len(found.p50_us) == len(found.p99_us):
+        field.refuse("rates, p50_us and p99_us are not of one length")
+    return found
 
 
 def _repetition(field: "_Field") -> Mapping[str, Any]:

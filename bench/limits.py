@@ -48,7 +48,7 @@ class Limits:
     def measure(self) -> dict[str, float]:
         keys, values = self._data.inserts[:CALL_COUNT], self._data.values[:CALL_COUNT]
         rates = {
-            "fdatasync": self._fdatasync(),
+            "fdatasync": fdatasync_rate(self._directory, self._sync_count),
             "memcpy": _memcpy(),
             # Built-in calls that do next to nothing: what is left is the loop around every put and get.
             "empty put call": len(keys) / time_pairs(operator.is_, keys, values),
@@ -74,24 +74,6 @@ class Limits:
             "pairs of bytes": data.key_count / pairs_seconds,
         }
 
-    def _fdatasync(self) -> float:
-        """Overwrites of one 4 KiB page after another in a file that is there already, each followed by fdatasync."""
-        page = os.urandom(PAGE_SIZE)
-        path = self._directory / "fdatasync"
-        fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            for offset in range(0, FILE_SIZE, PAGE_SIZE):
-                os.pwrite(fd, bytes(PAGE_SIZE), offset)
-            os.fsync(fd)
-            started = perf_counter()
-            for i in range(self._sync_count):
-                os.pwrite(fd, page, i * PAGE_SIZE % FILE_SIZE)
-                os.fdatasync(fd)
-            return self._sync_count / (perf_counter() - started)
-        finally:
-            os.close(fd)
-            path.unlink()
-
     def _build_no_op(self) -> Callable[[int], Any] | None:
         """A C function that returns its argument, bound as kvsvr binds its core (API mode, so it is compiled)."""
         try:
@@ -110,6 +92,25 @@ class Limits:
         except Exception as error:  # No cffi, no compiler, no setuptools: one line in the report whichever it is.
             self.skipped["cffi no-op"] = f"{type(error).__name__}: {error}".splitlines()[0]
             return None
+
+
+def fdatasync_rate(directory: Path, sync_count: int) -> float:
+    """Overwrites of one 4 KiB page after another in a file that is there already, each followed by fdatasync."""
+    page = os.urandom(PAGE_SIZE)
+    path = directory / "fdatasync"
+    fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        for offset in range(0, FILE_SIZE, PAGE_SIZE):
+            os.pwrite(fd, bytes(PAGE_SIZE), offset)
+        os.fsync(fd)
+        started = perf_counter()
+        for i in range(sync_count):
+            os.pwrite(fd, page, i * PAGE_SIZE % FILE_SIZE)
+            os.fdatasync(fd)
+        return sync_count / (perf_counter() - started)
+    finally:
+        os.close(fd)
+        path.unlink()
 
 
 def _memcpy() -> float:

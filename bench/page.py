@@ -15,9 +15,11 @@ from bench.charts import bars, curve_numbers, curves, ratio_bar, ratio_scale, sc
 from bench.document import SUBJECT, SYNCED, UNSYNCED, Cell, Document, Setting, Unreadable, read
 from bench.markup import Markup, join, tag
 from bench.report import bar_lines, each_text, share_text, survives_text
+from bench.timeline import picture, summary
 from bench.units import short, span, text_of
 
 STYLE = Path(__file__).with_name("page.css")
+TIMELINE_LEGEND = "Above, SETs acknowledged a second; below, their latency: p50 (lower line) and p99;"
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 DURABILITY = {
@@ -27,7 +29,7 @@ DURABILITY = {
     "It survives a power cut, as far as the disk keeps its word.",
 }
 
-METHOD = (
+METHOD: Sequence[str] = (
     "Every store does the same work on the same keys in the same order, through the same loop, which does nothing but "
     'call it. Each is set up as well as its documentation allows; the settings are under "stores".',
     "Keys are random and shuffled, read in another order than written. Values do not compress. Every answer that is "
@@ -43,6 +45,24 @@ METHOD = (
     "orientation: a cell that takes a hundred keys in a call, or eight threads in a sync, may be beyond it.",
 )
 
+SERVERS = "servers"  # The workload of `python -m bench servers`, whose method is another.
+SERVERS_METHOD: Sequence[str] = (
+    "Each set of processes is started afresh on loopback, in a directory of its own, and its keys are written once. "
+    "Then one generator (native/bench/load.c), a thread with so many connections, keeps a request under way on each. "
+    "All of them share the machine's cores: it is a comparison of sets on one small machine, not of clusters.",
+    "Keys are scrambled numbers, so in no order and in all shards. Values do not compress. Every answer to a get is "
+    "compared with what was written, and a wrong answer is a failure, not a figure.",
+    "A row says what an acknowledged write survives. kvsvr has it on disk at a majority in all of them. Peers that do "
+    "not sync stand in rows of their own, which say so.",
+    "The CPU of a SET is user and system time of all processes of the set, without the generator, over all SETs of the "
+    "run. What the generator costs for a request is in the facts of the run.",
+    "A gap is the longest that any of sixteen clients waited for a SET, from the kill on. They go to the next process "
+    "when a connection breaks, after an error, and after 100 ms without an answer. What was acknowledged is read back.",
+    "A figure is the median of the repetitions, with the least and the most beside it; of gaps it is of the kills. "
+    "Other load on the machine is measured: a figure that it disturbed carries a *, and should not be quoted.",
+    METHOD[4],
+)
+
 
 def page(document: Document) -> str:
     name = f"{SUBJECT} beside its peers"
@@ -52,9 +72,10 @@ def page(document: Document) -> str:
             "main",
             *_summary(document),
             *(_group(document, group, cells) for group, cells in document.groups.items()),
+            *_timelines(document),
             *_machine(document),
             *_stores(document),
-            *_method(),
+            *_method(document),
         ),
     )
     head = (
@@ -261,6 +282,24 @@ def _circumstances(document: Document, cell: Cell) -> str:
     return "; ".join(found)
 
 
+def _timelines(document: Document) -> list[Markup]:
+    """Of sets that were killed from: none in a run of stores."""
+    if not document.timelines:
+        return []
+    drawn = [
+        tag(
+            "article",
+            tag("div", tag("h3", f"{one.peer} through a kill"), class_="head"),
+            tag("p", summary(one), class_="note"),
+            tag("p", f"{TIMELINE_LEGEND} by {one.bucket_ms} ms", class_="note"),
+            picture(one),
+            class_="cell tall",
+        )
+        for one in document.timelines
+    ]
+    return [tag("section", tag("h2", "through a kill"), tag("div", *drawn, class_="cells"))]
+
+
 # --- where and how ---
 
 
@@ -299,12 +338,14 @@ def _stores(document: Document) -> list[Markup]:
         tag("h2", "stores", id=_anchor("about", "stores")),
         _table(("store", "library", "settings"), rows),
         tag("h3", "What survives what"),
-        *(tag("p", tag("b", text), ". ", meaning) for text, meaning in DURABILITY.items()),
-        _table(
-            ("store", "cells that do not sync", "cells that do"),
-            [(name, peer.survives_unsynced, peer.survives_fsync) for name, peer in document.peers.items()],
-        ),
     ]
+    if _is_servers(document):
+        survives = [(name, peer.survives_fsync) for name, peer in document.peers.items()]
+        found.append(_table(("set", "what it has acknowledged"), survives))
+    else:
+        found += [tag("p", tag("b", text), ". ", meaning) for text, meaning in DURABILITY.items()]
+        survives_both = [(name, peer.survives_unsynced, peer.survives_fsync) for name, peer in document.peers.items()]
+        found.append(_table(("store", "cells that do not sync", "cells that do"), survives_both))
     if document.skipped:
         found += [tag("h3", "Not measured"), _table(("what", "why"), list(document.skipped.items()))]
     if document.failures:
@@ -313,8 +354,13 @@ def _stores(document: Document) -> list[Markup]:
     return found
 
 
-def _method() -> list[Markup]:
-    return [tag("h2", "method", id=_anchor("about", "method")), *(tag("p", text) for text in METHOD)]
+def _method(document: Document) -> list[Markup]:
+    texts = SERVERS_METHOD if _is_servers(document) else METHOD
+    return [tag("h2", "method", id=_anchor("about", "method")), *(tag("p", text) for text in texts)]
+
+
+def _is_servers(document: Document) -> bool:
+    return document.run.get("workload") == SERVERS
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Markup:

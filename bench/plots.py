@@ -13,7 +13,7 @@ from typing import Any
 
 from bench.adapters.base import NotInstalled, load_module
 from bench.charts import ratio_scale, scale_of, wanted
-from bench.document import SUBJECT, Cell, Document, Unreadable, read
+from bench.document import SUBJECT, Cell, Document, Timeline, Unreadable, read
 from bench.report import bar_lines, survives_text
 from bench.units import text_of
 
@@ -63,6 +63,8 @@ def _figures(document: Document, module: Any) -> Iterator[tuple[str, Any]]:
     for cell in document.cells:
         if any(figure.curve for figure in cell.figures.values()):
             yield f"curve-{_file_name(cell.name)}", _curves(document, cell, module)
+    for timeline in document.timelines:
+        yield f"timeline-{_file_name(timeline.peer)}", _timeline(timeline, module)
 
 
 def _file_name(text: str) -> str:
@@ -152,17 +154,45 @@ def _curves(document: Document, cell: Cell, module: Any) -> Any:
         points = [(i, found.curve[q]) for i, q in enumerate(quantiles) if found.curve.get(q, 0.0) > 0]
         style: dict[str, Any] = {"color": LINE_COLOURS[number % len(LINE_COLOURS)], "marker": "o", "markersize": 3}
         axes.plot(*zip(*points, strict=True), label=name, linewidth=2.5 if name == SUBJECT else 1.2, **style)
-    axes.set_yscale("log")
     axes.set_xticks(range(len(quantiles)), quantiles)
-    low, high = axes.get_ylim()
-    ticks = [10.0**power for power in range(-3, 10) if low <= 10.0**power <= high]
-    axes.set_yticks(ticks, [text_of(tick, "us") for tick in ticks])
-    axes.minorticks_off()
+    _by_powers_of_ten(axes)
     axes.grid(axis="y", color="#dfdcd5")
     axes.legend(frameon=False, fontsize=8)
     axes.set_title(f"{cell.title}: latency by quantile, less is better", loc="left", fontsize=11)
     _plain(axes)
     return figure
+
+
+def _timeline(timeline: Timeline, module: Any) -> Any:
+    """Requests a second above, latency below; a hole where nothing was answered."""
+    figure = module.Figure(figsize=(9, 5), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True)
+    seconds = [(i + 0.5) * timeline.bucket_ms / 1000 for i in range(len(timeline.rates))]
+    above.plot(seconds, timeline.rates, color=SUBJECT_COLOUR)
+    above.set_ylim(bottom=0)
+    above.set_title(
+        f"{timeline.peer} through a kill: SETs a second, by {timeline.bucket_ms} ms", loc="left", fontsize=11
+    )
+    for name, values, colour in (("p50", timeline.p50_us, LINE_COLOURS[2]), ("p99", timeline.p99_us, LINE_COLOURS[1])):
+        shown = [float("nan") if us is None else us for us in values]
+        below.plot(seconds, shown, color=colour, label=name, marker=".", markersize=3)
+    _by_powers_of_ten(below)
+    below.set_xlabel("s")
+    below.legend(frameon=False, fontsize=8)
+    for axes in (above, below):
+        for at in (timeline.killed_ms, timeline.returned_ms):
+            axes.axvline(at / 1000, color=LIMIT_COLOUR, linestyle="--", linewidth=1)
+        _plain(axes)
+    return figure
+
+
+def _by_powers_of_ten(axes: Any) -> None:
+    """Microseconds, upwards."""
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    ticks = [10.0**power for power in range(-3, 10) if low <= 10.0**power <= high]
+    axes.set_yticks(ticks, [text_of(tick, "us") for tick in ticks])
+    axes.minorticks_off()
 
 
 def _plain(axes: Any) -> None:

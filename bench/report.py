@@ -1,16 +1,16 @@
 """What people see in the terminal: the cells of a run, group by group, and what the machine allows."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from bench.document import SUBJECT, Cell, Document
+from bench.document import SUBJECT, SYNCED, UNSYNCED, Cell, Document
 from bench.results import Figure, Limit
 from bench.units import short, span, text_of
 
-UNSYNCED_SHORT, SYNCED_SHORT = "kill -9", "power loss"
+SURVIVES: Mapping[str, str] = {UNSYNCED: "kill -9", SYNCED: "power loss"}
 
 
 def print_report(console: Console, document: Document) -> None:
@@ -49,7 +49,8 @@ def cell_table(document: Document) -> Table:
 
 
 def survives_text(cell: Cell) -> str:
-    return SYNCED_SHORT if cell.is_durable else UNSYNCED_SHORT
+    """Or what else there is to say of a cell's writes, or reads."""
+    return SURVIVES.get(cell.durability, cell.durability)
 
 
 def bar_lines(cell: Cell) -> list[str]:

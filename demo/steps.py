@@ -1,7 +1,7 @@
 """The demo, step by step. A step does one thing with the store, checks it, and fills a section of the report.
 
-What a later step needs of an earlier one is in `Run`, and nowhere else; the store is closed between steps. Tables and
-snapshots have files of their own.
+What a later step needs of an earlier one is in `Run`, and nowhere else; the store is closed between steps. Tables,
+snapshots and replicas have files of their own.
 An exception of the store itself is a failure too, and is left to whoever runs the steps.
 """
 
@@ -19,6 +19,7 @@ from demo.acks import digest_of, invented
 from demo.crash import Life, run_until_killed
 from demo.files import files_under
 from demo.proof import Contents, Fault, Verdict, look, prove
+from demo.replicas import replicas
 from demo.report import Section, megabytes, rate
 from demo.run import Run, Step
 from demo.snapshot import snapshot
@@ -194,4 +195,5 @@ STEPS: Final[tuple[tuple[str, Step], ...]] = (
     ("kill: batches", partial(kill, batch_count=BATCH_COUNT)),
     ("tables", tables),
     ("snapshot", snapshot),
+    ("replicas", replicas),
 )

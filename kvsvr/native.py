@@ -23,7 +23,7 @@ import functools
 import os
 from abc import ABC, abstractmethod
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from struct import Struct
 from typing import Any, Final, TypeAlias, TypeVar, cast
@@ -645,9 +645,10 @@ class Checkpoint:
 
 
 class ServerHandle:
-    """One kv_server. `run` is one thread's, and keeps it until `stop`; `free` comes after it."""
+    """One kv_server. `run` is one thread's, and keeps it until `stop`; `look` and `link` are any thread's, and end
+    before `free`."""
 
-    __slots__ = ("_path", "_pointer")
+    __slots__ = ("_path", "_pointer", "_shard_count")
 
     def __init__(
         self,
@@ -658,10 +659,13 @@ class ServerHandle:
         shard_count: int,
         client_socket: int,
         log_pipe: int,
+        limits: Mapping[str, int],
         password: bytes,
         announce: str,
     ) -> None:
+        """`limits`: fields of kv_server_options, by name."""
         self._path = path
+        self._shard_count = shard_count
         io, out, fault = ffi.new("kv_io **"), ffi.new("kv_server **"), ffi.new("kv_fault *")
         status = lib.kv_io_posix_new(os.fsencode(path), True, io)
         if status != lib.KV_OK:
@@ -679,6 +683,8 @@ class ServerHandle:
         replica.store.background = 0
         options.client_socket = client_socket
         options.log_pipe = log_pipe
+        for name, value in limits.items():
+            setattr(options, name, value)
         options.password = password
         options.announce = announce.encode()
         status = lib.kv_server_new(io[0], options, fault, out)
@@ -700,10 +706,13 @@ class ServerHandle:
         if status != lib.KV_OK:
             os.close(descriptor)
 
-    def figures(self) -> dict[str, int]:
-        found = ffi.new("kv_server_figures *")
-        lib.kv_server_look(self._pointer, found)
-        return {name: int(getattr(found, name)) for name, _ in ffi.typeof("kv_server_figures").fields}
+    def look(self, wait_ms: int) -> tuple[dict[str, int], list[tuple[int, int, int]]] | None:
+        """Figures, and of each shard commit, applied and owner. None: the loop did not come round in so long."""
+        found, shards = ffi.new("kv_server_figures *"), ffi.new("kv_server_shard[]", self._shard_count)
+        if lib.kv_server_look(self._pointer, wait_ms, found, shards) != lib.KV_OK:
+            return None
+        figures = {name: int(getattr(found, name)) for name, _ in ffi.typeof("kv_server_figures").fields}
+        return figures, [(int(one.commit), int(one.applied), int(one.owner)) for one in shards]
 
     def free(self) -> None:
         pointer, self._pointer = self._pointer, ffi.NULL

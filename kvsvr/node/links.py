@@ -26,9 +26,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
-from kvsvr.node.config import Address
-
-log = logging.getLogger("kvsvr")
+from kvsvr.node.config import Address, text_of
+from kvsvr.node.log import tell
 
 MAGIC: Final = b"kvsvr/1\n"
 NONCE_SIZE: Final = 32
@@ -150,7 +149,7 @@ class Links:
         except (OSError, Refused) as error:
             connection.close()
             if not self._stopping.is_set():
-                log.warning("a connection from %s:%d is refused: %s", *address[:2], error)
+                tell("refused", logging.WARNING, address=text_of((address[0], address[1])), why=str(error))
 
     def _dial_on(self, node: int) -> None:
         pause = DIAL_S[0]
@@ -175,7 +174,8 @@ class Links:
             if connection is not None:
                 connection.close()
             if isinstance(error, Refused):
-                log.warning("node %d at %s:%d refuses: %s", node, *self._peers[node], error)
+                where = text_of(self._peers[node])
+                tell("refuses", logging.WARNING, peer=node, address=where, why=str(error))
             return False
         return True
 

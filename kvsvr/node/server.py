@@ -8,17 +8,18 @@ import os
 import socket
 import threading
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 from kvsvr.errors import UsageError
 from kvsvr.native import ServerHandle
-from kvsvr.node.config import Address, ServerConfig
+from kvsvr.node.config import Address, ServerConfig, text_of
 from kvsvr.node.links import Identity, Links
+from kvsvr.node.log import tell
+from kvsvr.node.monitor import Monitor
 
-log = logging.getLogger("kvsvr")
 
-
-def listen(address: Address) -> socket.socket:
+def listen(name: str, address: Address) -> socket.socket:
     family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -27,7 +28,9 @@ def listen(address: Address) -> socket.socket:
         listener.listen(1024)
     except OSError as error:
         listener.close()
-        raise UsageError(f"{address[0]}:{address[1]} cannot be listened on: {error.strerror}") from None
+        raise UsageError(
+            f"{name}: {text_of(address)} cannot be listened on: {error.strerror}: end who does, or name another"
+        ) from None
     return listener
 
 
@@ -36,44 +39,57 @@ class Server:
 
     def __init__(self, config: ServerConfig) -> None:
         self.config = config
-        listener = listen(config.client_address)
-        listener.setblocking(False)
-        self._events, writer = os.pipe()
-        os.set_blocking(writer, False)
-        self._writer = writer
-        self._handle = ServerHandle(
-            str(config.directory),
-            node=config.node,
-            members=sorted([config.node, *config.peers]),
-            shard_count=config.shard_count,
-            client_socket=listener.detach(),
-            log_pipe=writer,
-            password=config.password,
-            announce="{}:{}".format(*config.client_address),
-        )
+        clients = listen("listen", config.client_address)
+        clients.setblocking(False)
+        peers = listen("peer_listen", config.peer_address) if config.peers else None
+        self._monitor = Monitor(config)
+        self._events, self._writer = os.pipe()
+        os.set_blocking(self._writer, False)
+        try:
+            self._handle = ServerHandle(
+                str(config.directory),
+                node=config.node,
+                members=sorted([config.node, *config.peers]),
+                shard_count=config.shard_count,
+                client_socket=clients.detach(),
+                log_pipe=self._writer,
+                limits=asdict(config.limits),
+                password=config.password,
+                announce=text_of(config.client_address),
+            )
+        except BaseException as error:
+            self._monitor.ended(error)
+            raise
         self._links: Links | None = None
-        if config.peers:
+        if peers is not None:
             identity = Identity(config.node, config.set_name, config.secret)
-            self._links = Links(identity, config.peers, listen(config.peer_address), self._handle.link)
+            self._links = Links(identity, config.peers, peers, self._handle.link)
         self._reader = threading.Thread(target=self._read_events, name="kvsvr-events", daemon=True)
 
     def run(self, ready: Callable[[], None]) -> None:
         """`ready` is called when clients are let in; what they ask waits until there is a set."""
         self._reader.start()
+        self._monitor.start(self._handle)
         ready()
         if self._links is not None:
             self._links.start()
+        failure: BaseException | None = None
         try:
             self._handle.run()
+        except BaseException as error:
+            failure = error
+            raise
         finally:
             if self._links is not None:
                 self._links.stop()
+            self._monitor.ended(failure)
             os.close(self._writer)
             self._reader.join()
             self._handle.free()
 
     def stop(self) -> None:
-        """Any thread, and signal handlers."""
+        """Shards are handed over, what is under way is answered; the second time: at once. For signal handlers, too."""
+        self._monitor.stopping()
         self._handle.stop()
 
     def _read_events(self) -> None:
@@ -82,6 +98,8 @@ class Server:
                 self._event(json.loads(line))
 
     def _event(self, event: dict[str, Any]) -> None:
-        log.info("%s", json.dumps(event))
-        if event["event"] == "link_down" and self._links is not None:
-            self._links.lost(event["node"])
+        name, peer = event.pop("event"), event.pop("node", None)
+        fields = event if peer is None else {"peer": peer, **event}
+        tell(name, logging.WARNING if name == "link_down" else logging.INFO, **fields)
+        if name == "link_down" and self._links is not None:
+            self._links.lost(peer)

@@ -18,7 +18,7 @@
 enum step { TICK, DURABLE, FLUSH, REQUEST, TAKEOVER, RESTART, FLOW, ACK, PREPARE, PROMISE, CHECK, CHECKED, ASK_POSITION, POSITION,
             RAW, STREAM };
 enum { OTHER_PEER = 16, LONG = 32, WRONG_SIZE = 64, MANY = 128 };
-enum { SHARDS = 2, NOTED_MAX = 64, STEPS_MAX = 2000, VALUE_MAX = 300 };
+enum { SHARDS = 2, NOTED_MAX = 64, STEPS_MAX = 2000, VALUE_MAX = 300, WAITS_MAX = 8 };
 
 typedef struct bench {
     kv_sim *disk;
@@ -38,7 +38,7 @@ static kv_status boot(bench *b) {
     kv_fault fault;
     kv_replica_options options = {.node = 1, .members = {1, 2, 3}, .member_count = 3, .shard_count = SHARDS, .session_max = 4,
                                   .batch_max = 8, .window_size_max = 4096, .retransmit_ticks = 3, .takeover_ticks = 4,
-                                  .read_ticks = 4, .heartbeat_ticks = 2, .keep_max = 12, .policy = 1, .silence_ticks = 4};
+                                  .read_ticks = 4, .heartbeat_ticks = 2, .keep_max = 12, .policy = 1, .silence_ticks = 4, .wait_max = WAITS_MAX};
     options.store.segment_size_min = 16 << 10;
     options.store.segment_size_max = 64 << 10;
     kv_status status = kv_replica_open(kv_sim_io(b->disk), &options, &fault, &b->r);
@@ -104,8 +104,22 @@ static void look_shard(bench *b, uint32_t number) {
     }
 }
 
+/* What a peer can make it remember. */
+static void look_peer(const bench *b, const peer *p) {
+    size_t promises = 0;
+    for (size_t i = 0; i < b->r->after.count; i++) promises += LIST(after, &b->r->after)[i].node == p->node;
+    KV_ASSERT(p->refusals.count <= 257);
+    KV_ASSERT(p->asked <= 32 * SHARDS);
+    KV_ASSERT(promises <= 64);
+}
+
 static void look_at_all(bench *b) {
-    for (uint32_t i = 0; i < SHARDS; i++) look_shard(b, i);
+    for (uint32_t i = 0; i < SHARDS; i++) {
+        look_shard(b, i);
+        KV_ASSERT(b->r->shards[i].installing.pieces_size <= 1 << 17);
+    }
+    for (uint32_t i = 0; i < b->r->peer_count; i++) look_peer(b, &b->r->peers[i]);
+    KV_ASSERT(b->r->waits.count <= WAITS_MAX);
 }
 
 /* --- a life before: it owns shard 0, and 3 owns shard 1 --- */
@@ -122,7 +136,8 @@ static void ask(bench *b, uint8_t kind, uint64_t name, uint64_t size, int64_t ar
     char key[8], table[8];
     kv_ask a = {.token = ++b->tokens, .kind = kind, .attempt = (uint16_t)(1 + (number >> 4 & 1)), .client = client, .number = number,
                 .value = VALUE, .value_size = size % VALUE_MAX, .argument = argument, .ttl_ms = name & 16 ? 50 : 0,
-                .follower = name >> 5 & 1, .stale = name >> 6 & 1, .seen = number};
+                .follower = name >> 5 & 1, .stale = name >> 6 & 1, .seen = number,
+                .since = number, .ticks = argument < 0 ? 0 : (uint64_t)argument, .whole = name >> 3 & 1};
     a.key = (const uint8_t *)key;
     a.key_size = key_in(name, key);
     kv_operation operations[2] = {{.key = a.key, .key_size = (uint32_t)a.key_size, .value = VALUE, .value_size = a.value_size},
@@ -172,6 +187,7 @@ static void follow_in_shard_1(bench *b) {
     kv_record put = {.kind = KV_KIND_PUT, .key = (const uint8_t *)"{a}0", .key_size = 4, .value = VALUE, .value_size = 9};
     wire_begin(&b->out, WIRE_FLOW);
     for (int i = 0; i < 3; i++) wire_put_varint(&b->out, 1); /* incarnation, number, sequence */
+    wire_put_varint(&b->out, 0); /* acknowledged */
     wire_put_varint(&b->out, 1);
     wire_put64(&b->out, ballot_make(1, 3));
     wire_put8(&b->out, 0);
@@ -316,6 +332,7 @@ static void put_flow(bench *b, input *in, uint64_t how, const peer *p) {
     uint64_t number, count = item_count(in, how);
     put_connection(b, in, p->inbound);
     wire_put_varint(&b->out, near(in, p->cursor + 1));
+    wire_put_varint(&b->out, near(in, p->cursor));
     for (uint64_t i = 0; i < count && i < 4; i++) {
         const shard *s = any_shard(b, in, &number);
         uint64_t ballot = any_ballot(in, s, p->node), piece = take(in, 1);
@@ -411,16 +428,43 @@ static void put_check(bench *b, input *in, uint64_t how, const peer *p) {
     }
 }
 
-static void put_question(bench *b, input *in, enum step step) {
-    uint64_t number;
-    wire_put_varint(&b->out, near(in, b->r->nonce));
-    const shard *s = any_shard(b, in, &number);
-    if (step == ASK_POSITION) {
-        wire_put_varint(&b->out, number);
-        return;
+static void put_name(bench *b, input *in) {
+    char key[8];
+    uint64_t what = take(in, 1), name = take(in, 1);
+    wire_put8(&b->out, (uint8_t)(what & 3));
+    for (int bit = 0; bit < 2; bit++) {
+        if ((what >> bit & 1) == 0) continue;
+        size_t size = key_in(bit == 0 ? name | 7 : name, key);
+        wire_put_varint(&b->out, size);
+        wire_put_bytes(&b->out, (const uint8_t *)key, size);
     }
-    wire_put8(&b->out, take(in, 1) < 200);
-    wire_put_varint(&b->out, near(in, s->commit));
+}
+
+static void put_ask_position(bench *b, input *in, uint64_t how) {
+    uint64_t number, count = item_count(in, how);
+    wire_put_varint(&b->out, near(in, b->r->nonce));
+    for (uint64_t i = 0; i < count && i < 4; i++) {
+        wire_put8(&b->out, 1);
+        any_shard(b, in, &number);
+        wire_put_varint(&b->out, number);
+        uint64_t names = take(in, 1);
+        names = names < 250 ? names % 3 : near(in, 0);
+        wire_put_varint(&b->out, names);
+        for (uint64_t j = 0; j < names && j < 3; j++) put_name(b, in);
+    }
+    wire_put8(&b->out, take(in, 1) >= 250);
+}
+
+static void put_position(bench *b, input *in, uint64_t how) {
+    uint64_t number, count = item_count(in, how);
+    wire_put_varint(&b->out, count);
+    for (uint64_t i = 0; i < count && i < 4; i++) {
+        wire_put_varint(&b->out, near(in, b->r->nonce));
+        const shard *s = any_shard(b, in, &number);
+        wire_put_varint(&b->out, number);
+        wire_put8(&b->out, take(in, 1) < 200);
+        wire_put_varint(&b->out, near(in, s->commit));
+    }
 }
 
 static void put_raw(bench *b, input *in, size_t size) {
@@ -439,7 +483,8 @@ static void message(bench *b, input *in, enum step step, uint64_t how) {
     case CHECK:
     case CHECKED: put_check(b, in, how, p); break;
     case RAW: put_raw(b, in, take(in, 1)); break;
-    default: put_question(b, in, step);
+    case ASK_POSITION: put_ask_position(b, in, how); break;
+    default: put_position(b, in, how);
     }
     if (how & LONG) put_raw(b, in, take(in, 1) & 15);
     wire_end(&b->out);

@@ -11,7 +11,7 @@
 
 #include "world.h"
 
-enum { FINAL = 255, BULK = 254, TRIES_MAX = 14, FINAL_TRIES_MAX = 60, PAD_WORDS = 8, BALANCE_BIAS = 1 << 20 };
+enum { FINAL = 255, TRIES_MAX = 14, FINAL_TRIES_MAX = 200, PAD_WORDS = 8, BALANCE_BIAS = 1 << 20 };
 
 static uint32_t object_index(uint32_t shard, enum object object) { return shard * OBJECT_KINDS + object; }
 
@@ -83,6 +83,7 @@ static void ask_build(const world *w, const operation *op, asked *a) {
     *ask = (kv_ask){.kind = op->kind, .follower = op->follower, .attempt = op->attempt, .lane = op->lane,
                     .client = op->lane, .number = op->number, .seen = op->seen, .key = key, .key_size = key_size};
     ask->ttl_ms = op->ttl;
+    ask->durability = op->data;
     ask->value = a->values[0];
     ask->value_size = value_put(a->values[0], op->token, op->large && op->kind == KV_REQUEST_PUT);
     if (op->kind == KV_REQUEST_CAS) ask->argument = (int64_t)op->version;
@@ -117,7 +118,7 @@ void request_arrive(world *w, const event *e) {
     node_drain(w, e->node);
 }
 
-static void request_send(world *w, uint32_t to, const operation *op, uint64_t token, uint64_t late) {
+void request_send(world *w, uint32_t to, const operation *op, uint64_t token, uint64_t late) {
     event *e = world_at(w, between(w, 0.3, 1.5) + late, EVENT_ARRIVE);
     e->node = to;
     e->argument = token;
@@ -147,7 +148,7 @@ void bulk_next(world *w) {
                                        .value = (const uint8_t *)keys[i], .value_size = (uint32_t)size};
     }
     kv_ask ask = {.kind = KV_REQUEST_BATCH, .attempt = 1, .operations = operations, .operation_count = BULK_COUNT,
-                  .token = BULK};
+                  .token = TOKEN_NOBODY, .durability = digest_durability(w, false)};
     node_clock(w, owner);
     kv_replica_request(w->nodes[owner].core, &ask);
     node_drain(w, owner);
@@ -223,10 +224,10 @@ static void entry_describe(kv_history_op *h, const operation *op) {
     }
 }
 
-static uint32_t entry_new(world *w, const operation *op, uint64_t who, uint64_t number) {
+uint32_t entry_new(world *w, const operation *op, uint64_t who, uint64_t number) {
     KV_ASSERT(w->entry_count < ENTRIES_MAX);
     entry *one = &w->entries[w->entry_count];
-    *one = (entry){.object = object_index(op->shard, op->object)};
+    *one = (entry){.object = object_index(op->shard, op->object), .asked = w->now};
     one->op = (kv_history_op){.call = w->order++, .ret = KV_HISTORY_NEVER, .client = who, .request = number};
     entry_describe(&one->op, op);
     w->counts.operations++;
@@ -282,6 +283,8 @@ void client_next(world *w, uint32_t i) {
     op->large = likely(w, w->large);
     if (op->object == OBJECT_MORTAL && op->kind == KV_REQUEST_PUT && likely(w, 0.8)) op->ttl = 1 + pick(w, 40);
     op->follower = likely(w, 0.5);
+    bool one_key = op->object != OBJECT_PAIR && op->object != OBJECT_TABLE; /* An operator forgets keys. */
+    op->data = likely(w, w->data) || (w->loses && !one_key);
     op->seen = c->known[op->shard];
     op->lane = is_read(op) ? 0 : i + 1;
     c->entry = entry_new(w, op, i, c->number);
@@ -329,7 +332,13 @@ static void read_pair(world *w, uint32_t from, const operation *op, answer *a) {
     for (int i = 0; i < 2; i++) {
         key[size - 1] = i == 0 ? 'p' : 'q';
         a->balances[i] = 0;
-        if (kv_get(c, (const uint8_t *)key, size) < 0) continue;
+        kv_result found = kv_get(c, (const uint8_t *)key, size);
+        if (found == KV_ELACKING) {
+            kv_replica_fetch(w->nodes[from].core);
+            a->reply.status = KV_ANSWER_UNAVAILABLE;
+            return;
+        }
+        if (found < 0) continue;
         a->balances[i] = (int64_t)kv_load64(kv_caller_answer(c)->small);
         versions[i] = kv_caller_answer(c)->version;
     }
@@ -350,6 +359,11 @@ static void read_table(world *w, uint32_t from, const operation *op, answer *a) 
     a->reply.version = 0;
     a->value = a->second = kv_history_absent();
     if (size == kv_ending(KV_ABSENT)) return;
+    if (size == KV_ELACKING) {
+        kv_replica_fetch(w->nodes[from].core);
+        a->reply.status = KV_ANSWER_UNAVAILABLE;
+        return;
+    }
     if (size < 0) {
         violate(w, "replica %u cannot read a table: %lld", from + 1, (long long)size);
         return;
@@ -378,8 +392,12 @@ static const operation *operation_of(const world *w, uint64_t token, operation *
 
 void reply_send(world *w, uint32_t from, const kv_reply *reply, const uint8_t *bytes) {
     operation final;
-    if ((reply->token & 255) == BULK) return;
-    if ((reply->token & 255) == OPERATOR) {
+    if ((reply->token & 255) == TOKEN_NOBODY || digest_answer(w, reply)) return;
+    if ((reply->token & 255) == TOKEN_WAITER) {
+        waiter_told(w, from, reply);
+        return;
+    }
+    if ((reply->token & 255) == TOKEN_OPERATOR) {
         operator_answer(w, reply);
         return;
     }
@@ -399,11 +417,26 @@ void reply_send(world *w, uint32_t from, const kv_reply *reply, const uint8_t *b
     memcpy(e->bytes, &a, sizeof a);
 }
 
+/* Clocks are within 30 units of the time, where they are not steady. */
+static void look_if_over(world *w, entry *one, const operation *op, const answer *a) {
+    int64_t apart = w->steady ? 2 : 64;
+    if (a->reply.status != KV_ANSWER_OK) return;
+    if (op->kind == KV_REQUEST_PUT && op->ttl != 0) one->over = w->now + (uint64_t)(op->ttl + apart) * UNIT;
+    if (op->kind != KV_REQUEST_GET || !a->value.present) return;
+    for (size_t i = 0; i < w->entry_count; i++) {
+        const entry *from = &w->entries[i];
+        if (from->object != one->object || from->over == 0 || from->op.argument.word != a->value.word) continue;
+        if (from->over < one->asked) violate(w, "what was over is answered");
+    }
+}
+
 static void entry_answered(world *w, entry *one, const operation *op, const answer *a) {
     kv_history_op *h = &one->op;
+    if (op->object == OBJECT_MORTAL) look_if_over(w, one, op, a);
     h->ret = w->order++;
     h->version = a->reply.version;
     h->failed = a->reply.status == KV_ANSWER_FAILED;
+    if (h->failed && op->kind == KV_REQUEST_INCR) violate(w, "a counter is no number any more: %d", a->reply.error);
     if (h->failed && h->kind != KV_HISTORY_CAS_VERSION) h->version = 0;
     if (is_read(op)) {
         h->answer = a->value;
@@ -431,6 +464,7 @@ static void final_answer(world *w, uint32_t object, uint32_t number, const answe
         w->final_done[object] = true;
         return;
     }
+    if (a->reply.status == KV_ANSWER_UNAVAILABLE && a->reply.error == KV_ELACKING) digest_lacking(w, object, a->reply.version);
     event *e = world_at(w, 8 * UNIT, EVENT_FINAL_TIMEOUT);
     e->node = object;
     e->argument = number;

@@ -34,6 +34,7 @@ void exchange_choose(world *w) {
 }
 
 bool exchange_plays(const world *w) { return w->exchange_plan >= PLAN_SPLIT; }
+bool exchange_kills(const world *w) { return w->exchange_plan == PLAN_DEAD; }
 
 bool exchanges_done(const world *w) {
     bool done = true;
@@ -79,7 +80,7 @@ static uint32_t owner_of(const world *w, uint32_t shard) {
 static void change_ask(world *w, uint32_t to, uint32_t shard, uint32_t which, uint32_t stage) {
     const exchange *x = &w->exchanges[which];
     bool swap = mutates(w, KV_MUTATE_CONFIG_SWAP);
-    kv_member_change c = {.token = OPERATOR | which << 8 | stage << 16 | shard << 24, .shard = (uint16_t)shard};
+    kv_member_change c = {.token = TOKEN_OPERATOR | which << 8 | stage << 16 | shard << 24, .shard = (uint16_t)shard};
     if (stage == STAGE_REMOVE || swap) c.remove = (uint16_t)(x->old + 1);
     if (stage == STAGE_ADD || swap) c.add = (uint16_t)(x->fresh + 1);
     if (to >= w->n || !w->nodes[to].up) return;
@@ -89,7 +90,7 @@ static void change_ask(world *w, uint32_t to, uint32_t shard, uint32_t which, ui
 
 /* In shard 0, as a part of no exchange. */
 static void change_one(world *w, uint32_t to, uint32_t add, uint32_t remove) {
-    kv_member_change c = {.token = OPERATOR | STAGES << 16, .add = (uint16_t)add, .remove = (uint16_t)remove};
+    kv_member_change c = {.token = TOKEN_OPERATOR | STAGES << 16, .add = (uint16_t)add, .remove = (uint16_t)remove};
     if (!w->nodes[to].up) return;
     kv_replica_member_change(w->nodes[to].core, &c);
     node_drain(w, to);
@@ -152,6 +153,10 @@ void operator_next(world *w, const event *e) {
         exchange_first(w);
     } else if (what >= TURN_END) {
         uint32_t old = w->exchanges[what - TURN_END].old;
+        if (!digest_settled(w, members_wanted(w))) { /* It may have the only bytes of something. */
+            turn(w, between(w, 5, 15), what);
+            return;
+        }
         node_lose(w, old);
         if (likely(w, 0.5)) node_part(w, old);
     } else if (w->exchanges[what].added != bits_below(SHARDS)) {

@@ -165,3 +165,24 @@ void moment(world *w, uint32_t i) {
     at_node(w, when, EVENT_CRASH, i, false);
     at_node(w, when + some(w, 1, 3), EVENT_RESTART, i, 0);
 }
+
+/* --- one link --- */
+
+static uint64_t takeovers(const world *w) {
+    uint64_t sum = 0;
+    for (uint32_t i = 0; i < w->n; i++)
+        if (w->nodes[i].up) sum += kv_replica_count(w->nodes[i].core)->takeovers;
+    return sum;
+}
+
+/* Between two of them alone: nobody takes anything from anybody, as each owner still has a majority. */
+void one_link(world *w) {
+    uint32_t a = pick(w, w->n), b = (a + 1 + pick(w, w->n - 1)) % w->n;
+    uint64_t before = takeovers(w);
+    w->cut[a][b] = w->cut[b][a] = true;
+    world_run(w, w->now + 600 * UNIT);
+    uint64_t during = takeovers(w) - before;
+    w->cut[a][b] = w->cut[b][a] = false;
+    world_run(w, w->now + 100 * UNIT);
+    if (during != 0) violate(w, "%llu takeovers while one link was cut", (unsigned long long)during);
+}

@@ -19,7 +19,9 @@ static void compare(world *w, uint32_t i, uint32_t shard, uint64_t version) {
     uint64_t *chosen = &w->chosen[shard].digests[version];
     if (*chosen == 0) {
         *chosen = digest;
+        feed_note(w, i, shard, version);
         config_judge(w, i, shard, version);
+        version_noted(w, i, shard, version);
     }
     if (*chosen != digest)
         violate(w, "two records at version %llu of shard %u, the second at replica %u", (unsigned long long)version, shard, i + 1);
@@ -74,7 +76,8 @@ static void owners_judge(world *w) {
 
 void judge(world *w, kv_history_checker *checker) {
     exchanges_judge(w);
-    if (w->policy) owners_judge(w);
+    if (w->policy && w->lost == NODES_MAX) owners_judge(w); /* Who lost his disk owns nothing. */
+    digest_judge(w);
     kv_history_op *ops = malloc((w->entry_count + 1) * sizeof *ops);
     KV_ASSERT(ops != NULL);
     for (uint32_t object = 0; object < OBJECTS; object++) object_judge(w, checker, object, ops);

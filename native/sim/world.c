@@ -82,13 +82,14 @@ static void carry(world *w, uint32_t from, uint32_t to, const uint8_t *frame, si
     e->bytes = malloc(size);
     KV_ASSERT(e->bytes != NULL);
     memcpy(e->bytes, frame, size);
+    digest_spoil(w, e->bytes, size);
 }
 
 static void frame_send(world *w, uint32_t from, uint32_t to, const uint8_t *frame, size_t size) {
     uint32_t type = frame[4];
     w->counts.messages++;
     if (!w->calm) {
-        if (w->cut[from][to] || likely(w, w->drop)) return;
+        if (w->cut[from][to] || likely(w, w->drop) || digest_starves(w, type)) return;
         if ((w->weak >> type & 1) && likely(w, 0.3)) return;
     }
     bool slow = !w->calm && (w->slow & link_of(from, to)) != 0, echo = !w->calm && (w->echo & link_of(from, to)) != 0;
@@ -110,10 +111,10 @@ static void deliver(world *w, const event *e) {
 
 /* --- nodes --- */
 
-/* Clocks differ, and jump now and then, also back. */
+/* Clocks differ, and jump now and then, also back; in some seeds they are right. */
 void node_clock(world *w, uint32_t i) {
     node *x = &w->nodes[i];
-    if (!w->calm && likely(w, 0.002)) x->skew = (int64_t)between(w, 0, 60) / UNIT - 30;
+    if (!w->calm && likely(w, 0.002) && !w->steady) x->skew = (int64_t)between(w, 0, 60) / UNIT - 30;
     kv_sim_set_clock(x->disk, 1000000 + (int64_t)(w->now / UNIT) + x->skew);
 }
 
@@ -134,8 +135,14 @@ static void counts_take(world *w, const kv_replica_counts *c) {
     w->counts.offers += c->offers;
     w->counts.snapshots += c->snapshots;
     w->counts.installed += c->installed;
+    w->counts.questions += c->questions;
     w->counts.configs += c->configs;
     w->counts.outsiders += c->outsiders;
+    w->counts.fetched += c->fetched;
+    w->counts.spoilt += c->spoilt;
+    w->counts.lacking += c->lacking;
+    w->counts.collected += c->collected;
+    w->counts.settled += c->settled;
 }
 
 void node_boot(world *w, uint32_t i) {
@@ -147,6 +154,8 @@ void node_boot(world *w, uint32_t i) {
                                   .incarnation_min = ++x->life * 1000,
                                   .mutations = w->mutations & (((uint64_t)1 << KV_MUTATION_COUNT) - 1)};
     options.policy = w->policy;
+    options.inline_max = w->inline_max;
+    options.fetch_size_max = w->fetch_size_max;
     options.store.segment_size_min = 16 << 10;
     options.store.segment_size_max = 64 << 10;
     for (uint32_t j = 0; j < w->founders; j++) options.members[j] = (uint16_t)(j + 1);
@@ -247,6 +256,8 @@ static void sync_later(world *w, uint32_t i, double low, double high) {
 
 static uint64_t durable_now(const node *x) { return kv_position_order(kv_flow_durable(kv_replica_flow(x->core))); }
 
+bool node_synced(const world *w, uint32_t i) { return w->nodes[i].up && kv_replica_tail(w->nodes[i].core) == durable_now(&w->nodes[i]); }
+
 void node_drain(world *w, uint32_t i) {
     node *x = &w->nodes[i];
     const kv_reply *replies;
@@ -259,6 +270,8 @@ void node_drain(world *w, uint32_t i) {
     frames_send(w, i);
     kv_replica_clear(x->core);
     agree(w, i);
+    waiters_look(w, i);
+    tables_look(w, i);
     moment(w, i);
     if (!x->syncing && kv_replica_tail(x->core) > durable_now(x)) sync_later(w, i, 0.05, 0.6);
 }
@@ -326,6 +339,11 @@ static void happen(world *w, event *e) {
     case EVENT_FINAL_TIMEOUT: final_timeout(w, e->node, (uint32_t)e->argument); break;
     case EVENT_BULK: bulk_next(w); break;
     case EVENT_OPERATOR: operator_next(w, e); break;
+    case EVENT_FEED: feed_next(w, e->node); break;
+    case EVENT_ROWS: rows_next(w); break;
+    case EVENT_WAITER: waiters_next(w, e->node); break;
+    case EVENT_STARVE: digest_starve(w, e->argument != 0); break;
+    case EVENT_LOSE: digest_lose(w, e->argument != 0); break;
     case EVENT_SLOW: w->slow = e->argument; break;
     case EVENT_ECHO: w->echo = e->argument; break;
     case EVENT_READERS: w->readers = (int)e->node; break;

@@ -134,7 +134,7 @@ static void client_free(client *c) {
 }
 
 static void interest(kv_server *server, client *c) {
-    bool full = c->blocked || c->op_count >= OPS_MAX || c->closing;
+    bool full = c->blocked || c->op_count >= OPS_MAX || c->closing || server->draining;
     uint32_t events = (full ? 0 : EPOLLIN) | (c->sent < c->out.size ? EPOLLOUT : 0);
     if (events == c->events) return;
     c->events = events;
@@ -154,7 +154,7 @@ static bool may_begin(const client *c, const kv_command *command) {
 void client_go_on(kv_server *server, client *c) {
     resp_limits limits = {.word_count_max = 1 << 20, .word_size_max = server->options.word_size_max, .known = c->known};
     c->blocked = false;
-    while (c->source.fd >= 0 && !c->closing && c->op_count < OPS_MAX) {
+    while (c->source.fd >= 0 && !c->closing && !server->draining && c->op_count < OPS_MAX) {
         uint8_t *bytes = c->in.bytes + c->in.begin;
         size_t size = c->in.end - c->in.begin;
         enum resp_status status = c->parsed ? RESP_COMMAND : resp_next(&c->reader, bytes, size, &limits);

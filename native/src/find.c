@@ -131,6 +131,28 @@ bool found_intact_once(const kv_store *store, const found *f) {
     return true;
 }
 
+kv_status found_bytes(kv_store *store, const found *f, const uint8_t **bytes, uint64_t *size, kv_fault *fault) {
+    *bytes = f->record.value;
+    *size = f->record.value_size;
+    if (KV_LIKELY(!is_meta(&f->record))) return KV_OK;
+    kv_late *late = store->late;
+    kv_meta meta;
+    if (late == NULL || late->contents == NULL || !kv_meta_decode(*bytes, *size, &meta))
+        return fault_corrupt(fault, f->location, "no description of a value's bytes");
+    const content *c = contents_find(late->contents, &meta);
+    if (c == NULL || c->location == 0) {
+        late->lacking = meta;
+        return KV_ELACKING;
+    }
+    found there = {.location = c->location};
+    kv_status status = store_peek(store, &there);
+    if (status != KV_OK || !found_intact_once(store, &there))
+        return fault_corrupt(fault, c->location, "the bytes of a value are damaged");
+    *bytes = there.record.value;
+    *size = there.record.value_size;
+    return KV_OK;
+}
+
 bool found_whole(const kv_store *store, found *f) {
     bool large = f->record.value_size >= KV_NOTED_SIZE_MIN;
     if (large && kv_flow_made(store->flow, kv_loc_segment(f->location))) return true;

@@ -35,6 +35,8 @@ void late_stamp(kv_late *late, kv_record *record, bool first) {
     record->ballot = late->ballot;
     record->prev_ballot = late->prev_ballot;
     record->options |= LATE_OPTIONS;
+    if (record->options & KV_HAS_EXPIRY) late->expiring = true;
+    late->metas |= is_meta(record);
     if (!first) return;
     late->result = result_of(late, record);
     if (late->request == NULL) return;
@@ -68,6 +70,36 @@ kv_status late_append(kv_store *store, kv_record *records, size_t count, kv_posi
     return KV_OK;
 }
 
+kv_status late_keep(kv_store *store, kv_record *record, uint8_t meta[KV_META_SIZE]) {
+    kv_late *late = store->late;
+    bool value = record->kind == KV_KIND_PUT || record->kind == KV_KIND_ROW_PUT;
+    if (late->contents == NULL || !late->evaluating || !value || is_meta(record)) return KV_OK;
+    if (KV_LIKELY(record->value_size <= late->inline_max)) return KV_OK;
+    kv_meta named = {.size = record->value_size, .digest = kv_xxh64(record->value, record->value_size, 0),
+                     .number = ++late->number, .origin = late->node, .data = late->data};
+    kv_status status = late_write_content(store, &named, late->shard, late->version, record->value);
+    if (status != KV_OK) return status;
+    kv_meta_encode(&named, meta);
+    record->value = meta;
+    record->value_size = KV_META_SIZE;
+    record->flags |= KV_FLAG_META;
+    late->metas = true;
+    return KV_OK;
+}
+
+kv_status late_write_content(kv_store *store, const kv_meta *meta, uint16_t shard, uint64_t version, const uint8_t *bytes) {
+    uint8_t key[KV_META_SIZE];
+    kv_position position;
+    uint32_t used;
+    kv_record record = {.kind = KV_KIND_DATA, .shard = shard, .version = version, .options = KV_HAS_SEQUENCE, .key = key,
+                        .key_size = sizeof key, .value = bytes, .value_size = (uint32_t)meta->size};
+    kv_meta_encode(meta, key);
+    content *c = contents_note(store->late->contents, meta, shard, version);
+    if (c == NULL) return KV_ENOMEM;
+    kv_status status = late_append(store, &record, 1, &position, &used);
+    return status == KV_OK ? content_arrived(store, c, position, used) : status;
+}
+
 void late_note(kv_late *late, kv_position position, uint32_t size, uint64_t record_count) {
     KV_ASSERT(late->record_count == 0); /* One call, one version. */
     late->position = position;
@@ -79,6 +111,10 @@ uint64_t late_table_id(const kv_late *late, uint64_t nth) {
     KV_ASSERT(late->version < (uint64_t)1 << LATE_VERSION_BITS);
     if (nth >= 1 << NTH_BITS) return 0;
     return (uint64_t)late->shard << (LATE_VERSION_BITS + NTH_BITS) | late->version << NTH_BITS | nth;
+}
+
+uint64_t late_table_version(uint64_t table_id) {
+    return table_id >> NTH_BITS & (((uint64_t)1 << LATE_VERSION_BITS) - 1);
 }
 
 /* --- undecided names --- */

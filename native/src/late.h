@@ -16,13 +16,14 @@
 #ifndef KV_LATE_H
 #define KV_LATE_H
 
-#include "store_internal.h"
+#include "content.h"
 
 typedef struct late_slot {
     uint64_t hash;
     uint64_t location; /* 0: empty */
 } late_slot;
 
+enum { LATE_CONTENT_SIZE_MAX = 16 << 20 }; /* Two of them, and what goes with them, fit into a frame. */
 enum { LATE_VERSION_BITS = 40 }; /* Versions of a shard are below 2 to the 40. */
 enum { LATE_OPTIONS = KV_HAS_SEQUENCE | KV_HAS_BALLOT | KV_HAS_PREV_BALLOT }; /* What every record of a version log has. */
 
@@ -46,11 +47,22 @@ struct kv_late {
     int64_t judge_ms;
     bool evaluating;
 
+    /* Values by digest (content.h). NULL: every value rides in its record. */
+    contents *contents;
+    uint32_t inline_max;
+    uint16_t node;
+    bool data;        /* the durability of what is evaluated */
+    uint64_t number;  /* the last name given to bytes */
+    bool metas;       /* the call under way named some */
+    uint8_t meta[KV_META_SIZE]; /* of the record that is being written */
+    kv_meta lacking;  /* whose bytes a look did not find here */
+
     /* What the call under way appended: records that follow one another, of one version. */
     kv_position position;
     uint32_t size;
     uint32_t record_count; /* 0: nothing */
     int64_t result;        /* what the one who asked is told, by `tells` */
+    bool expiring;         /* one of them has an expiry */
 
     /* Undecided names: open addressing, at most half full. */
     late_slot *slots;
@@ -62,9 +74,14 @@ void late_free(kv_late *late); /* what it holds, not itself */
 
 /* The version log's part of a record; with the request, if it is the one of its version to carry it. */
 void late_stamp(kv_late *late, kv_record *record, bool first);
+/* Above the inline size: its bytes become a DATA record, now, and its value a META, which lies in `meta`. */
+kv_status late_keep(kv_store *store, kv_record *record, uint8_t meta[KV_META_SIZE]);
+/* A DATA record with these bytes. */
+kv_status late_write_content(kv_store *store, const kv_meta *meta, uint16_t shard, uint64_t version, const uint8_t *bytes);
 void late_note(kv_late *late, kv_position position, uint32_t size, uint64_t record_count);
 /* Unique for ever: of the shard, of the version and of which one it is in it. 0: a version makes no more tables. */
 uint64_t late_table_id(const kv_late *late, uint64_t nth);
+uint64_t late_table_version(uint64_t table_id); /* under which such a table was made */
 /* Appends records as they are but for their sequence, several as one envelope; *position is that of the first. */
 kv_status late_append(kv_store *store, kv_record *records, size_t count, kv_position *position, uint32_t *size);
 /* As kv_store_open(), of a store whose records are shown late. */

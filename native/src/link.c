@@ -5,7 +5,8 @@
  *
  *     PASS     token 8, then the request                  to the owner of its shard
  *     PASSED   token 8, then the answer                   back
- *     ADDRESS  where clients of this one go               when the link is new */
+ *     ADDRESS  where clients of this one go               when the link is new
+ *     LEAVE    leave.c */
 #include <errno.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
@@ -53,6 +54,7 @@ static void link_take(kv_server *server, const arrival *one) {
     link_close(server, l, "another connection took its place");
     setsockopt(one->fd, IPPROTO_TCP, TCP_NODELAY, &yes, sizeof yes);
     l->source.fd = one->fd;
+    l->leaving = l->ended = false;
     if (!server_watch(server, &l->source, EPOLLIN)) {
         close(one->fd);
         l->source.fd = -1;
@@ -90,6 +92,7 @@ void link_flush(kv_server *server, peer_link *l) {
         if (done < 0 && errno == EINTR) continue;
         if (done < 0 && errno == EAGAIN) break;
         if (done < 0) {
+            l->ended = true;
             link_close(server, l, "it cannot be written to");
             return;
         }
@@ -295,6 +298,7 @@ static bool frames_take(kv_server *server, peer_link *l) {
             if (type == LINK_PASS) pass_receive(server, l, &body, at, (size_t)(next - at));
             else if (type == LINK_PASSED) passed_receive(server, &body);
             else if (type == LINK_ADDRESS) address_receive(l, &body);
+            else if (type == LINK_LEAVE) leave_receive(server, l, &body);
             run = next;
         }
         at = next;
@@ -323,6 +327,7 @@ void link_readable(kv_server *server, peer_link *l) {
         got = recv(l->source.fd, l->in.bytes + l->in.end, room, MSG_DONTWAIT);
         if (got < 0 && (errno == EAGAIN || errno == EINTR)) return;
         if (got <= 0) {
+            l->ended = true;
             link_close(server, l, got == 0 ? "it was closed" : "it was cut");
             return;
         }

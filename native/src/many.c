@@ -30,7 +30,7 @@ typedef struct item {
     uint8_t flags;
     bool append;     /* a row under an id of its own, which is in `bytes` */
     bool expire;     /* only the table's expiry: written with what is new of the tables */
-    uint8_t bytes[KV_BIG_SIZE]; /* or the kv_big that stands for its value */
+    uint8_t bytes[KV_META_SIZE]; /* or the kv_big, or the META, that stands for its value */
     uint8_t row_id[KV_ROW_ID_SIZE];
 } item;
 
@@ -172,6 +172,18 @@ static kv_status row_find(kv_caller *c, envelope *e, item *one, found *old) {
     return table->is_new ? KV_ABSENT : store_find(store, &one->at, old, &c->answer.fault);
 }
 
+/* How large its record is: in a replica the bytes of a large value are written first, and are not part of it. */
+static kv_status item_measure(kv_caller *c, envelope *e, item *one) {
+    if (e->first == NULL) e->first = one;
+    kv_record record = item_record(e, one);
+    kv_status status = e->late == NULL ? KV_OK : late_keep(c->store, &record, one->bytes);
+    one->value = record.value;
+    one->value_size = record.value_size;
+    one->flags = record.flags;
+    one->size = (uint32_t)kv_record_size(&record);
+    return status;
+}
+
 /* What becomes of one row. */
 static kv_status row_plan(kv_caller *c, envelope *e, size_t i) {
     item *one = &e->items[i];
@@ -188,10 +200,7 @@ static kv_status row_plan(kv_caller *c, envelope *e, size_t i) {
     if (put) row_moves_next(&table->state, one->at.key, one->at.key_size);
     table->last = i;
     table->written_count++;
-    if (e->first == NULL) e->first = one;
-    kv_record record = item_record(e, one);
-    one->size = (uint32_t)kv_record_size(&record);
-    return KV_OK;
+    return item_measure(c, e, one);
 }
 
 /* What becomes of one key: nothing, if it deletes what is not there. */
@@ -212,10 +221,7 @@ static kv_status item_plan(kv_caller *c, envelope *e, size_t i) {
         one->kind = KV_KIND_TABLE_DROP;
         one->at.table_id = old.record.table_id;
     }
-    if (e->first == NULL) e->first = one;
-    kv_record record = item_record(e, one);
-    one->size = (uint32_t)kv_record_size(&record);
-    return KV_OK;
+    return item_measure(c, e, one);
 }
 
 /* The tables that come into being, or get another expiry, as items behind the others: there is room for them. What has
@@ -516,6 +522,7 @@ static kv_status batch_item(kv_caller *c, envelope *e, const kv_operation *opera
                   .expires_ms = (uint64_t)store_deadline(c->store, operation->ttl_ms)};
     kv_status status = batch_name(c, e, operation, names, one);
     if (status != KV_OK || operation->value_size <= c->store->options.inline_size_max) return status;
+    if (c->store->late != NULL && c->store->late->contents != NULL) return KV_OK; /* By digest. */
     kv_big big;
     status = big_write(c, operation->value, operation->value_size, &big);
     if (status != KV_OK) return status;
@@ -618,7 +625,11 @@ static kv_status gather_once(kv_caller *c, const target *t, gathering *g, int64_
     bool is_big = (f.record.flags & KV_FLAG_BIG) != 0;
     if (is_big && kv_big_decode(&f.record, &big) != KV_OK)
         return fault_corrupt(&c->answer.fault, f.location, "no description of a value file");
-    *size = is_big ? (int64_t)big.size : f.record.value_size;
+    const uint8_t *bytes = NULL;
+    uint64_t value_size = big.size;
+    if (!is_big) status = found_bytes(c->store, &f, &bytes, &value_size, &c->answer.fault);
+    if (status != KV_OK) return status;
+    *size = (int64_t)value_size;
     if (g->size_max != 0 && (uint64_t)*size > g->size_max) {
         *size = -2 - *size;
         return KV_OK;
@@ -628,7 +639,7 @@ static kv_status gather_once(kv_caller *c, const target *t, gathering *g, int64_
     status = is_big ? big_read(c, &big, to) : KV_OK;
     if (status == KV_ECORRUPT) return big_fault(c, &f);
     if (status != KV_OK) return status;
-    if (!is_big) memcpy(to, f.record.value, f.record.value_size);
+    if (!is_big) memcpy(to, bytes, value_size);
     g->used += (uint64_t)*size;
     return KV_OK;
 }

@@ -55,7 +55,10 @@ static kv_status read_value(kv_caller *c, const found *f, kv_result *result) {
     bool is_big = (f->record.flags & KV_FLAG_BIG) != 0;
     kv_status status = is_big ? kv_big_decode(&f->record, &big) : KV_OK;
     if (status != KV_OK) return fault_corrupt(&c->answer.fault, f->location, "no description of a value file");
-    uint64_t size = is_big ? big.size : f->record.value_size;
+    const uint8_t *bytes = NULL;
+    uint64_t size = is_big ? big.size : 0;
+    if (!is_big) status = found_bytes(c->store, f, &bytes, &size, &c->answer.fault);
+    if (KV_UNLIKELY(status != KV_OK)) return status;
     status = c->hasty ? hasty_room(c, size, is_big, &to) : answer_room(c, size, &to);
     if (KV_UNLIKELY(status != KV_OK)) return status;
     *result = (kv_result)size;
@@ -63,7 +66,7 @@ static kv_status read_value(kv_caller *c, const found *f, kv_result *result) {
         status = big_read(c, &big, to);
         return status == KV_ECORRUPT ? big_fault(c, f) : status;
     }
-    memcpy(to, f->record.value, f->record.value_size);
+    memcpy(to, bytes, size);
     return KV_OK;
 }
 
@@ -82,7 +85,10 @@ static kv_status newest_version(kv_caller *c, const found *f, uint64_t *version)
 static kv_status read_size(kv_caller *c, const found *f, kv_result *result) {
     kv_big big;
     *result = f->record.value_size;
+    kv_meta meta;
     if (found_table(f)) return newest_version(c, f, &c->answer.version);
+    if (KV_UNLIKELY((f->record.flags & KV_FLAG_META) && kv_meta_decode(f->record.value, f->record.value_size, &meta)))
+        *result = (kv_result)meta.size;
     if (!(f->record.flags & KV_FLAG_BIG)) return KV_OK;
     if (kv_big_decode(&f->record, &big) != KV_OK)
         return fault_corrupt(&c->answer.fault, f->location, "no description of a value file");

@@ -191,3 +191,23 @@ kv_status kv_big_decode(const kv_record *record, kv_big *out) {
     out->file_id = kv_load64(record->value + 16);
     return out->size <= KV_VALUE_SIZE_MAX && out->file_id != 0 ? KV_OK : KV_ECORRUPT;
 }
+
+void kv_meta_encode(const kv_meta *meta, uint8_t bytes[KV_META_SIZE]) {
+    memset(bytes, 0, KV_META_SIZE);
+    kv_store64(bytes, meta->size);
+    kv_store64(bytes + 8, meta->digest);
+    kv_store64(bytes + 16, meta->number);
+    kv_store16(bytes + 24, meta->origin);
+    bytes[26] = meta->data;
+}
+
+bool kv_meta_decode(const uint8_t *bytes, uint64_t size, kv_meta *out) {
+    static const uint8_t zeros[5];
+    if (size != KV_META_SIZE || bytes[26] > 1 || memcmp(bytes + 27, zeros, sizeof zeros) != 0) return false;
+    out->size = kv_load64(bytes);
+    out->digest = kv_load64(bytes + 8);
+    out->number = kv_load64(bytes + 16);
+    out->origin = kv_load16(bytes + 24);
+    out->data = bytes[26] != 0;
+    return out->origin != 0 && out->size <= KV_VALUE_SIZE_MAX;
+}

@@ -4,7 +4,8 @@
 
 #include "replica_internal.h"
 
-enum { SHARDS_DEFAULT = 64, SESSIONS_DEFAULT = 1024, BATCH_DEFAULT = 256, COMMIT_SIZE = 10 };
+enum { SHARDS_DEFAULT = 64, SESSIONS_DEFAULT = 1024, BATCH_DEFAULT = 256, COMMIT_SIZE = 10, INLINE_DEFAULT = 4096 };
+enum { SESSIONS_MAX = 1 << 18 }; /* All of them go into one message (replica_snapshot.c). */
 static const uint64_t WINDOW_DEFAULT = 16 << 20;
 
 const char *kv_mutation_name(int32_t mutation) {
@@ -16,7 +17,10 @@ const char *kv_mutation_name(int32_t mutation) {
         "restart_owns",     "follower_local",      "snapshot_drops_tail", "snapshot_read_early",
         "snapshot_no_sessions", "expire_locally",
         "removed_votes", "first_members", "taker_members", "config_swap", "config_two", "config_early",
-        "cut_keeps_members", "snapshot_no_members", "outsider_heard"};
+        "cut_keeps_members", "snapshot_no_members", "outsider_heard",
+        "expire_unwaited", "names_unsaid", "wait_unlooked", "wait_early", "page_splits", "floor_ignored", "behind_restarts",
+        "hearsay_ignored",
+        "meta_as_data", "meta_early", "drop_previous", "snapshot_no_history", "digest_unchecked", "collect_early"};
     return mutation >= 0 && mutation < KV_MUTATION_COUNT ? names[mutation] : NULL;
 }
 
@@ -121,10 +125,11 @@ void ask_free(queued_ask *asked) {
 
 /* --- replay --- */
 
-static void entry_extend(shard *s, kv_position position, uint32_t used) {
+static void entry_extend(shard *s, kv_position position, uint32_t used, bool meta) {
     version_entry *last = log_at(&s->log, log_last(&s->log));
     last->size = position.offset + used - last->position.offset;
     last->record_count++;
+    last->meta |= meta;
 }
 
 /* The records of a batch come one by one, and follow one another. */
@@ -138,13 +143,14 @@ static bool goes_on(const shard *s, const kv_record *record, kv_position positio
 static kv_status replay_version(kv_replica *r, shard *s, const kv_record *record, kv_position position, uint32_t used) {
     if (record->ballot > s->promised) s->promised = record->ballot;
     if (goes_on(s, record, position)) {
-        entry_extend(s, position, used);
+        entry_extend(s, position, used, is_meta(record));
         return KV_OK;
     }
     if (record->version <= s->applied || record->version > log_last(&s->log) + 1) return KV_ECORRUPT;
     log_cut(&s->log, record->version - 1);
     configs_cut(r, s, record->version - 1);
-    version_entry entry = {.ballot = record->ballot, .position = position, .size = used, .record_count = 1};
+    version_entry entry = {.ballot = record->ballot, .position = position, .size = used, .record_count = 1,
+                           .meta = is_meta(record)};
     if (log_push(&s->log, &entry) != KV_OK) return KV_ENOMEM;
     config_note(r, s, record);
     return r->failed;
@@ -187,10 +193,13 @@ static kv_status replica_resolve(void *context, kv_store *store, const kv_record
     r->store = store;
     if (record->options & KV_HAS_PREV_BALLOT) {
         if (record->shard < r->shard_count) status = replay_version(r, &r->shards[record->shard], record, position, used);
+        digest_note(r, record);
     } else if (record->kind < KV_KIND_ENVELOPE && (record->flags & KV_FLAG_MOVED)) {
         return state_show(r, record, position, used, fault);
     } else if (record->kind == KV_KIND_SNAPSHOT_BEGIN || record->kind == KV_KIND_SNAPSHOT_END) {
         if (record->shard < r->shard_count) status = replay_snapshot(r, &r->shards[record->shard], record);
+    } else if (record->kind == KV_KIND_DATA) {
+        status = digest_replay(r, record, position, used);
     } else if (record->kind == KV_KIND_PROMISE) {
         status = replay_promise(r, record);
     } else if (record->kind == KV_KIND_COMMIT) {
@@ -220,6 +229,10 @@ static void options_default(kv_replica_options *o) {
     if (o->hold_ticks == 0) o->hold_ticks = 12;
     if (o->healthy_ticks == 0) o->healthy_ticks = 40;
     if (o->pending_max == 0) o->pending_max = 1 << 16;
+    if (o->wait_max == 0) o->wait_max = 1 << 14;
+    if (o->fetch_size_max == 0) o->fetch_size_max = 4 << 20;
+    if (o->inline_max == 0) o->inline_max = INLINE_DEFAULT;
+    if (o->inline_max > KV_INLINE_SIZE_MAX) o->inline_max = KV_INLINE_SIZE_MAX;
     o->store.sync = KV_SYNC_NONE; /* Whoever drives the replica syncs. */
     o->store.background = 0;
     if (o->store.inline_size_max == 0) o->store.inline_size_max = KV_INLINE_SIZE_MAX;
@@ -228,7 +241,7 @@ static void options_default(kv_replica_options *o) {
 static kv_status members_check(const kv_replica_options *o) {
     bool self = false;
     bool odd = o->member_count == 1 || o->member_count == 3 || o->member_count == 5;
-    if (!odd || o->shard_count > KV_SHARDS_MAX) return KV_EUSAGE;
+    if (!odd || o->shard_count > KV_SHARDS_MAX || o->session_max > SESSIONS_MAX) return KV_EUSAGE;
     for (uint32_t i = 0; i < o->member_count; i++) {
         self |= o->members[i] == o->node;
         if (o->members[i] == 0) return KV_EUSAGE;
@@ -262,6 +275,7 @@ static void begin_life(kv_replica *r) {
             shard_own(r, s, s->promised);
     }
     if (++r->incarnation < r->options.incarnation_min) r->incarnation = r->options.incarnation_min;
+    digest_live(r);
     r->nonce = r->incarnation << 32; /* Numbers of this life, which no message of an earlier one has. */
     kv_store64(value, r->incarnation);
     log_state(r, KV_KIND_NODE, 0, 0, value, sizeof value);
@@ -277,6 +291,7 @@ kv_status kv_replica_open(kv_io *io, const kv_replica_options *options, kv_fault
         options_default(&r->options);
         r->late.resolve = replica_resolve;
         r->late.context = r;
+        digest_begin(r);
         status = members_check(&r->options);
     }
     if (status == KV_OK) status = shards_new(r);
@@ -329,9 +344,13 @@ void kv_replica_free(kv_replica *r) {
     list_free(&r->reads);
     list_free(&r->replies);
     list_free(&r->records);
+    list_free(&r->positions);
+    waits_free(&r->waits);
+    free(r->expire_slots);
     lanes_free(&r->undecided);
     wire_free(&r->reply_bytes);
     if (r->store != NULL) kv_store_free(r->store);
+    digest_end(r);
     late_free(&r->late);
     free(r);
 }
@@ -359,7 +378,11 @@ kv_status kv_replica_receive(kv_replica *r, uint16_t node, const uint8_t *bytes,
         case WIRE_ASK_POSITION: ask_position_receive(r, p, &body); break;
         case WIRE_POSITION: position_receive(r, p, &body); break;
         case WIRE_OFFER: offer_receive(r, p, &body); break;
-        case WIRE_PING:
+        case WIRE_PING: ping_receive(r, p, &body); break;
+        case WIRE_FETCH: fetch_receive(r, p, &body); break;
+        case WIRE_BYTES: bytes_receive(r, p, &body); break;
+        case WIRE_ASK_HELD: ask_held_receive(r, p, &body); break;
+        case WIRE_HELD: held_receive(r, p, &body); break;
         case WIRE_TYPE_END: break;
         }
         if (body.bad) return KV_EUSAGE;
@@ -368,7 +391,7 @@ kv_status kv_replica_receive(kv_replica *r, uint16_t node, const uint8_t *bytes,
 }
 
 /* COMMIT(watermarks), lazily: a replica that comes back need not learn again what it knew. */
-static void log_commits(kv_replica *r) {
+void log_commits(kv_replica *r) {
     uint8_t value[KV_SHARDS_MAX * COMMIT_SIZE];
     size_t size = 0;
     for (uint32_t i = 0; i < r->shard_count; i++) {
@@ -394,6 +417,7 @@ void kv_replica_tick(kv_replica *r) {
     r->now++;
     if (!r->ready || stopped(r)) return;
     reads_check(r);
+    questions_send(r, true);
     for (uint32_t i = 0; i < r->peer_count; i++) {
         peer *p = &r->peers[i];
         if (p->sent.count != 0 && r->now - p->progress > r->options.retransmit_ticks) peer_reconnect(r, p);
@@ -403,8 +427,10 @@ void kv_replica_tick(kv_replica *r) {
         if (s->taking.ballot != 0 && r->now - s->taking.since > r->options.takeover_ticks) taking_clear(r, s, true);
     }
     reads_expire(r);
+    waits_expire(r);
     for (uint32_t i = 0; i < r->shard_count; i++) let_go(r, &r->shards[i]);
     if (r->options.policy) policy_tick(r);
+    digest_tick(r, r->now % r->options.heartbeat_ticks == 0);
     if (r->now % r->options.heartbeat_ticks != 0) return;
     expire_some(r);
     log_commits(r);
@@ -482,8 +508,12 @@ void kv_replica_request(kv_replica *r, const kv_ask *ask) {
     shard *s = &r->shards[(uint32_t)slot * r->shard_count / KV_SLOT_COUNT];
     bool owned = s->own.ballot != 0;
     uint16_t owner = ballot_node(s->promised);
-    bool full = s->own.waiting.count + s->taking.queue.count + r->reads.count >= r->options.pending_max;
-    if (!r->ready || stopped(r) || full) reply_simple(r, ask->token, KV_ANSWER_RETRY);
+    size_t owed = s->own.waiting.count + s->taking.queue.count + r->reads.count + r->lacking.count;
+    bool full = owed >= r->options.pending_max;
+    kv_status names = is_read(ask) ? names_check(ask) : KV_OK;
+    if (names != KV_OK) reply_add(r, &(kv_reply){.token = ask->token, .status = KV_ANSWER_REFUSED, .error = names, .value_size = -1});
+    else if (r->ready && !stopped(r) && ask->kind == KV_REQUEST_WAIT) wait_add(r, s, ask);
+    else if (!r->ready || stopped(r) || full) reply_simple(r, ask->token, KV_ANSWER_RETRY);
     else if (is_read(ask) && ask->stale) read_stale(r, s, ask);
     else if (is_read(ask) && owned) read_owned(r, s, ask);
     else if (is_read(ask) && ask->follower && owner != 0 && owner != r->options.node) read_followed(r, s, ask);
@@ -537,8 +567,13 @@ void kv_replica_flush(kv_replica *r) {
     if (stopped(r)) return;
     after_due(r); /* What was durable already when it was asked for. */
     reads_answer(r);
+    lacks_answer(r);
+    waits_answer(r);
     if (!r->ready) return;
+    digest_pack(r);
     if (r->reads.count != 0 && !reads_wait(r)) reads_check(r); /* Else at the next tick, or when that has its answer. */
+    if (r->reads.count != 0) questions_send(r, false);
+    positions_pack(r);
     flow_pack(r, false);
     acks_pack(r);
 }

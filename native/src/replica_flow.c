@@ -9,18 +9,22 @@
 
 #include "replica_internal.h"
 
-enum { MESSAGE_SIZE_MAX = 1 << 20, REFUSALS_MAX = 256 };
+enum { REFUSALS_MAX = 256 };
 
 /* --- packing --- */
 
-/* The ballot is said where it is not that of the message: 0, or 1 and the ballot. */
+/* The ballot is said where it is not that of the message. Bytes that go with the version stand in front of its records. */
 void wire_put_version(kv_replica *r, wire_out *out, const version_entry *entry, uint64_t ballot) {
     uint32_t at = entry->position.offset, used;
     kv_record record;
     kv_status status;
-    wire_put_varint(out, entry->record_count);
-    wire_put8(out, entry->ballot != ballot);
-    if (entry->ballot != ballot) wire_put64(out, entry->ballot);
+    uint64_t size;
+    bool gone, other = entry->ballot != ballot;
+    uint64_t with = carried(r, NULL, entry, &size, &gone);
+    wire_put_varint(out, with + entry->record_count);
+    wire_put8(out, (uint8_t)((other ? VERSION_BALLOT : 0) | (gone ? VERSION_GONE : 0)));
+    if (other) wire_put64(out, entry->ballot);
+    if (with != 0) carried(r, out, entry, &size, &gone);
     while ((status = version_next(r, entry, &at, &record, &used)) == KV_OK) wire_put_record(out, &record);
     if (status != KV_EOF) replica_fail(r, status);
 }
@@ -35,11 +39,15 @@ static void connect(kv_replica *r, peer *p) {
 /* What it needs next is no longer held. */
 static bool is_behind(const shard *s, uint32_t index) { return s->own.next[index] <= s->log.base; }
 
-/* How many records of a shard go into this message: at least one, if there is one. */
-static uint64_t records_fit(const kv_replica *r, const shard *s, uint64_t start, size_t used) {
-    uint64_t last = log_last(&s->log), count = 0;
+/* How many records of a shard go into this message: at least one, if there is one that may. */
+static uint64_t records_fit(kv_replica *r, const shard *s, uint64_t start, size_t used) {
+    uint64_t last = log_last(&s->log), count = 0, with;
+    bool gone;
     for (; start + count <= last && count < r->options.batch_max; count++) {
-        used += log_at(&s->log, start + count)->size;
+        const version_entry *entry = log_at(&s->log, start + count);
+        if (!may_leave(r, entry)) break;
+        carried(r, NULL, entry, &with, &gone);
+        used += entry->size + with;
         if (count != 0 && used > MESSAGE_SIZE_MAX) break;
     }
     return count;
@@ -125,6 +133,7 @@ static void peer_pack(kv_replica *r, peer *p, uint32_t index, bool heartbeat) {
             wire_put_varint(&p->out, p->connection.incarnation);
             wire_put_varint(&p->out, p->connection.number);
             wire_put_varint(&p->out, ++p->seq);
+            wire_put_varint(&p->out, p->acked); /* What was refused up to there we know of. */
             begun = true;
         }
         item_put(r, p, index, s, count);
@@ -265,8 +274,24 @@ void ack_receive(kv_replica *r, peer *p, wire_in *in) {
 
 /* --- accepting, at the peer --- */
 
-/* The records of one version. NULL: the bytes are bad, or there is no memory. */
-static kv_record *version_parse(kv_replica *r, wire_in *in, uint64_t count) {
+/* Bytes stand in front, and what names bytes is a value, of a size that an owner makes. */
+static bool carried_in_order(const kv_record *records, size_t last) {
+    const kv_record *one = &records[last];
+    kv_meta meta;
+    if (one->kind == KV_KIND_DATA) return last == 0 || records[last - 1].kind == KV_KIND_DATA;
+    if (!is_meta(one)) return true;
+    bool value = one->kind == KV_KIND_PUT || one->kind == KV_KIND_ROW_PUT;
+    return value && kv_meta_decode(one->value, one->value_size, &meta) && meta.size <= LATE_CONTENT_SIZE_MAX;
+}
+
+/* Members stand alone in their version. */
+static bool members_alone(const kv_record *record, uint64_t count) {
+    members named;
+    return record->kind != KV_KIND_CONFIG || (count == 1 && members_parse(record->value, record->value_size, &named));
+}
+
+kv_record *version_parse(kv_replica *r, wire_in *in, uint64_t count) {
+    const uint8_t *begin = in->at;
     if (count == 0 || count > BATCH_RECORDS_MAX) in->bad = true;
     list_clear(&r->records);
     for (uint64_t i = 0; i < count && !in->bad; i++) {
@@ -276,11 +301,12 @@ static kv_record *version_parse(kv_replica *r, wire_in *in, uint64_t count) {
             return NULL;
         }
         wire_take_record(in, record);
-        members named;
-        if (record->kind != KV_KIND_CONFIG) continue;
-        if (count != 1 || !members_parse(record->value, record->value_size, &named)) in->bad = true;
+        if (!carried_in_order(LIST(kv_record, &r->records), (size_t)i) || !members_alone(record, count)) in->bad = true;
     }
-    return in->bad ? NULL : LIST(kv_record, &r->records);
+    kv_record *all = LIST(kv_record, &r->records);
+    if (!in->bad && all[count - 1].kind == KV_KIND_DATA) in->bad = true; /* Bytes, and nothing that names them. */
+    if (in->at - begin > VERSION_SIZE_MAX) in->bad = true; /* No owner makes one; sent on, it might not fit. */
+    return in->bad ? NULL : all;
 }
 
 static bool is_here(kv_replica *r, const shard *s, uint64_t version, uint64_t ballot) {
@@ -299,7 +325,7 @@ static void unapply(shard *s, uint64_t last, uint64_t ballot) {
 /* In the place of whatever tail is here from its version on. */
 static void version_append(kv_replica *r, shard *s, kv_record *records, size_t count, uint64_t version, uint64_t ballot,
                            uint64_t prev_ballot) {
-    version_entry entry = {.ballot = ballot, .record_count = (uint32_t)count};
+    version_entry entry = {.ballot = ballot, .record_count = (uint32_t)count & INT32_MAX};
     if (version <= log_last(&s->log)) r->counts.cuts++;
     for (size_t i = 0; i < count; i++) {
         records[i].shard = s->number;
@@ -307,6 +333,8 @@ static void version_append(kv_replica *r, shard *s, kv_record *records, size_t c
         records[i].ballot = ballot;
         records[i].prev_ballot = prev_ballot;
         records[i].options |= LATE_OPTIONS;
+        entry.meta |= is_meta(&records[i]);
+        digest_note(r, &records[i]);
     }
     kv_status status = late_append(r->store, records, count, &entry.position, &entry.size);
     if (status == KV_OK) {
@@ -319,12 +347,18 @@ static void version_append(kv_replica *r, shard *s, kv_record *records, size_t c
     if (status != KV_OK) replica_fail(r, status);
 }
 
-bool version_take(kv_replica *r, shard *s, wire_in *in, uint64_t version, uint64_t ballot, uint64_t *prev_ballot) {
+bool version_take(kv_replica *r, shard *s, wire_in *in, uint64_t version, uint64_t ballot, uint64_t *prev_ballot,
+                  bool trusting) {
     uint64_t count = wire_take_varint(in), own_ballot = ballot;
-    if (wire_take8(in) != 0) own_ballot = wire_take64(in);
+    uint8_t how = wire_take8(in);
+    if (how & VERSION_BALLOT) own_ballot = wire_take64(in);
     kv_record *records = version_parse(r, in, count);
     if (records == NULL) return false;
-    if (!is_here(r, s, version, own_ballot)) version_append(r, s, records, count, version, own_ballot, *prev_ballot);
+    if (!is_here(r, s, version, own_ballot)) {
+        int64_t with = carried_take(r, s, records, count, version, how, trusting);
+        if (with < 0 || r->failed != KV_OK) return false;
+        version_append(r, s, records + with, count - (uint64_t)with, version, own_ballot, *prev_ballot);
+    }
     *prev_ballot = own_ballot;
     return r->failed == KV_OK;
 }
@@ -355,25 +389,33 @@ static void commit_take(kv_replica *r, shard *s, const append *a) {
     shard_apply(r, s);
 }
 
-/* true: everything up to its last record is here, or the bytes are bad. false: none of the records was looked at. */
+/* true: everything up to its last record is here, or the bytes are bad. false: it does not follow, or it came without bytes
+ * that have to come with it; the rest of it was passed over. */
 static bool append_take(kv_replica *r, shard *s, const append *a, wire_in *in) {
-    if (!ballot_heed(r, s, a->ballot) || s->installing.active || !follows(r, s, a)) return false;
-    uint64_t prev_ballot = a->prev_ballot;
-    for (uint64_t i = 0; i < a->count; i++)
-        if (!version_take(r, s, in, a->prev_version + 1 + i, a->ballot, &prev_ballot)) return true;
-    commit_take(r, s, a);
-    return true;
+    uint64_t prev_ballot = a->prev_ballot, count = 0;
+    bool good = ballot_heed(r, s, a->ballot) && !s->installing.active && follows(r, s, a);
+    if (!good) {
+        versions_skip(r, in, a->count);
+        return false;
+    }
+    while (count < a->count && good) good = version_take(r, s, in, a->prev_version + ++count, a->ballot, &prev_ballot, false);
+    if (in->bad || r->failed != KV_OK) return true;
+    if (good) commit_take(r, s, a);
+    else versions_skip(r, in, a->count - count);
+    return good;
 }
 
 void versions_skip(kv_replica *r, wire_in *in, uint64_t count) {
     for (uint64_t i = 0; i < count && !in->bad; i++) {
         uint64_t records = wire_take_varint(in);
-        if (wire_take8(in) != 0) wire_take64(in);
+        if (wire_take8(in) & VERSION_BALLOT) wire_take64(in);
         if (version_parse(r, in, records) == NULL) return;
     }
 }
 
+/* Beyond the bound the connection is as good as dead: it gets no more answers, and its sender begins anew. */
 static void refuse(kv_replica *r, peer *p, const shard *s, const append *a, uint64_t seq) {
+    if (p->refusals.count > REFUSALS_MAX) return;
     refusal *no = list_add(&p->refusals, sizeof *no);
     if (no == NULL) {
         replica_fail(r, KV_ENOMEM);
@@ -403,7 +445,6 @@ static void items_take(kv_replica *r, peer *p, wire_in *in, uint64_t seq, bool l
         a.commit = wire_take_varint(in);
         a.count = wire_take_varint(in);
         if (in->bad || append_take(r, s, &a, in)) continue;
-        versions_skip(r, in, a.count);
         if (!late) refuse(r, p, s, &a, seq);
     }
 }
@@ -418,9 +459,19 @@ static void cursor_move(peer *p, uint64_t seq) {
     }
 }
 
+/* Its sender has heard of those: they need not be said again. */
+static void refusals_known(peer *p, uint64_t acked) {
+    refusal *all = LIST(refusal, &p->refusals);
+    size_t left = 0, count = p->refusals.count;
+    if (count > REFUSALS_MAX) return; /* Some were never noted: there is no way back. */
+    for (size_t i = 0; i < count; i++)
+        if (all[i].seq > acked) all[left++] = all[i];
+    p->refusals.count = left;
+}
+
 void flow_receive(kv_replica *r, peer *p, wire_in *in) {
     connection of = take_connection(in);
-    uint64_t seq = wire_take_varint(in);
+    uint64_t seq = wire_take_varint(in), acked = wire_take_varint(in);
     int order = connection_order(of, p->inbound);
     if (in->bad) return;
     if (order > 0) {
@@ -429,6 +480,7 @@ void flow_receive(kv_replica *r, peer *p, wire_in *in) {
         p->ack_wanted = false;
         list_clear(&p->refusals);
     }
+    if (order == 0) refusals_known(p, acked);
     bool late = order < 0; /* Of a connection that was given up: harmless, and never acknowledged. */
     items_take(r, p, in, seq, late);
     if (late) r->counts.late_flows++;

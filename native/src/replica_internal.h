@@ -5,9 +5,13 @@
  *   replica_flow.c    the flow from owners to peers: packing, acknowledging, accepting
  *   replica_take.c    a takeover, from both sides
  *   replica_read.c    reads, and the checks that they rest on
+ *   replica_position.c  reads at a replica that is not the owner
+ *   replica_wait.c    who waits for something newer
+ *   replica_changes.c a table's changes, and records for who reads a shard himself
  *   replica_snapshot.c  a shard as a whole, for a peer that is far behind
  *   replica_policy.c  who should own what, and when to do something about it
  *   replica_members.c  who has a vote in a shard, and how that changes; whom this replica knows
+ *   replica_digest.c  values by digest: what travels with records and behind them, what is fetched, what is kept
  *
  * beside version_log (which record is where), sessions (who was told what), lanes (who will be told what), wire (bytes), list (an array with two ends) and
  * late (the store's part). */
@@ -23,6 +27,10 @@
 #include "wire.h"
 
 enum { NODE_BITS = 16, BATCH_RECORDS_MAX = 1 << 16 };
+/* What keeps a FLOW below WIRE_FRAME_SIZE_MAX: nothing is added to one that has MESSAGE_SIZE_MAX bytes, and what is added
+ * last is a version, of at most VERSION_SIZE_MAX (ask_fits: keys and values of half a frame, and 64 bytes a record), or a
+ * piece of a snapshot: as much again, one record with as much that is kept behind it, and the lanes, at most 10 MiB. */
+enum { MESSAGE_SIZE_MAX = 1 << 20, VERSION_SIZE_MAX = 40 << 20 };
 static const uint64_t ROUND_MAX = ((uint64_t)1 << 48) - 1;
 static inline uint64_t ballot_make(uint64_t round, uint16_t node) { return round << NODE_BITS | node; }
 static inline uint64_t ballot_round(uint64_t ballot) { return ballot >> NODE_BITS; }
@@ -88,6 +96,7 @@ typedef struct ownership {
     uint64_t ballot; /* 0: not owned */
     uint64_t barrier;
     uint64_t since;  /* the tick it began */
+    uint64_t expiring; /* the last version with an expiry, of those that were undecided under this ownership */
     uint64_t match[KV_NODES_MAX];   /* by peer: it holds everything up to here, durably, under this ballot */
     uint64_t next[KV_NODES_MAX];    /* by peer: the next version to send; at or below the base, 0 included: a snapshot */
     sending sending[KV_NODES_MAX];
@@ -112,6 +121,28 @@ typedef struct queued_ask {
     uint8_t *bytes; /* that it points into */
 } queued_ask;
 
+/* Somebody who waits for a change. It hangs in a chain for each hash that a record of its name may have. */
+typedef struct wait {
+    uint64_t token, since;
+    uint64_t until;     /* the tick at which its time is up */
+    uint64_t hashes[2]; /* of its key, or of its shard; of the head of the table that its key is, or 0 */
+    uint32_t next[2];   /* in these chains: 1 + 2 * index + which; 0: the end. Of one that is free: the next free one */
+    uint8_t *key;       /* NULL: the shard as a whole */
+    uint32_t key_size;
+    uint16_t shard;
+    bool used;
+    bool due;           /* a record may have been about it: it is looked at once all is applied */
+} wait;
+
+typedef struct wait_set {
+    wait *all;
+    uint32_t *chains;   /* as many, a power of two */
+    uint32_t capacity, count;
+    uint32_t free;      /* 1 + index; 0: none */
+    list due;           /* of uint32_t */
+    uint64_t soonest;   /* no time is up before this tick */
+} wait_set;
+
 typedef struct taking {
     uint64_t ballot; /* 0: no takeover is under way */
     uint64_t since;
@@ -128,6 +159,8 @@ typedef struct shard {
     version_log log;
     uint64_t commit, applied;
     uint64_t whole_from; /* the state came in pieces, and is of one moment once this is applied */
+    uint64_t lanes_until;  /* what the lanes were told came with a snapshot, as of this version */
+    uint64_t newest_shown; /* of what came in pieces, or was ended for them: the highest version */
     installing installing;
     uint64_t verified_ballot, verified; /* up to here the log is that of this ballot's owner */
     uint64_t commit_logged;
@@ -141,6 +174,7 @@ typedef struct shard {
     list configs;    /* of config: those of the log behind that, by version; the last one is in force */
     voters voters;   /* the members in force */
     bool told_out;   /* policy: somebody who knows more of the shard says that we are no member, and we have not heard of it */
+    uint64_t hold;   /* a driver wants what is behind the version before this; 0: nothing */
 } shard;
 
 /* What was sent to a peer and is not acknowledged. */
@@ -189,7 +223,12 @@ typedef struct peer {
     uint64_t cursor_end; /* the log's end when it was */
     uint64_t due, due_end; /* the same, of the acknowledgement that waits for the disk */
     bool ack_wanted;
-    list refusals;       /* of refusal */
+    list refusals;       /* of refusal: those it is not known to have heard of */
+    /* policy: what it said of itself and of others */
+    bool hears_us;
+    uint32_t links;      /* peers, as bits, itself among them: they vote, and it and they hear each other */
+    uint32_t relays[KV_NODES_MAX]; /* by peer: the same of that one, by its own word; 0: it and that one do not hear each other */
+    uint32_t asked;      /* reads on its behalf */
 } peer;
 
 /* What waits for the log to be durable. */
@@ -223,11 +262,26 @@ typedef struct read {
     bool told;
     bool refused;        /* the one asked is not the owner */
     bool confirmed;
-    uint16_t node;       /* POSITION: who asked */
+    uint16_t node;       /* POSITION: who asked; of a follower's: who was asked */
     uint64_t question;   /* POSITION: its nonce */
     kv_reply reply;      /* REPLY: what to say */
     queued_ask asked;    /* ASK */
 } read;
+
+/* The answer to a question for a position, until the next flush. */
+typedef struct told_position {
+    uint64_t question, position;
+    uint16_t node;  /* who asked; nobody, if it has gone since */
+    uint16_t shard;
+    bool good;
+} told_position;
+/* A read whose position is confirmed and applied, and whose bytes are not here. */
+typedef struct lack {
+    uint16_t shard;
+    uint64_t since;
+    kv_meta meta;
+    queued_ask asked;
+} lack;
 
 struct kv_replica {
     kv_replica_options options;
@@ -247,6 +301,8 @@ struct kv_replica {
     bool ready;           /* the incarnation is durable: we may speak */
     bool votes;
     uint64_t expire_hash; /* where the walk that looks for what is due has come to */
+    kv_index_slot *expire_slots; /* and what it works in */
+    size_t expire_capacity;
     uint64_t packing;     /* runs of flow_pack() */
     uint64_t stirred[KV_SHARDS_MAX / 64]; /* bits: shards that may have something for a peer */
     kv_status failed;     /* the log could not be written, or there is no memory: it does nothing any more */
@@ -256,6 +312,14 @@ struct kv_replica {
     list replies;         /* of kv_reply */
     wire_out reply_bytes;
     list records;         /* of kv_record: the version record that is being taken in */
+    list positions;       /* of told_position */
+    wait_set waits;
+    uint64_t pinged;      /* policy: a hash of what the last PING said */
+    contents contents;    /* bytes of values by digest (content.h) */
+    list lacking;         /* of lack: reads that wait for bytes */
+    list asking;          /* of content *: to be asked for with the next flush */
+    uint64_t pulling_size;
+    uint32_t pulling_count;
     lane_table undecided;      /* of all shards owned here: what was proposed and is not applied yet */
     kv_replica_counts counts;
 };
@@ -285,6 +349,7 @@ void reply_simple(kv_replica *r, uint64_t token, int32_t status);
 /* Appends a record of the replica itself, about a shard (by number) or, 0, about none. */
 void log_state(kv_replica *r, uint8_t kind, uint16_t shard_number, uint64_t ballot, const uint8_t *value, size_t size);
 uint64_t log_end(const kv_replica *r);
+void log_commits(kv_replica *r); /* those that have risen since they were last logged */
 after *after_add(kv_replica *r, enum after_kind kind);
 kv_status ask_copy(const kv_ask *ask, queued_ask *out);
 void ask_free(queued_ask *asked);
@@ -304,7 +369,7 @@ void owned_durable(kv_replica *r);
 /* Appends a record without data of its own; the answer waits until a version is applied. */
 void propose_mark(kv_replica *r, shard *s, uint8_t kind, const kv_request *request, const uint8_t *value, size_t size);
 void wait_for(kv_replica *r, shard *s, uint64_t version, const kv_reply *reply);
-/* Deletes, by a record, what an ask is about and its time has ended; true: it proposed one. */
+/* Deletes, by a record, what an ask is about and its time has ended; true: a read has to wait for the last record there is. */
 bool shard_expire(kv_replica *r, shard *s, const kv_ask *ask);
 /* The same for what nobody asks for, a table of the index at a time. */
 void expire_some(kv_replica *r);
@@ -318,8 +383,12 @@ void peer_reconnect(kv_replica *r, peer *p);
 void wire_put_version(kv_replica *r, wire_out *out, const version_entry *entry, uint64_t ballot);
 /* As many version records, to get behind them. */
 void versions_skip(kv_replica *r, wire_in *in, uint64_t count);
-/* One version record from the wire into the log, unless it is there. false: the bytes are bad. */
-bool version_take(kv_replica *r, shard *s, wire_in *in, uint64_t version, uint64_t ballot, uint64_t *prev_ballot);
+/* One version record from the wire into the log, unless it is there. false: the bytes are bad, or, unless `trusting`, those
+ * of a value that has to come with it are not there. */
+bool version_take(kv_replica *r, shard *s, wire_in *in, uint64_t version, uint64_t ballot, uint64_t *prev_ballot,
+                  bool trusting);
+/* The records of one version. NULL: the bytes are bad, or there is no memory. */
+kv_record *version_parse(kv_replica *r, wire_in *in, uint64_t count);
 
 /* replica_take.c */
 void take_over(kv_replica *r, const uint16_t *shards, size_t count);
@@ -330,8 +399,13 @@ void promise_receive(kv_replica *r, peer *from, wire_in *in);
 void taking_clear(kv_replica *r, shard *s, bool answer);
 
 /* replica_read.c */
+bool shard_is_whole(const kv_replica *r, const shard *s);
+uint64_t read_position(const kv_replica *r, const shard *s);
+read *read_add(kv_replica *r, const shard *s, enum read_kind kind);
+read *read_add_owned(kv_replica *r, shard *s, enum read_kind kind, uint64_t position);
+/* `patient`: bytes that are not here are waited for. */
+void answer_ask(kv_replica *r, const kv_ask *ask, const shard *s, bool patient);
 void read_owned(kv_replica *r, shard *s, const kv_ask *ask);
-void read_followed(kv_replica *r, shard *s, const kv_ask *ask);
 void read_stale(kv_replica *r, shard *s, const kv_ask *ask);
 void reply_confirmed(kv_replica *r, shard *s, uint64_t position, const kv_reply *reply);
 void reads_check(kv_replica *r);   /* one check for all that came since the last */
@@ -340,8 +414,27 @@ void reads_expire(kv_replica *r);
 void reads_answer(kv_replica *r);
 void check_receive(kv_replica *r, peer *from, wire_in *in);
 void checked_receive(kv_replica *r, peer *from, wire_in *in);
+
+/* replica_position.c */
+kv_status names_check(const kv_ask *ask);
+void read_followed(kv_replica *r, shard *s, const kv_ask *ask);
+void questions_send(kv_replica *r, bool again); /* one for all reads that wait for one; again: though one is under way */
 void ask_position_receive(kv_replica *r, peer *from, wire_in *in);
 void position_receive(kv_replica *r, peer *from, wire_in *in);
+void position_tell(kv_replica *r, const read *one, bool good);
+void positions_pack(kv_replica *r);
+
+/* replica_wait.c */
+void wait_add(kv_replica *r, shard *s, const kv_ask *ask);
+void waits_touch(kv_replica *r, const kv_record *record); /* is shown */
+void waits_touch_shard(kv_replica *r, const shard *s);    /* has applied something */
+void waits_answer(kv_replica *r);
+void waits_expire(kv_replica *r);
+void waits_end(kv_replica *r, const shard *s); /* all of the shard are told to try again */
+void waits_free(wait_set *w);
+
+/* replica_changes.c */
+uint64_t hold_pin(const kv_replica *r, const shard *s);
 
 /* replica_snapshot.c */
 void sending_clear(sending *one);
@@ -352,8 +445,37 @@ kv_status state_show(kv_replica *r, const kv_record *record, kv_position positio
 void installing_clear(shard *s);
 kv_status installing_end(kv_replica *r, shard *s, const uint8_t *bytes, size_t size);
 
+/* replica_digest.c */
+/* How a version is told on the wire, bits. */
+enum { VERSION_BALLOT = 1, VERSION_GONE = 2 }; /* its ballot follows; it was committed, and bytes it names may be gone */
+void digest_begin(kv_replica *r); /* before the replay */
+void digest_live(kv_replica *r);  /* the incarnation is known */
+void digest_end(kv_replica *r);
+kv_status digest_replay(kv_replica *r, const kv_record *record, kv_position position, uint32_t used);
+void digest_note(kv_replica *r, const kv_record *record); /* of a version that is in the log now */
+bool may_leave(const kv_replica *r, const version_entry *entry);
+/* The bytes that go with a version, in front of it: how many, and how large; into `out` unless that is NULL. */
+uint64_t carried(kv_replica *r, wire_out *out, const version_entry *entry, uint64_t *size, bool *gone);
+/* Bytes that stand in front of a version's records are taken in. How many there are; -1: some are missing. */
+int64_t carried_take(kv_replica *r, const shard *s, kv_record *records, uint64_t count, uint64_t version, uint8_t how,
+                     bool trusting);
+bool carried_sound(kv_replica *r, const kv_record *records, uint64_t count, uint8_t how);
+void digest_tick(kv_replica *r, bool heartbeat);
+void digest_pack(kv_replica *r);
+void digest_parted(kv_replica *r, uint32_t index); /* that peer holds nothing any more, and is not asked */
+void fetch_receive(kv_replica *r, peer *p, wire_in *in);
+void bytes_receive(kv_replica *r, peer *p, wire_in *in);
+void ask_held_receive(kv_replica *r, peer *p, wire_in *in);
+void held_receive(kv_replica *r, peer *p, wire_in *in);
+void content_want(kv_replica *r, const kv_meta *meta); /* somebody waits for it */
+void lack_add(kv_replica *r, const shard *s, const kv_ask *ask);
+void lacks_answer(kv_replica *r);
+kv_result evaluate_forget(kv_replica *r, const kv_ask *ask);
+
 /* replica_policy.c */
 void policy_heard(kv_replica *r, peer *p);
+void ping_receive(kv_replica *r, peer *p, wire_in *in);
+void policy_parted(kv_replica *r, uint32_t index); /* nothing that it said, or that was said of it, is known any more */
 void policy_refused(kv_replica *r, shard *s);
 void policy_tick(kv_replica *r);
 void offer_send(kv_replica *r, const shard *s, uint32_t to);

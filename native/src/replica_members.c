@@ -65,7 +65,13 @@ kv_status kv_replica_part(kv_replica *r, uint16_t node) {
     list_free(&p->sent);
     list_free(&p->refusals);
     *p = (peer){0};
-    for (size_t i = 0; i < r->reads.count; i++) LIST(read, &r->reads)[i].votes &= rest;
+    policy_parted(r, (uint32_t)index);
+    digest_parted(r, (uint32_t)index);
+    for (size_t i = 0; i < r->reads.count; i++) {
+        read *one = &LIST(read, &r->reads)[i];
+        one->votes &= rest;
+        if (one->kind == READ_POSITION && one->node == node) one->node = 0; /* Should it come back, it has asked for nothing. */
+    }
     for (uint32_t i = 0; i < r->shard_count; i++) {
         r->shards[i].taking.answered &= rest;
         sending_clear(&r->shards[i].own.sending[index]);

@@ -3,10 +3,17 @@
  *
  * Every replica ranks the members of a shard by a hash of both (rendezvous hash): the first is its preferred owner, and
  * if that one is gone the second has it, with no other shard moving. A replica that has not been heard of for a while is
- * taken for gone. A shard without a living owner is taken over by the first in rank of those that live, and by each after
- * it only some ticks later, so that two of them seldom want the same shard at once; who was refused waits, longer the
- * lower its rank. An owner that is not the preferred one offers the shard to it once that one has been heard of for some
- * time, and once nothing of its own is on its way. */
+ * taken for gone, unless others say that they hear it. Every PING says whom its sender is linked with, which is to hear and
+ * be heard, and whom each of those said to be linked with. Of a shard's owner that is linked with a majority of the shard's
+ * members it is known that it can commit, so it is let be, heard or not; one that is not cannot, and who is takes the shard
+ * over. So with one link cut nothing changes hands, and who could not get a majority does not disturb the one who has it.
+ * Links are said of nodes, and held against the members of each shard: during an exchange a node may be able to commit in
+ * one and not in another.
+ *
+ * A shard without such an owner is taken over by the first in rank of those that live, and by each after it only some ticks
+ * later, so that two of them seldom want the same shard at once; who was refused waits, longer the lower its rank. An owner
+ * that is not the preferred one offers the shard to it once that one has been heard of for some time, and once nothing of
+ * its own is on its way. */
 #include "replica_internal.h"
 
 enum { RANK_TICKS = 4 };
@@ -24,6 +31,29 @@ uint32_t kv_owner_rank(const uint16_t *nodes, uint32_t count, uint32_t number, u
 static bool lives(const kv_replica *r, uint32_t index) {
     const peer *p = &r->peers[index];
     return index == r->self || (p->heard != 0 && r->now - p->heard <= r->options.silence_ticks);
+}
+
+/* We hear it, and it hears us. */
+static bool is_linked(const kv_replica *r, uint32_t index) { return is_peer(r, index) && lives(r, index) && r->peers[index].hears_us; }
+
+/* As bits, ourselves among them. Who is known not to vote helps nobody to a majority. */
+static uint32_t own_links(const kv_replica *r) {
+    uint32_t bits = 1u << r->self;
+    for (uint32_t i = 0; i < r->peer_count; i++) bits |= (uint32_t)(is_linked(r, i) && !r->peers[i].learner) << i;
+    return bits;
+}
+
+static bool is_connected(const kv_replica *r, const shard *s, uint32_t links) {
+    return is_majority(&s->voters, links) || mutated(r, KV_MUTATE_HEARSAY_IGNORED);
+}
+
+/* By its own word, or by that of somebody who is linked with it. */
+static bool serves(const kv_replica *r, const shard *s, uint32_t index) {
+    if (mutated(r, KV_MUTATE_HEARSAY_IGNORED)) return lives(r, index);
+    bool said = lives(r, index) && is_connected(r, s, r->peers[index].links);
+    for (uint32_t i = 0; i < r->peer_count && !said; i++)
+        said = is_peer(r, i) && lives(r, i) && is_connected(r, s, r->peers[i].relays[index]);
+    return said;
 }
 
 /* Among those that live. */
@@ -44,8 +74,8 @@ int policy_next(const kv_replica *r, const shard *s) {
     for (uint32_t i = 0; i < now->count; i++) {
         int index = peer_of(r, now->nodes[i]);
         if (index < 0 || (uint32_t)index == r->self || r->peers[index].learner) continue;
-        bool gone = r->options.policy && !lives(r, (uint32_t)index);
-        if (gone || s->own.match[index] < s->own.barrier) continue; /* It would have to give up. */
+        bool of_use = lives(r, (uint32_t)index) && is_connected(r, s, r->peers[index].links);
+        if ((r->options.policy && !of_use) || s->own.match[index] < s->own.barrier) continue; /* It would have to give up. */
         if (best < 0 || score(s->number, now->nodes[i]) > score(s->number, r->peers[best].node)) best = index;
     }
     return best;
@@ -65,7 +95,8 @@ static bool wants(kv_replica *r, shard *s) {
     uint16_t owner = ballot_node(s->promised);
     int index = peer_of(r, owner);
     if (s->own.ballot != 0 || s->taking.ballot != 0 || s->told_out || !is_member(members_now(s), r->options.node)) return false;
-    bool owned = index >= 0 && (uint32_t)index != r->self && lives(r, (uint32_t)index);
+    if (!is_connected(r, s, own_links(r))) return false;
+    bool owned = index >= 0 && (uint32_t)index != r->self && serves(r, s, (uint32_t)index);
     if (owned) {
         s->missed_since = 0;
         return false;
@@ -97,7 +128,7 @@ static int heir(const kv_replica *r, const shard *s) {
         const peer *p = &r->peers[i];
         if (!is_peer(r, i) || !is_member(now, p->node) || kv_owner_rank(now->nodes, now->count, s->number, p->node) != 0) continue;
         bool healthy = lives(r, i) && !p->learner && r->now - p->healthy_since >= r->options.healthy_ticks;
-        return healthy && s->own.match[i] == log_last(&s->log) ? (int)i : -1;
+        return healthy && is_connected(r, s, p->links) && s->own.match[i] == log_last(&s->log) ? (int)i : -1;
     }
     return -1;
 }
@@ -130,16 +161,115 @@ void offer_receive(kv_replica *r, peer *p, wire_in *in) {
 
 /* --- a tick --- */
 
-static void ping(kv_replica *r) {
+enum { PING_HEARD = 1, PING_HEARS_US = 2, PING_LINKED = 3 };
+
+static uint8_t flags_of(const kv_replica *r, uint32_t index) {
+    bool linked = is_linked(r, index);
+    return (uint8_t)(linked ? PING_LINKED : lives(r, index) ? PING_HEARD : 0);
+}
+
+/* A hash of what a PING says now. */
+static uint64_t view(const kv_replica *r) {
+    uint64_t hash = own_links(r);
     for (uint32_t i = 0; i < r->peer_count; i++) {
-        if (!is_peer(r, i)) continue;
-        wire_begin(&r->peers[i].out, WIRE_PING);
-        wire_end(&r->peers[i].out);
+        const peer *p = &r->peers[i];
+        if (is_peer(r, i)) hash = kv_mix64(hash ^ (uint64_t)p->links << 32 ^ (uint64_t)p->node << 8 ^ flags_of(r, i));
+    }
+    return hash;
+}
+
+/* Bits by index, as bits by place in the message: our own first, then those of the peers. */
+static uint64_t by_place(const kv_replica *r, uint32_t links) {
+    uint64_t bits = links >> r->self & 1;
+    uint32_t place = 1;
+    for (uint32_t i = 0; i < r->peer_count; i++)
+        if (is_peer(r, i)) bits |= (uint64_t)(links >> i & 1) << place++;
+    return bits;
+}
+
+static void link_put(const kv_replica *r, wire_out *out, uint32_t index, uint8_t flags, uint32_t links) {
+    wire_put_varint(out, r->peers[index].node);
+    wire_put8(out, flags);
+    wire_put_varint(out, by_place(r, links));
+}
+
+static void ping_put(const kv_replica *r, wire_out *out) {
+    uint64_t count = 1;
+    for (uint32_t i = 0; i < r->peer_count; i++) count += is_peer(r, i);
+    wire_begin(out, WIRE_PING);
+    wire_put_varint(out, count);
+    link_put(r, out, r->self, 0, own_links(r));
+    for (uint32_t i = 0; i < r->peer_count; i++)
+        if (is_peer(r, i)) link_put(r, out, i, flags_of(r, i), is_linked(r, i) ? r->peers[i].links : 0);
+    wire_end(out);
+}
+
+static void ping(kv_replica *r) {
+    r->pinged = view(r);
+    for (uint32_t i = 0; i < r->peer_count; i++)
+        if (is_peer(r, i)) ping_put(r, &r->peers[i].out);
+}
+
+/* One node in a PING. */
+typedef struct link_said {
+    int index; /* here; -1: it is not known */
+    uint8_t flags;
+    uint64_t links; /* by place */
+} link_said;
+
+static uint32_t by_index(const link_said *all, uint64_t count, uint64_t links) {
+    uint32_t bits = 0;
+    for (uint64_t i = 0; i < count; i++)
+        if ((links >> i & 1) && all[i].index >= 0) bits |= 1u << all[i].index;
+    return bits;
+}
+
+void ping_receive(kv_replica *r, peer *p, wire_in *in) {
+    link_said all[KV_NODES_MAX];
+    uint64_t count = wire_take_varint(in);
+    if (count == 0 || count > KV_NODES_MAX) in->bad = true;
+    for (uint64_t i = 0; i < count && !in->bad; i++) {
+        uint64_t node = wire_take_varint(in);
+        all[i] = (link_said){.index = node > UINT16_MAX ? -1 : peer_of(r, (uint16_t)node)};
+        all[i].flags = wire_take8(in);
+        all[i].links = wire_take_varint(in);
+        if (i == 0 && node != p->node) in->bad = true;
+    }
+    if (in->bad) return;
+    p->hears_us = false;
+    p->links = by_index(all, count, all[0].links);
+    memset(p->relays, 0, sizeof p->relays);
+    for (uint64_t i = 1; i < count; i++) {
+        if (all[i].index == (int)r->self) p->hears_us |= (all[i].flags & PING_HEARD) != 0;
+        else if (all[i].index >= 0 && all[i].flags == PING_LINKED) p->relays[all[i].index] = by_index(all, count, all[i].links);
     }
 }
 
+static void unsay(peer *p) {
+    p->heard = 0;
+    p->hears_us = false;
+    p->links = 0;
+    memset(p->relays, 0, sizeof p->relays);
+}
+
+void kv_replica_lost(kv_replica *r, uint16_t node) {
+    int index = peer_of(r, node);
+    if (index >= 0 && (uint32_t)index != r->self) unsay(&r->peers[index]);
+}
+
+void policy_parted(kv_replica *r, uint32_t index) {
+    unsay(&r->peers[index]);
+    for (uint32_t i = 0; i < r->peer_count; i++) {
+        peer *p = &r->peers[i];
+        p->links &= ~(1u << index);
+        p->relays[index] = 0;
+        for (uint32_t j = 0; j < KV_NODES_MAX; j++) p->relays[j] &= ~(1u << index);
+    }
+}
+
+/* What has changed is told at once: others may wait for no more than that to take over. */
 void policy_tick(kv_replica *r) {
-    if (r->now % r->options.heartbeat_ticks == 0) ping(r);
+    if (r->now % r->options.heartbeat_ticks == 0 || view(r) != r->pinged) ping(r);
     if (!r->votes || r->now < r->options.silence_ticks) return; /* Time to hear who is there. */
     take_ownerless(r);
     offer(r);

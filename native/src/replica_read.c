@@ -2,13 +2,13 @@
  *
  * The owner answers a read from memory once it knows two things: a majority has confirmed, after the read came, that no
  * higher ballot was promised; and everything up to the position noted as the read came is applied. One CHECK covers all
- * reads that came before it was sent; who comes while one is under way waits for the next. Another replica asks the
- * owner for such a position, waits until it is applied here, and answers. */
+ * reads that came before it was sent; who comes while one is under way waits for the next. Reads at another replica:
+ * replica_position.c. */
 #include "replica_internal.h"
 
 /* --- answering --- */
 
-static void answer_value(kv_replica *r, const kv_ask *a, const shard *s) {
+static void answer_value(kv_replica *r, const kv_ask *a, const shard *s, bool patient) {
     kv_caller *c = r->caller;
     kv_reply reply = {.token = a->token, .shard_version = s->applied, .value_size = -1};
     if (s->commit_heard > s->applied) reply.lag = s->commit_heard - s->applied;
@@ -17,6 +17,10 @@ static void answer_value(kv_replica *r, const kv_ask *a, const shard *s) {
                                       : kv_get(c, a->key, a->key_size);
     r->late.judge_ms = 0;
     const kv_answer *answer = kv_caller_answer(c);
+    if (size == KV_ELACKING && patient) {
+        lack_add(r, s, a);
+        return;
+    }
     if (size >= 0) {
         reply.version = answer->version;
         reply.value_size = size;
@@ -33,37 +37,21 @@ static void answer_value(kv_replica *r, const kv_ask *a, const shard *s) {
     } else if (size != kv_ending(KV_ABSENT)) {
         reply.status = size == KV_EKEYSIZE ? KV_ANSWER_REFUSED : KV_ANSWER_UNAVAILABLE;
         reply.error = (int32_t)size;
+        if (size == KV_ELACKING) {
+            reply.version = answer->version;
+            reply.holder = r->late.lacking.origin;
+        }
     }
     reply_add(r, &reply);
 }
 
-static void answer_ask(kv_replica *r, const kv_ask *a, const shard *s) {
+void answer_ask(kv_replica *r, const kv_ask *a, const shard *s, bool patient) {
     if (a->kind == KV_REQUEST_GET) {
-        answer_value(r, a, s);
+        answer_value(r, a, s, patient);
         return;
     }
     kv_reply reply = {.token = a->token, .version = s->applied, .shard_version = s->applied, .value_size = -1};
     reply_add(r, &reply);
-}
-
-static void position_send(kv_replica *r, uint16_t node, uint64_t question, bool good, uint64_t position) {
-    int index = peer_of(r, node);
-    if (index < 0) return;
-    wire_out *out = &r->peers[index].out;
-    wire_begin(out, WIRE_POSITION);
-    wire_put_varint(out, question);
-    wire_put8(out, good);
-    wire_put_varint(out, position);
-    wire_end(out);
-}
-
-/* Who is told a position waits until it has applied it: the commit goes with it, and not with the next heartbeat. */
-static void commit_tell(kv_replica *r, uint16_t number, uint16_t node) {
-    shard *s = &r->shards[number];
-    int index = peer_of(r, node);
-    if (index < 0 || s->own.ballot == 0 || s->own.told[index] >= s->commit) return;
-    s->own.asks |= 1u << index;
-    stir(r, s);
 }
 
 static void read_end(kv_replica *r, read *one, bool good) {
@@ -71,13 +59,12 @@ static void read_end(kv_replica *r, read *one, bool good) {
     switch (one->kind) {
     case READ_ASK:
         if (!good) reply_simple(r, one->asked.ask.token, KV_ANSWER_RETRY);
-        else answer_ask(r, &one->asked.ask, s);
+        else answer_ask(r, &one->asked.ask, s, true);
         if (good && one->follower) r->counts.follower_reads++;
         ask_free(&one->asked);
         break;
     case READ_POSITION:
-        position_send(r, one->node, one->question, good, one->position);
-        if (good) commit_tell(r, one->shard, one->node);
+        position_tell(r, one, good);
         break;
     case READ_REPLY:
         if (good) {
@@ -93,7 +80,7 @@ static void read_end(kv_replica *r, read *one, bool good) {
 enum read_state { READ_WAITS, READ_GOOD, READ_BAD };
 
 /* What came in pieces is of one moment only from some version on. */
-static bool is_whole(const kv_replica *r, const shard *s) {
+bool shard_is_whole(const kv_replica *r, const shard *s) {
     if (mutated(r, KV_MUTATE_SNAPSHOT_READ_EARLY)) return true;
     return !s->installing.active && s->applied >= s->whole_from;
 }
@@ -104,7 +91,7 @@ static enum read_state read_look(const kv_replica *r, const read *one) {
     if (one->follower) confirmed = one->told;
     else if (s->own.ballot != one->ballot) return READ_BAD;
     if (one->refused) return READ_BAD;
-    return confirmed && s->applied >= one->position && is_whole(r, s) ? READ_GOOD : READ_WAITS;
+    return confirmed && s->applied >= one->position && shard_is_whole(r, s) ? READ_GOOD : READ_WAITS;
 }
 
 void reads_answer(kv_replica *r) {
@@ -130,7 +117,7 @@ void reads_expire(kv_replica *r) {
 
 /* --- coming in --- */
 
-static read *read_add(kv_replica *r, const shard *s, enum read_kind kind) {
+read *read_add(kv_replica *r, const shard *s, enum read_kind kind) {
     read *one = list_add(&r->reads, sizeof *one);
     if (one == NULL) {
         replica_fail(r, KV_ENOMEM);
@@ -152,7 +139,7 @@ static void join_check(kv_replica *r, read *one) {
     }
 }
 
-static read *read_add_owned(kv_replica *r, shard *s, enum read_kind kind, uint64_t position) {
+read *read_add_owned(kv_replica *r, shard *s, enum read_kind kind, uint64_t position) {
     read *one = read_add(r, s, kind);
     if (one == NULL) return NULL;
     one->ballot = s->own.ballot;
@@ -164,14 +151,21 @@ static read *read_add_owned(kv_replica *r, shard *s, enum read_kind kind, uint64
 }
 
 /* Never before the barrier: what an earlier owner committed is applied only then. */
-static uint64_t read_position(const kv_replica *r, const shard *s) {
+uint64_t read_position(const kv_replica *r, const shard *s) {
     bool early = mutated(r, KV_MUTATE_READ_BEFORE_BARRIER);
     return s->commit > s->own.barrier || early ? s->commit : s->own.barrier;
 }
 
 void read_owned(kv_replica *r, shard *s, const kv_ask *a) {
-    uint64_t position = shard_expire(r, s, a) ? log_last(&s->log) : read_position(r, s);
+    bool over = shard_expire(r, s, a);
+    uint64_t position = over ? log_last(&s->log) : read_position(r, s);
     if (r->failed != KV_OK || s->own.ballot == 0) return;
+    if (over && mutated(r, KV_MUTATE_EXPIRE_UNWAITED)) {
+        r->late.evaluating = true;
+        answer_ask(r, a, s, false);
+        r->late.evaluating = false;
+        return;
+    }
     read *one = read_add_owned(r, s, READ_ASK, position);
     if (one != NULL && ask_copy(a, &one->asked) != KV_OK) replica_fail(r, KV_ENOMEM);
 }
@@ -183,8 +177,8 @@ void reply_confirmed(kv_replica *r, shard *s, uint64_t position, const kv_reply 
 
 /* Of some moment, but of one. */
 void read_stale(kv_replica *r, shard *s, const kv_ask *a) {
-    if (!is_whole(r, s)) reply_simple(r, a->token, KV_ANSWER_UNAVAILABLE);
-    else answer_ask(r, a, s);
+    if (!shard_is_whole(r, s)) reply_simple(r, a->token, KV_ANSWER_UNAVAILABLE);
+    else answer_ask(r, a, s, true);
 }
 
 /* --- the check --- */
@@ -252,61 +246,5 @@ void checked_receive(kv_replica *r, peer *p, wire_in *in) {
         for (size_t j = 0; j < r->reads.count; j++)
             if (all[j].nonce == nonce && !all[j].follower && all[j].shard == number && promised <= all[j].ballot)
                 all[j].votes |= bit;
-    }
-}
-
-/* --- at a replica that is not the owner --- */
-
-void read_followed(kv_replica *r, shard *s, const kv_ask *a) {
-    int index = peer_of(r, ballot_node(s->promised));
-    if (mutated(r, KV_MUTATE_FOLLOWER_LOCAL)) {
-        answer_ask(r, a, s);
-        return;
-    }
-    if (index < 0) {
-        reply_simple(r, a->token, KV_ANSWER_RETRY);
-        return;
-    }
-    read *one = read_add(r, s, READ_ASK);
-    if (one == NULL || ask_copy(a, &one->asked) != KV_OK) {
-        replica_fail(r, KV_ENOMEM);
-        return;
-    }
-    one->follower = true;
-    one->nonce = replica_nonce(r);
-    wire_out *out = &r->peers[index].out;
-    wire_begin(out, WIRE_ASK_POSITION);
-    wire_put_varint(out, one->nonce);
-    wire_put_varint(out, s->number);
-    wire_end(out);
-}
-
-void ask_position_receive(kv_replica *r, peer *p, wire_in *in) {
-    uint64_t question = wire_take_varint(in), number = wire_take_varint(in);
-    if (number >= r->shard_count) in->bad = true;
-    if (in->bad) return;
-    shard *s = &r->shards[number];
-    if (s->own.ballot == 0) {
-        position_send(r, p->node, question, false, 0);
-        return;
-    }
-    read *one = read_add_owned(r, s, READ_POSITION, read_position(r, s));
-    if (one == NULL) return;
-    one->node = p->node;
-    one->question = question;
-}
-
-void position_receive(kv_replica *r, peer *p, wire_in *in) {
-    uint64_t question = wire_take_varint(in);
-    bool good = wire_take8(in) != 0;
-    uint64_t position = wire_take_varint(in);
-    read *all = LIST(read, &r->reads);
-    (void)p;
-    if (in->bad) return;
-    for (size_t i = 0; i < r->reads.count; i++) {
-        if (!all[i].follower || all[i].nonce != question || all[i].told) continue;
-        all[i].told = true;
-        all[i].refused = !good;
-        all[i].position = position;
     }
 }

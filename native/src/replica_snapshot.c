@@ -45,24 +45,72 @@ static void state_put(wire_out *out, const kv_record *record) {
     wire_put_record(out, record);
 }
 
+static int by_hash(const void *left, const void *right) {
+    uint64_t a = ((const kv_index_slot *)left)->hash, b = ((const kv_index_slot *)right)->hash;
+    return (a > b) - (a < b);
+}
+
+/* What is kept behind a value, the oldest first: so each comes to stand behind the next one. The newest of it, if it is more
+ * than a message is to have. */
+static void history_put(kv_replica *r, wire_out *out, const kv_record *record) {
+    kv_meta meta;
+    if (KV_LIKELY(!is_meta(record)) || mutated(r, KV_MUTATE_SNAPSHOT_NO_HISTORY)) return;
+    list kept = {0};
+    size_t size = 0;
+    const content *c = kv_meta_decode(record->value, record->value_size, &meta) ? contents_find(&r->contents, &meta) : NULL;
+    for (; c != NULL && c->behind != 0 && size < MESSAGE_SIZE_MAX; c = c->behind_content) {
+        size += c->behind_used;
+        uint64_t *location = list_add(&kept, sizeof *location);
+        if (location == NULL) replica_fail(r, KV_ENOMEM);
+        else *location = c->behind;
+    }
+    for (size_t i = kept.count; i-- > 0 && r->failed == KV_OK;) {
+        found f;
+        record_of(r, LIST(uint64_t, &kept)[i], &f);
+        if (r->failed != KV_OK) break;
+        wire_put8(out, 1);
+        state_put(out, &f.record);
+    }
+    list_free(&kept);
+}
+
+/* Of one table of the index, from the hash on where the walk is; to the table's end, or until the message is full: then the
+ * walk goes on from there, and names of one hash stay together. */
+static void table_put(kv_replica *r, wire_out *out, const shard *s, sending *one, kv_index_slot *slots, size_t count,
+                      uint64_t behind) {
+    uint64_t from = one->hash;
+    size_t begin = out->size;
+    one->hash = behind;
+    qsort(slots, count, sizeof *slots, by_hash);
+    for (size_t i = 0; i < count && r->failed == KV_OK; i++) {
+        found f;
+        if (slots[i].hash < from) continue;
+        if (out->size - begin >= MESSAGE_SIZE_MAX && slots[i].hash != slots[i - 1].hash) {
+            one->hash = slots[i].hash;
+            return;
+        }
+        record_of(r, slots[i].location, &f);
+        if (r->failed != KV_OK || !is_state(r, s, slots[i].location, &f.record)) continue;
+        history_put(r, out, &f.record);
+        wire_put8(out, 1);
+        state_put(out, &f.record);
+    }
+    one->walked = behind == 0;
+}
+
 /* What some tables of the index have of the shard; each record behind a 1, a 0 behind the last. */
 static void tables_put(kv_replica *r, wire_out *out, const shard *s, sending *one) {
     kv_index_slot *slots = NULL;
-    size_t capacity = 0, count;
+    size_t capacity = 0, count, begin = out->size;
     for (uint32_t i = 0; i < r->options.piece_tables && !one->walked && r->failed == KV_OK; i++) {
-        kv_status status = kv_index_walk(r->store->index, &one->hash, &slots, &capacity, &count);
+        uint64_t behind = one->hash;
+        if (out->size - begin >= MESSAGE_SIZE_MAX) break;
+        kv_status status = kv_index_walk(r->store->index, &behind, &slots, &capacity, &count);
         if (status != KV_OK) {
             replica_fail(r, status);
             break;
         }
-        one->walked = one->hash == 0;
-        for (size_t j = 0; j < count && r->failed == KV_OK; j++) {
-            found f;
-            record_of(r, slots[j].location, &f);
-            if (r->failed != KV_OK || !is_state(r, s, slots[j].location, &f.record)) continue;
-            wire_put8(out, 1);
-            state_put(out, &f.record);
-        }
+        table_put(r, out, s, one, slots, count, behind);
     }
     wire_put8(out, 0);
     free(slots);
@@ -115,7 +163,7 @@ uint64_t piece_put(kv_replica *r, wire_out *out, shard *s, uint32_t index) {
 /* Records behind this one are promised to somebody: who gets a snapshot, or got one and has not caught up with the time when it
  * was made. Else a busy owner would have let go of them by then, and send one snapshot after another. */
 uint64_t snapshot_pin(const kv_replica *r, const shard *s) {
-    uint64_t pin = UINT64_MAX;
+    uint64_t pin = hold_pin(r, s);
     for (uint32_t i = 0; s->own.ballot != 0 && i < r->peer_count; i++) {
         const sending *one = &s->own.sending[i];
         uint64_t held = s->own.match[i] > one->from ? s->own.match[i] : one->from;
@@ -139,6 +187,9 @@ static void state_append(kv_replica *r, kv_record *record) {
 /* Newer than what stands there, or of the same version and come later. */
 kv_status state_show(kv_replica *r, const kv_record *record, kv_position position, uint32_t used, kv_fault *fault) {
     found old;
+    if (record->shard >= r->shard_count) return KV_ECORRUPT;
+    shard *s = &r->shards[record->shard];
+    if (record->version > s->newest_shown) s->newest_shown = record->version;
     target t = target_of(r->store, record);
     kv_status status = store_find(r->store, &t, &old, fault);
     if (status != KV_OK && status != KV_ABSENT) return status;
@@ -170,6 +221,7 @@ static void state_wipe(kv_replica *r, const shard *s) {
             end.options &= KV_HAS_TABLE;
             end.options |= KV_HAS_SEQUENCE | KV_HAS_BALLOT;
             end.value_size = 0;
+            end.flags &= (uint8_t)~KV_FLAG_META;
             state_append(r, &end);
         }
     } while (hash != 0 && r->failed == KV_OK);
@@ -183,16 +235,22 @@ void installing_clear(shard *s) {
 }
 
 static void installing_begin(kv_replica *r, shard *s, uint64_t from, uint64_t ballot, uint64_t walk) {
+    log_commits(r); /* A replay is to meet what is ended below as it stands now: a name that is gone here is not ended. */
     log_state(r, KV_KIND_SNAPSHOT_BEGIN, s->number, ballot, NULL, 0);
+    waits_end(r, s);
     installing_clear(s);
     s->installing = (installing){.active = true, .from = from, .ballot = ballot, .walk = walk};
     state_wipe(r, s);
 }
 
+/* Which of them have come is kept as bits: so far ahead of those that came in a row nobody sends. */
+static bool is_far_ahead(uint64_t come, uint64_t piece) {
+    enum { PIECES_AHEAD = 1 << 18, PIECES_MAX = 1 << 28 };
+    return piece > come + PIECES_AHEAD || piece > PIECES_MAX;
+}
+
 /* false: it came before. */
 static bool piece_note(kv_replica *r, installing *i, uint64_t piece) {
-    enum { PIECES_MAX = 1 << 24 };
-    if (piece >= PIECES_MAX) return false;
     if (piece / 8 >= i->pieces_size) {
         size_t size = (size_t)(piece / 8 + 1) * 2;
         uint8_t *larger = realloc(i->pieces, size);
@@ -263,7 +321,9 @@ kv_status installing_end(kv_replica *r, shard *s, const uint8_t *bytes, size_t s
     members_set(r, s, &named, from, goes_on);
     s->commit = s->applied = from;
     s->commit_logged = from;
-    s->whole_from = until;
+    s->lanes_until = until;
+    /* What an earlier snapshot brought, and was given up, may be newer than this one, and ended under its own versions. */
+    s->whole_from = until > s->newest_shown ? until : s->newest_shown;
     installing_clear(s);
     return KV_OK;
 }
@@ -313,7 +373,9 @@ bool piece_take(kv_replica *r, shard *s, uint64_t ballot, wire_in *in) {
     bool accepted = ballot_heed(r, s, ballot), mine = i->active && ballot == i->ballot;
     bool same = mine && walk == i->walk, older = mine && walk < i->walk;
     bool newer = from > s->commit || mutated(r, KV_MUTATE_SNAPSHOT_DROPS_TAIL);
+    newer |= i->active && from == s->commit; /* What was here went for a snapshot that nobody goes on with. */
     bool wanted = accepted && !older && (newer || same);
+    if (wanted && is_far_ahead(same ? i->piece_count : 0, piece)) accepted = wanted = false; /* Refused: another one begins. */
     if (wanted && !same) installing_begin(r, s, from, ballot, walk);
     states_take(r, s, in, wanted && piece_note(r, i, piece));
     if (wire_take8(in) != 0) last_piece_take(r, i, in, wanted);

@@ -95,7 +95,7 @@ static void adopt(kv_replica *r, shard *s, const shown_tail *tail) {
     uint64_t prev_ballot = wire_take64(&in), count = wire_take_varint(&in);
     r->counts.adoptions++;
     for (uint64_t i = 0; i < count && r->failed == KV_OK; i++)
-        if (!version_take(r, s, &in, tail->prev_version + 1 + i, tail->last_ballot, &prev_ballot)) break;
+        if (!version_take(r, s, &in, tail->prev_version + 1 + i, tail->last_ballot, &prev_ballot, true)) break;
     /* They were looked at when they came: bytes that are bad now are our own fault. */
     KV_ASSERT(!in.bad || r->failed != KV_OK);
 }
@@ -188,6 +188,15 @@ void prepare_send(kv_replica *r, const after *a) {
 
 /* --- the others --- */
 
+/* Nobody who keeps to the rules has so many under way. */
+static bool asks_too_often(const kv_replica *r, uint16_t node) {
+    enum { PROMISES_MAX = 64 };
+    size_t count = 0;
+    const after *all = LIST(after, &r->after);
+    for (size_t i = 0; i < r->after.count; i++) count += all[i].kind == AFTER_PROMISE && all[i].node == node;
+    return count >= PROMISES_MAX;
+}
+
 static bool is_above(const shard *s, const prepare_ask *ask) {
     uint64_t mine = log_last_ballot(&s->log);
     return mine != ask->last_ballot ? mine > ask->last_ballot : log_last(&s->log) > ask->last;
@@ -216,7 +225,7 @@ void prepare_receive(kv_replica *r, peer *p, wire_in *in) {
         one->shard = (uint16_t)number;
         if (number >= r->shard_count) in->bad = true;
     }
-    if (in->bad || asks == NULL || !r->votes) {
+    if (in->bad || asks == NULL || !r->votes || asks_too_often(r, p->node)) {
         free(asks);
         return;
     }
@@ -243,9 +252,13 @@ void prepare_receive(kv_replica *r, peer *p, wire_in *in) {
 }
 
 /* In the log, where records are no smaller than on the wire. */
-static uint64_t tail_size(const shard *s, uint64_t commit) {
-    uint64_t size = 0;
-    for (uint64_t version = commit + 1; version <= log_last(&s->log); version++) size += log_at(&s->log, version)->size;
+static uint64_t tail_size(kv_replica *r, const shard *s, uint64_t commit) {
+    uint64_t size = 0, with;
+    bool gone;
+    for (uint64_t version = commit + 1; version <= log_last(&s->log); version++) {
+        carried(r, NULL, log_at(&s->log, version), &with, &gone);
+        size += log_at(&s->log, version)->size + with;
+    }
     return size;
 }
 
@@ -255,7 +268,7 @@ static void tail_put(kv_replica *r, wire_out *out, shard *s, const prepare_ask *
     uint64_t mine = log_last_ballot(&s->log), last = log_last(&s->log), prev_ballot = 0;
     bool wanted = (is_above(s, ask) || mutated(r, KV_MUTATE_LONGEST_TAIL)) && last > ask->commit;
     bool shown = wanted && log_ballot_at(&s->log, ask->commit, &prev_ballot) &&
-                 out->size - out->frame + tail_size(s, ask->commit) <= WIRE_FRAME_SIZE_MAX / 2;
+                 out->size - out->frame + tail_size(r, s, ask->commit) <= WIRE_FRAME_SIZE_MAX / 2;
     wire_put_varint(out, s->number);
     wire_put_varint(out, s->commit);
     wire_put64(out, mine);
@@ -323,7 +336,13 @@ static bool tail_is_sound(kv_replica *r, const shown_tail *tail) {
     wire_in in = {.at = tail->records, .end = tail->records + tail->records_size};
     wire_take64(&in);
     uint64_t count = wire_take_varint(&in);
-    versions_skip(r, &in, count);
+    for (uint64_t i = 0; i < count && !in.bad; i++) {
+        uint64_t record_count = wire_take_varint(&in);
+        uint8_t how = wire_take8(&in);
+        if (how & VERSION_BALLOT) wire_take64(&in);
+        const kv_record *records = version_parse(r, &in, record_count);
+        if (records == NULL || !carried_sound(r, records, record_count, how)) return false;
+    }
     return !in.bad && in.at == in.end && tail->prev_version + count == tail->last;
 }
 

@@ -47,7 +47,7 @@ static kv_status step_decided(kv_replica *r, shard *s, const kv_record *record, 
 
 /* What the lanes were told came with a snapshot, as of its last version. */
 static bool tells_lane(const shard *s, const kv_record *record) {
-    return (record->options & KV_HAS_REQUEST) != 0 && record->version > s->whole_from;
+    return (record->options & KV_HAS_REQUEST) != 0 && record->version > s->lanes_until;
 }
 
 /* What an owner that takes over finds above its applied position is undecided, too. */
@@ -58,6 +58,7 @@ static kv_status step_undecided(kv_replica *r, shard *s, const kv_record *record
         if (noted != KV_OK) return noted;
     }
     if (!is_data(record)) return KV_OK;
+    if (record->options & KV_HAS_EXPIRY) s->own.expiring = record->version;
     r->late.evaluating = true;
     kv_status status = store_show(r->store, record, position, used, &fault);
     r->late.evaluating = false;
@@ -69,6 +70,7 @@ void shard_own(kv_replica *r, shard *s, uint64_t ballot) {
     own->ballot = ballot;
     own->barrier = log_last(&s->log) + 1;
     own->since = r->now;
+    own->expiring = 0;
     own->asks = 0;
     for (uint32_t i = 0; i < r->peer_count; i++) {
         own->match[i] = 0;
@@ -116,13 +118,16 @@ void wait_for(kv_replica *r, shard *s, uint64_t version, const kv_reply *reply) 
 
 /* The record at `position` is in the log, as the next version. */
 static void proposed(kv_replica *r, shard *s, kv_position position, uint32_t size, uint32_t record_count) {
-    version_entry entry = {.ballot = s->own.ballot, .position = position, .size = size, .record_count = record_count};
+    version_entry entry = {.ballot = s->own.ballot, .position = position, .size = size, .record_count = record_count & INT32_MAX,
+                           .meta = r->late.metas};
     own_end *end = list_add(&r->own_ends, sizeof *end);
     if (end == NULL || log_push(&s->log, &entry) != KV_OK) {
         replica_fail(r, KV_ENOMEM);
         return;
     }
     stir(r, s);
+    if (r->late.expiring) s->own.expiring = log_last(&s->log);
+    r->late.expiring = false;
     *end = (own_end){.end = log_end(r), .ballot = s->own.ballot, .version = log_last(&s->log), .shard = s->number};
     if (!mutated(r, KV_MUTATE_SELF_BEFORE_FSYNC)) return;
     s->own.match[r->self] = end->version;
@@ -139,6 +144,7 @@ void propose_mark(kv_replica *r, shard *s, uint8_t kind, const kv_request *reque
         record.request = *request;
         record.options |= KV_HAS_REQUEST;
     }
+    r->late.metas = false;
     kv_status status = late_append(r->store, &record, 1, &position, &size);
     if (status != KV_OK) {
         replica_fail(r, status);
@@ -176,6 +182,7 @@ static kv_result evaluate_key(kv_caller *c, const kv_ask *a) {
     case KV_REQUEST_APPEND: return kv_append(c, a->key, a->key_size, a->value, a->value_size, a->ttl_ms, 0);
     case KV_REQUEST_EXPIRE: return kv_expire(c, a->key, a->key_size, a->ttl_ms, 0);
     case KV_REQUEST_DROP: return kv_table_drop(c, a->key, a->key_size, 0);
+    case KV_REQUEST_TRIM: return kv_table_trim(c, a->key, a->key_size, (uint64_t)a->argument, 0);
     default: return KV_EUSAGE;
     }
 }
@@ -202,13 +209,17 @@ static void next_is(kv_late *late, const shard *s, const kv_request *request, en
     late->request = request;
     late->tells = tells;
     late->record_count = 0;
+    late->expiring = false;
+    late->metas = false;
 }
 
 /* The result as an ending would be; what was appended, if anything, is in r->late. */
 static kv_result evaluate(kv_replica *r, shard *s, const kv_ask *a, const kv_request *request) {
     next_is(&r->late, s, request, what_is_told(a->kind));
+    r->late.data = a->durability == KV_DURABILITY_DATA;
     r->late.evaluating = true;
     kv_result result = a->kind == KV_REQUEST_BATCH ? evaluate_batch(r->caller, a)
+                     : a->kind == KV_REQUEST_FORGET ? evaluate_forget(r, a)
                      : a->table != NULL            ? evaluate_row(r->caller, a)
                                                    : evaluate_key(r->caller, a);
     r->late.evaluating = false;
@@ -216,7 +227,8 @@ static kv_result evaluate(kv_replica *r, shard *s, const kv_ask *a, const kv_req
 }
 
 /* What depends on the state, and would be otherwise in another. */
-static bool is_condition(kv_result result) {
+static bool is_condition(const kv_ask *a, kv_result result) {
+    if (a->kind == KV_REQUEST_FORGET && result == KV_ELACKING) return true; /* Nothing is kept. */
     return result >= 0 || result == kv_ending(KV_ABSENT) || result == KV_ECONFLICT || result == KV_ENOTINT ||
            result == KV_EOVERFLOW || result == KV_EWRONGTYPE;
 }
@@ -246,9 +258,9 @@ static void answer_failed(kv_replica *r, shard *s, const kv_ask *a, kv_result re
     wait_for(r, s, last + 1, &reply);
 }
 
-/* A value that would go to a file of this replica alone, or a batch that no frame holds: a row may bring its table. */
-static kv_status ask_fits(const kv_replica *r, const kv_ask *a) {
-    uint64_t size_max = r->options.store.inline_size_max, size = a->value_size;
+/* What no frame holds, or a batch with too many records: a row may bring its table. */
+static kv_status ask_fits(const kv_ask *a) {
+    uint64_t size_max = LATE_CONTENT_SIZE_MAX, size = a->value_size;
     if (2 * a->operation_count > BATCH_RECORDS_MAX) return KV_EBATCHSIZE;
     for (size_t i = 0; i < a->operation_count; i++) {
         const kv_operation *one = &a->operations[i];
@@ -259,8 +271,15 @@ static kv_status ask_fits(const kv_replica *r, const kv_ask *a) {
     return size <= size_max ? KV_OK : KV_EVALUESIZE;
 }
 
+/* It needs a value whose bytes are elsewhere. They are sent for. */
+static void answer_lacking(kv_replica *r, const kv_ask *a) {
+    content_want(r, &r->late.lacking);
+    reply_add(r, &(kv_reply){.token = a->token, .status = KV_ANSWER_UNAVAILABLE, .error = KV_ELACKING, .value_size = -1,
+                             .holder = r->late.lacking.origin});
+}
+
 static void shard_evaluate(kv_replica *r, shard *s, const kv_ask *a) {
-    kv_status fits = ask_fits(r, a);
+    kv_status fits = ask_fits(a);
     if (fits != KV_OK) {
         reply_add(r, &(kv_reply){.token = a->token, .status = KV_ANSWER_REFUSED, .error = fits});
         return;
@@ -268,7 +287,9 @@ static void shard_evaluate(kv_replica *r, shard *s, const kv_ask *a) {
     kv_request request = {.client = a->client, .number = a->number, .seen = a->seen, .lane = a->lane, .attempt = a->attempt};
     kv_result result = evaluate(r, s, a, a->client != 0 ? &request : NULL);
     if (r->late.record_count == 0) {
-        if (is_condition(result)) answer_failed(r, s, a, result, &request);
+        if (is_condition(a, result)) answer_failed(r, s, a, result, &request);
+        else if (result == KV_ELACKING) answer_lacking(r, a);
+        else if (result == kv_ending(KV_EWAIT)) reply_simple(r, a->token, KV_ANSWER_RETRY);
         else if (result == KV_ENOSPC || result == KV_ENOMEM || result == KV_ECORRUPT)
             reply_simple(r, a->token, KV_ANSWER_UNAVAILABLE);
         else if (result == KV_EPOISONED || result == KV_EDISK) reply_simple(r, a->token, KV_ANSWER_RETRY);
@@ -288,7 +309,18 @@ static void shard_evaluate(kv_replica *r, shard *s, const kv_ask *a) {
 
 /* --- expiry: only the owner's, and only by a record --- */
 
-static void expire_one(kv_replica *r, shard *s, const target *t) {
+/* What readers see of a name has an expiry, or may come to have one by what is undecided: it may be over, or be over soon,
+ * while the newest record of the name, which is undecided, is not. */
+static bool may_show_over(kv_replica *r, const shard *s, const target *t) {
+    found f;
+    if (s->own.expiring > s->applied) return true;
+    kv_status status = store_find(r->store, t, &f, &kv_caller_answer(r->caller)->fault);
+    return status == KV_OK && (f.record.options & KV_HAS_EXPIRY) != 0;
+}
+
+/* true: the last record of the name is undecided, and something before it is, or may be, over. Who reads waits for that:
+ * else it would be shown what was over when the owner looked. */
+static bool expire_one(kv_replica *r, shard *s, const target *t) {
     kv_late *late = &r->late;
     kv_fault *fault = &kv_caller_answer(r->caller)->fault;
     found f;
@@ -306,40 +338,42 @@ static void expire_one(kv_replica *r, shard *s, const target *t) {
     late->evaluating = false;
     bool heard = status == KV_ECORRUPT; /* by whoever asked, as of whatever else stands there */
     if (status != KV_OK && status != KV_ABSENT && !heard) replica_fail(r, status);
-    if (!due || late->record_count == 0) return;
+    if (status != KV_OK) return false;
+    if (!due) return f.record.version > s->applied && may_show_over(r, s, t);
+    if (late->record_count == 0) return false;
     r->counts.expired++;
     proposed(r, s, late->position, late->size, late->record_count);
+    return true;
 }
 
 /* The table first: with it go its rows. */
-static void expire_name(kv_replica *r, shard *s, const uint8_t *table, size_t table_size, const uint8_t *key, size_t size) {
+static bool expire_name(kv_replica *r, shard *s, const uint8_t *table, size_t table_size, const uint8_t *key, size_t size) {
     table_state state;
     if (table == NULL) {
-        if (key_check(size) != KV_OK) return;
+        if (key_check(size) != KV_OK) return false;
         target t = target_key(r->store, key, size);
-        expire_one(r, s, &t);
-        return;
+        return expire_one(r, s, &t);
     }
-    if (key_check(table_size) != KV_OK) return;
+    if (key_check(table_size) != KV_OK) return false;
     target t = target_key(r->store, table, table_size);
-    expire_one(r, s, &t);
-    if (key == NULL) return;
+    bool over = expire_one(r, s, &t);
+    if (key == NULL || r->failed != KV_OK) return over;
     r->late.evaluating = true;
     kv_status status = store_find_table(r->caller, table, table_size, &state);
     r->late.evaluating = false;
-    if (status != KV_OK || state.id == 0) return;
+    if (status != KV_OK || state.id == 0) return over;
     t = target_row(r->store, state.id, key, size);
-    expire_one(r, s, &t);
+    return expire_one(r, s, &t) || over;
 }
 
 bool shard_expire(kv_replica *r, shard *s, const kv_ask *a) {
-    uint64_t before = log_last(&s->log);
-    for (size_t i = 0; i < a->operation_count; i++) {
+    bool over = false;
+    for (size_t i = 0; i < a->operation_count && r->failed == KV_OK; i++) {
         const kv_operation *one = &a->operations[i];
-        expire_name(r, s, one->table, one->table_size, one->key, one->key_size);
+        over |= expire_name(r, s, one->table, one->table_size, one->key, one->key_size);
     }
-    if (a->operation_count == 0) expire_name(r, s, a->table, a->table_size, a->key, a->key_size);
-    return log_last(&s->log) != before;
+    if (a->operation_count == 0) over = expire_name(r, s, a->table, a->table_size, a->key, a->key_size);
+    return over;
 }
 
 /* What is due among some slots of the index, of shards that are owned here: for what nobody asks for. */
@@ -358,12 +392,13 @@ static void expire_slots(kv_replica *r, const kv_index_slot *slots, size_t count
 }
 
 void expire_some(kv_replica *r) {
-    kv_index_slot *slots = NULL;
-    size_t capacity = 0, count;
-    kv_status status = kv_index_walk(r->store->index, &r->expire_hash, &slots, &capacity, &count);
-    if (status == KV_OK) expire_slots(r, slots, count);
+    size_t count;
+    bool owns = false;
+    for (uint32_t i = 0; i < r->shard_count && !owns; i++) owns = r->shards[i].own.ballot != 0;
+    if (!owns) return;
+    kv_status status = kv_index_walk(r->store->index, &r->expire_hash, &r->expire_slots, &r->expire_capacity, &count);
+    if (status == KV_OK) expire_slots(r, r->expire_slots, count);
     else replica_fail(r, status);
-    free(slots);
 }
 
 /* --- a write, by what the lane was told before --- */
@@ -472,6 +507,7 @@ static kv_status step_apply(kv_replica *r, shard *s, const kv_record *record, kv
     kv_status status = record->version > s->whole_from ? store_show(r->store, record, position, used, &fault)
                                                        : state_show(r, record, position, used, &fault);
     if (status == KV_OK && s->own.ballot != 0) decided(r, record, position);
+    if (r->waits.count != 0) waits_touch(r, record);
     return status;
 }
 
@@ -501,6 +537,7 @@ static void apply_ahead(const kv_replica *r, const shard *s, uint64_t limit) {
 void shard_apply(kv_replica *r, shard *s) {
     uint64_t limit = s->commit < log_last(&s->log) ? s->commit : log_last(&s->log);
     if (s->installing.active) return;
+    if (r->waits.count != 0 && s->applied < limit) waits_touch_shard(r, s);
     uint64_t ahead = s->applied;
     while (s->applied < limit && r->failed == KV_OK) {
         if (s->applied == ahead && limit - ahead > 1) {

@@ -10,7 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#include "store_internal.h"
+#include "late.h"
 
 enum {
     PAGE_SIZE_MAX = 1 << 16,    /* a page is full when it has so many bytes; the entry that makes it so is in it. Small
@@ -258,6 +258,7 @@ static kv_status page_add_plain(paging *p, const candidate *one, bool *added) {
     if (store_look_at(c->store, t, &f, &unsaid) != KV_OK) return KV_OK;
     bool values = p->range->with_values;
     if (values && !seen_there(one) && !found_intact_once(c->store, &f)) return KV_OK;
+    if (KV_UNLIKELY(values && (f.record.flags & KV_FLAG_META))) return KV_OK;
     uint32_t value_size = values ? f.record.value_size : 0;
     uint64_t size = t->key_size + value_size;
     kv_status status = gather_room(c, p->gathered.used, size, &to);
@@ -385,6 +386,7 @@ kv_result kv_scan(kv_caller *c, const kv_range *range, kv_page *page) {
 typedef struct change_paging {
     paging base; /* first: page_make() hands it to the fill */
     uint64_t since;
+    change_rules *rules; /* of a replica; NULL: of a store of its own */
     uint64_t newest; /* the table's version when the page began: what is above it may be half shown */
     kv_change_page *out;
 } change_paging;
@@ -431,7 +433,7 @@ static kv_status change_block(change_paging *p) {
         if (outside || one->version > p->newest) return KV_EOF;
         bool full = base->gathered.used >= CHANGES_SIZE_MAX || base->page->count >= base->range->count_max ||
                     base->looked_count >= LOOK_COUNT_MAX;
-        if (full && one->version != p->out->version) {
+        if (full && (one->version != p->out->version || (p->rules != NULL && p->rules->splits))) {
             base->page->more = p->out->more = 1;
             return KV_MORE;
         }
@@ -451,6 +453,13 @@ static kv_status find_floor(kv_caller *c, uint64_t table_id, uint64_t *floor) {
     return status == KV_ABSENT ? KV_OK : status;
 }
 
+/* As the consumer of a replica's pages is told; see replica_changes.c. */
+static bool replica_complete(const change_paging *p, uint64_t floor) {
+    const change_rules *rules = p->rules;
+    if (rules->ahead) return false;
+    return p->since == 0 || p->since >= floor || rules->began >= floor || rules->blind;
+}
+
 /* A table's id is the number it was made under: who has seen something below that saw another table. */
 static kv_status change_begin(change_paging *p) {
     kv_caller *c = p->base.caller;
@@ -460,9 +469,14 @@ static kv_status change_begin(change_paging *p) {
     kv_status status = reader_find_table(c, p->base.range->table, p->base.range->table_size, &table);
     if (status == KV_OK) status = find_floor(c, table.id, &out->floor);
     if (status != KV_OK) return status;
-    if (out->floor < table.id) out->floor = table.id;
+    uint64_t made = p->rules == NULL ? table.id : late_table_version(table.id);
+    if (out->floor < made) out->floor = made;
     /* Who has seen more than there is saw what a power cut took back. */
     out->complete = p->since == 0 || (p->since >= out->floor && p->since <= table.version);
+    if (p->rules != NULL) {
+        out->complete = replica_complete(p, out->floor);
+        p->rules->through = table.version;
+    }
     out->version = p->since;
     p->newest = table.version;
     p->base.table_id = table.id;
@@ -479,14 +493,21 @@ static kv_status change_fill(void *context) {
     if (status == KV_ECORRUPT) return order_fault(base->caller->store, base->scratch->cursor, &base->caller->answer.fault);
     while (status == KV_OK) status = change_block(p);
     base->page->size = base->gathered.used;
-    if (status == KV_EOF) p->out->version = p->newest;
+    /* A replica may be asked by who has heard of later versions of the shard. */
+    bool ahead = p->rules != NULL && p->since > p->newest;
+    if (status == KV_EOF && !ahead) p->out->version = p->newest;
     return status == KV_EOF ? KV_OK : status;
 }
 
 kv_result kv_changes(kv_caller *c, const uint8_t *table, size_t table_size, uint64_t since, uint64_t count_max,
                      kv_change_page *out) {
+    return store_changes(c, table, table_size, since, count_max, NULL, out);
+}
+
+kv_result store_changes(kv_caller *c, const uint8_t *table, size_t table_size, uint64_t since, uint64_t count_max,
+                        change_rules *rules, kv_change_page *out) {
     kv_range range = {.what = KV_SCAN_ROWS, .count_max = count_max, .with_values = 1, .table = table, .table_size = table_size};
-    change_paging p = {.base = {.caller = c, .range = &range, .page = &out->page}, .since = since, .out = out};
+    change_paging p = {.base = {.caller = c, .range = &range, .page = &out->page}, .since = since, .rules = rules, .out = out};
     if (since > INT64_MAX) return caller_fail(c, KV_EUSAGE, "versions are below 2 to the 63");
     kv_result size = page_make(&p.base, change_fill);
     return size == kv_ending(KV_ABSENT) ? 0 : size;

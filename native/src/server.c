@@ -10,7 +10,7 @@
 
 #include "command.h"
 
-enum { SHARD_COUNT = 64, EVENTS_MAX = 128, CLIENTS_DEFAULT = 10000, TICK_MS = 5, REQUEST_MS = 5000 };
+enum { SHARD_COUNT = 64, EVENTS_MAX = 128, CLIENTS_DEFAULT = 10000, TICK_MS = 5, REQUEST_MS = 5000, STOP_MS = 3000 };
 static const uint64_t WORD_SIZE_MAX = (uint64_t)512 << 20, OWED_SIZE_MAX = (uint64_t)256 << 20;
 
 static uint64_t clock_ms(void) {
@@ -60,6 +60,7 @@ static void *sync_run(void *context) {
         pthread_mutex_unlock(&server->lock);
         kv_status status = kv_flow_sync(flow, (kv_position){.segment = (uint32_t)(upto >> 32), .offset = (uint32_t)upto});
         pthread_mutex_lock(&server->lock);
+        server->sync_count++;
         if (status == KV_OK) server->synced = upto;
         else server->sync_failed = status;
         server_ring(server);
@@ -89,6 +90,7 @@ static kv_status hear_bell(kv_server *server) {
     pthread_mutex_lock(&server->lock);
     uint64_t synced = server->synced;
     kv_status failed = server->sync_failed;
+    if (server->looks_done != server->looks_wanted) look_show(server);
     pthread_mutex_unlock(&server->lock);
     links_arrive(server);
     if (failed != KV_OK) return failed;
@@ -126,6 +128,7 @@ static void tick(kv_server *server) {
     server->next_tick_ms = server->now_ms + server->options.tick_ms;
     kv_replica_tick(server->replica);
     requests_tick(server);
+    if (server->leaving) leave_send(server);
 }
 
 /* Answers let commands go on that waited for them, which ask for more: until nobody does. */
@@ -151,17 +154,22 @@ static void work_off(kv_server *server) {
 kv_status kv_server_run(kv_server *server, kv_fault *fault) {
     struct epoll_event events[EVENTS_MAX];
     kv_status status = KV_OK;
+    bool gone = false;
     server->now_ms = server->next_tick_ms = clock_ms();
-    while (status == KV_OK && !atomic_load(&server->stop)) {
+    while (status == KV_OK && !gone) {
         uint64_t left = server->next_tick_ms > server->now_ms ? server->next_tick_ms - server->now_ms : 0;
         int count = epoll_wait(server->epoll, events, EVENTS_MAX, (int)left);
         server->now_ms = clock_ms();
         for (int i = 0; status == KV_OK && i < count; i++) status = handle(server, events[i].data.ptr, events[i].events);
+        if (!server->leaving) leave_noticed(server);
         tick(server);
         work_off(server);
         if (status == KV_OK) status = kv_replica_failure(server->replica);
+        gone = status == KV_OK && atomic_load(&server->stops) != 0 && leave_step(server);
     }
     if (status != KV_OK) {
+        kv_status first = kv_flow_poison(kv_replica_flow(server->replica), &fault->os_error);
+        if (status == KV_EPOISONED && first != KV_OK) status = first; /* What began it says more than what came of it. */
         fault->status = status;
         snprintf(fault->what, sizeof fault->what, "the replica cannot go on: %s", kv_status_name(status));
     }
@@ -169,7 +177,7 @@ kv_status kv_server_run(kv_server *server, kv_fault *fault) {
 }
 
 void kv_server_stop(kv_server *server) {
-    atomic_store(&server->stop, true);
+    atomic_fetch_add(&server->stops, 1);
     server_ring(server);
 }
 
@@ -181,6 +189,7 @@ static void default_options(kv_server_options *o) {
     if (o->request_ms == 0) o->request_ms = REQUEST_MS;
     if (o->word_size_max == 0) o->word_size_max = WORD_SIZE_MAX;
     if (o->owed_size_max == 0) o->owed_size_max = OWED_SIZE_MAX;
+    if (o->stop_ms == 0) o->stop_ms = STOP_MS;
     /* Alone there is nobody to share the work with, and one shard lets a command take any keys. */
     if (o->replica.shard_count == 0) o->replica.shard_count = o->replica.member_count > 1 ? SHARD_COUNT : 1;
     o->password[sizeof o->password - 1] = o->announce[sizeof o->announce - 1] = 0;
@@ -203,11 +212,12 @@ static kv_status server_begin(kv_server *server) {
     const kv_replica_options *replica = &server->options.replica;
     server->shard_count = server->options.replica.shard_count;
     server->seen = calloc(server->shard_count, sizeof *server->seen);
+    server->shown_shards = calloc(server->shard_count, sizeof *server->shown_shards);
     server->leaders = calloc(KV_SLOT_COUNT, sizeof(op *));
     server->samples = samples_make(server->shard_count);
     server->cursors = cursors_new((uint64_t)time(NULL) << 22);
     server->channels = channels_new();
-    if (server->seen == NULL || server->samples == NULL || server->leaders == NULL) return KV_ENOMEM;
+    if (server->seen == NULL || server->samples == NULL || server->leaders == NULL || server->shown_shards == NULL) return KV_ENOMEM;
     if (server->cursors == NULL || server->channels == NULL) return KV_ENOMEM;
     server->start_ms = server->now_ms = clock_ms();
     for (uint32_t i = 0; i < replica->member_count; i++) {
@@ -236,6 +246,7 @@ kv_status kv_server_new(kv_io *io, const kv_server_options *options, kv_fault *f
     default_options(&server->options);
     pthread_mutex_init(&server->lock, NULL);
     pthread_cond_init(&server->wanted, NULL);
+    pthread_cond_init(&server->looked, NULL);
     kv_status status = io->random(io, (uint8_t *)&server->identity, sizeof server->identity);
     if (status != KV_OK) io->free(io);
     else status = kv_replica_open(io, &server->options.replica, fault, &server->replica);
@@ -270,9 +281,9 @@ void kv_server_free(kv_server *server) {
     free(server->samples);
     free(server->leaders);
     free(server->seen);
+    free(server->shown_shards);
     pthread_mutex_destroy(&server->lock);
     pthread_cond_destroy(&server->wanted);
+    pthread_cond_destroy(&server->looked);
     free(server);
 }
-
-void kv_server_look(const kv_server *server, kv_server_figures *out) { *out = server->figures; }

@@ -4,6 +4,8 @@
  *   client.c       connections of clients: commands in, replies out, in their order
  *   request.c      what is asked of replicas on a client's behalf, here or elsewhere, until there is an answer
  *   link.c         connections to peers: frames of the replica, requests that are passed on
+ *   leave.c        a stop: shards are handed over first; peers that end
+ *   look.c         figures, for who asks from outside
  *   op.c           commands from their words to their replies, and what they are kept in
  *   perform.c      a command that reads, decides and writes, from the read to the batch
  *   parts.c        a command of several slots, or about all keys
@@ -178,6 +180,8 @@ typedef struct peer_link {
     wire_out out;
     size_t sent;
     bool writing;          /* epoll tells when it can be written */
+    bool leaving;          /* it said so: nothing is handed over to it */
+    bool ended;            /* the other end closed it, and nothing has come of that yet */
     char client_address[64]; /* where its clients go, as it said itself; "": not heard */
 } peer_link;
 
@@ -215,10 +219,17 @@ struct kv_server {
     pthread_cond_t wanted;
     uint64_t sync_wanted, synced; /* under the lock */
     kv_status sync_failed;
+    uint64_t sync_count;
     bool ends;
     arrival arrived[KV_MEMBERS_MAX]; /* connections to be taken over; under the lock */
     uint32_t arrived_count;
-    atomic_bool stop;
+    uint64_t looks_wanted, looks_done; /* under the lock, and what was seen last */
+    pthread_cond_t looked;
+    kv_server_figures shown;
+    kv_server_shard *shown_shards;
+    atomic_int stops;      /* how often it was told to */
+    bool leaving, draining; /* nobody is let in; no command is read */
+    uint64_t leave_until_ms;
     kv_server_figures figures;
 };
 
@@ -276,6 +287,16 @@ void link_close(kv_server *server, peer_link *l, const char *why);
 bool link_pass_on(kv_server *server, uint16_t node, const op *o);
 void link_pass_back(kv_server *server, const op *o, const kv_reply *reply, const uint8_t *bytes);
 void links_free(kv_server *server);
+
+/* leave.c */
+bool leave_step(kv_server *server); /* once a round while it is told to stop; true: it is over */
+void leave_send(kv_server *server); /* at a tick */
+void leave_receive(kv_server *server, peer_link *l, wire_in *in);
+void leave_noticed(kv_server *server); /* once a round */
+enum { LINK_LEAVE = 203 }; /* the type of what it sends */
+
+/* look.c */
+void look_show(kv_server *server); /* holds the lock */
 
 /* command.c */
 void command_begin(kv_server *server, op *o);

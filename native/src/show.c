@@ -119,6 +119,8 @@ static kv_status note_names(kv_store *store, const kv_record *record, uint64_t l
     return status;
 }
 
+static bool names_content(const kv_store *store) { return store->late != NULL && store->late->contents != NULL; }
+
 kv_status store_index_put(kv_store *store, uint64_t hash, const found *old, const kv_record *record,
                           kv_position position, uint32_t used) {
     uint64_t location = store_location(record, position);
@@ -135,6 +137,8 @@ kv_status store_index_put(kv_store *store, uint64_t hash, const found *old, cons
     if (status == KV_OK && there) status = count_out(store, old, record, behind);
     if (KV_UNLIKELY(status == KV_OK && there && found_table(old)) && !same_table(old, record))
         status = retire_table(store, old->record.table_id);
+    bool metas = is_meta(record) || (there && is_meta(&old->record));
+    if (KV_UNLIKELY(metas && status == KV_OK && names_content(store))) status = content_shown(store, old, record);
     return status;
 }
 
@@ -179,7 +183,9 @@ kv_status store_show(kv_store *store, const kv_record *record, kv_position posit
 kv_status store_hide(kv_store *store, const found *old) {
     store->hidden = true;
     kv_status status = kv_index_remove(store->index, &old->probe);
-    return status == KV_OK ? count_out(store, old, NULL, kv_flow_tail(store->flow)) : status;
+    if (status == KV_OK) status = count_out(store, old, NULL, kv_flow_tail(store->flow));
+    bool metas = is_meta(&old->record) && names_content(store);
+    return status == KV_OK && metas ? content_shown(store, old, NULL) : status;
 }
 
 /* --- the newest CLOCK, which no slot points at --- */

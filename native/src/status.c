@@ -33,6 +33,7 @@ const char *kv_status_name(int status) {
     case KV_EBEHIND: return "left behind";
     case KV_ESNAPSHOT: return "snapshot expired";
     case KV_EWAIT: return "would wait";
+    case KV_ELACKING: return "bytes elsewhere";
     case KV_EDISK: return "disk error";
     case KV_ENOSPC: return "no space";
     case KV_EPOISONED: return "poisoned";

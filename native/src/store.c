@@ -139,9 +139,15 @@ uint64_t store_table_id(const kv_store *store, uint64_t nth) {
 kv_status store_append(kv_store *store, kv_record *record, kv_position *position, uint32_t *used) {
     uint64_t sequence = kv_flow_sequence(store->flow) + 1;
     uint8_t *bytes;
-    if (KV_UNLIKELY(store->late != NULL)) late_stamp(store->late, record, true);
+    kv_status status = KV_OK;
+    if (KV_UNLIKELY(store->late != NULL)) {
+        late_stamp(store->late, record, true);
+        status = late_keep(store, record, store->late->meta);
+        if (status != KV_OK) return status;
+        sequence = kv_flow_sequence(store->flow) + 1;
+    }
     uint64_t size = kv_record_size(record);
-    kv_status status = kv_flow_reserve(store->flow, size, 1, &bytes, position);
+    status = kv_flow_reserve(store->flow, size, 1, &bytes, position);
     if (KV_UNLIKELY(status != KV_OK)) return status;
     record->version = store_next_version(store);
     record->sequence = sequence;
@@ -156,18 +162,24 @@ kv_status store_append(kv_store *store, kv_record *record, kv_position *position
 
 /* Two records in one envelope, under one version. */
 kv_status store_append_pair(kv_store *store, kv_record *first, kv_record *second, kv_position at[2], uint32_t used[2]) {
-    uint64_t salt = kv_flow_salt(store->flow), sequence = kv_flow_sequence(store->flow) + 1;
     kv_record *records[2] = {first, second};
-    kv_record head = {.kind = KV_KIND_ENVELOPE, .version = sequence};
-    uint64_t size = kv_record_size(&head);
     kv_position position;
     uint8_t *bytes;
+    kv_status status = KV_OK;
+    if (store->late != NULL) { /* The row has what the asker is told. */
+        late_stamp(store->late, first, false);
+        late_stamp(store->late, second, true);
+        status = late_keep(store, second, store->late->meta);
+    }
+    if (status != KV_OK) return status;
+    uint64_t salt = kv_flow_salt(store->flow), sequence = kv_flow_sequence(store->flow) + 1;
+    kv_record head = {.kind = KV_KIND_ENVELOPE, .version = sequence};
+    uint64_t size = kv_record_size(&head);
     for (int i = 0; i < 2; i++) {
-        if (store->late != NULL) late_stamp(store->late, records[i], i == 1); /* The row has what the asker is told. */
         used[i] = (uint32_t)kv_record_size(records[i]);
         head.value_size += used[i];
     }
-    kv_status status = kv_flow_reserve(store->flow, size + head.value_size, 1, &bytes, &position);
+    status = kv_flow_reserve(store->flow, size + head.value_size, 1, &bytes, &position);
     if (status != KV_OK) return status;
     kv_record_encode(&head, kv_place(salt, position.segment, position.offset), bytes);
     for (int i = 0; i < 2; i++) {

@@ -249,6 +249,8 @@ bool found_intact_once(const kv_store *store, const found *f); /* the same, a la
 bool found_whole(const kv_store *store, found *f);
 /* For whoever is: KV_ECORRUPT if it is not what was written. */
 kv_status found_value(kv_caller *c, const found *f);
+/* The bytes of a value that is no file; in a replica they may be those of a DATA record, or, KV_ELACKING, not be here. */
+kv_status found_bytes(kv_store *store, const found *f, const uint8_t **bytes, uint64_t *size, kv_fault *fault);
 bool found_tombstone(const found *f);
 bool found_table(const found *f);
 bool found_alive(kv_store *store, const found *f); /* there, no tombstone, not expired */
@@ -271,6 +273,17 @@ kv_status store_show(kv_store *store, const kv_record *record, kv_position posit
 kv_status store_show_clock(kv_store *store, const kv_record *record, kv_position position, uint32_t used);
 kv_status store_hide(kv_store *store, const found *old); /* takes a slot out of the index; not a table's key */
 void count_live(counters *n, uint32_t segment, int64_t size);
+
+/* scan.c */
+/* What is otherwise in a page of changes that a replica makes (replica_changes.c). */
+typedef struct change_rules {
+    uint64_t began;        /* the `through` of the first page of this copy; 0: there was none */
+    uint64_t through;      /* out: the table's version */
+    bool ahead;            /* rules left out: the consumer has seen more than is applied here, and is sent back; */
+    bool splits, blind;    /* a page ends anywhere; the floor is passed over */
+} change_rules;
+kv_result store_changes(kv_caller *c, const uint8_t *table, size_t table_size, uint64_t since, uint64_t count_max,
+                        change_rules *rules, kv_change_page *out);
 
 /* write.c */
 void row_moves_next(table_state *table, const uint8_t *row, size_t size); /* a row that is put */

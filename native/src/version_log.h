@@ -11,7 +11,8 @@ typedef struct version_entry {
     uint64_t ballot;
     kv_position position;  /* of its first record; its others follow */
     uint32_t size;
-    uint32_t record_count;
+    uint32_t record_count : 31;
+    uint32_t meta : 1;     /* one of its values is a META */
 } version_entry;
 
 typedef struct version_log {

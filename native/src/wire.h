@@ -26,6 +26,10 @@ enum wire_type {
     WIRE_POSITION,
     WIRE_PING,         /* I am here */
     WIRE_OFFER,        /* take this shard over: it should be yours, or you have what I lack of it */
+    WIRE_FETCH = 16,   /* bytes of values, please */
+    WIRE_BYTES,        /* some of them */
+    WIRE_ASK_HELD,     /* do you hold these durably? */
+    WIRE_HELD,         /* I do, I do not */
     WIRE_TYPE_END,
 };
 

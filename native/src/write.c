@@ -7,7 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#include "store_internal.h"
+#include "late.h"
 
 /* A row by hand that is above this is a name that happens to have eight bytes: numbers are not to run out for it. */
 static const uint64_t ROW_ID_LIMIT = (uint64_t)1 << 62;
@@ -221,7 +221,8 @@ static kv_result write_value(kv_caller *c, write_step step, write_op *w, int dur
     kv_big big;
     if (KV_UNLIKELY(name_check(w->table, w->table_size, w->key_size) != KV_OK)) return refuse_name(c);
     if (KV_UNLIKELY(w->value_size > KV_VALUE_SIZE_MAX)) return caller_fail(c, KV_EVALUESIZE, "values have up to 1 GiB");
-    if (KV_LIKELY(w->value_size <= c->store->options.inline_size_max)) return store_write(c, step, w, durable);
+    bool by_digest = c->store->late != NULL && c->store->late->contents != NULL;
+    if (KV_LIKELY(w->value_size <= c->store->options.inline_size_max) || by_digest) return store_write(c, step, w, durable);
 
     if (c->hasty) return kv_ending(KV_EWAIT);
     kv_status status = big_write(c, w->value, w->value_size, &big);
@@ -315,7 +316,11 @@ static kv_status step_incr(kv_caller *c, write_op *w) {
     if (status != KV_OK) return status;
     int64_t number = 0;
     if (alive && (w->old.record.flags & KV_FLAG_BIG)) return KV_ENOTINT;
-    if (alive && !parse_int64(w->old.record.value, w->old.record.value_size, &number)) return KV_ENOTINT;
+    const uint8_t *old = NULL;
+    uint64_t old_size = 0;
+    if (alive) status = found_bytes(c->store, &w->old, &old, &old_size, &c->answer.fault);
+    if (status != KV_OK) return status;
+    if (alive && !parse_int64(old, old_size, &number)) return KV_ENOTINT;
     if (__builtin_add_overflow(number, w->number, &number)) return KV_EOVERFLOW;
     char digits[24];
     int size = snprintf(digits, sizeof digits, "%lld", (long long)number);
@@ -350,14 +355,18 @@ static kv_status step_append(kv_caller *c, write_op *w) {
     kv_status status = value_begin(c, w, &alive);
     if (status != KV_OK) return status;
     if (alive && (w->old.record.flags & KV_FLAG_BIG)) return KV_MORE;
+    const uint8_t *old = NULL;
+    uint64_t old_size = 0;
     if (alive) status = found_value(c, &w->old);
+    if (status == KV_OK && alive) status = found_bytes(c->store, &w->old, &old, &old_size, &c->answer.fault);
     if (status != KV_OK) return status;
-    size_t old_size = alive ? w->old.record.value_size : 0, size = old_size + w->value_size;
-    if (size > c->store->options.inline_size_max) return KV_MORE;
+    size_t size = old_size + w->value_size;
+    bool by_digest = c->store->late != NULL && c->store->late->contents != NULL;
+    if (size > (by_digest ? (uint64_t)LATE_CONTENT_SIZE_MAX : c->store->options.inline_size_max)) return KV_MORE;
     uint8_t *joined;
     status = answer_room(c, size, &joined);
     if (status != KV_OK) return status;
-    if (old_size != 0) memcpy(joined, w->old.record.value, old_size);
+    if (old_size != 0) memcpy(joined, old, old_size);
     if (w->value_size != 0) memcpy(joined + old_size, w->value, w->value_size);
     kv_record record = {.kind = KV_KIND_PUT,
                         .expires_ms = expiry_after(c->store, w, alive),
@@ -455,7 +464,7 @@ static kv_status step_expire(kv_caller *c, write_op *w) {
     status = found_value(c, &w->old);
     if (status != KV_OK) return status;
     kv_record record = {.kind = KV_KIND_PUT,
-                        .flags = w->old.record.flags & KV_FLAG_BIG,
+                        .flags = w->old.record.flags & (KV_FLAG_BIG | KV_FLAG_META),
                         .value = w->old.record.value,
                         .value_size = w->old.record.value_size};
     if (found_table(&w->old)) status = table_begin(c, w, KV_KIND_TABLE_NEW, &record);

@@ -177,10 +177,10 @@ TEST(transcript_a_record_of_an_older_ballot_is_not_counted_by_itself) {
             "3>2 ACK c1#1 refused #1 s0 2.2: promised 2.2 last 1 commit 1\n"
             "2>3 FLOW c1#2 s0 2.2 after 1 of 1.1 commit 1: 1.1 put a\n"
             "3 durable\n"
-            "3>2 ACK c1#2 refused #1 s0 2.2: promised 2.2 last 1 commit 1\n"
+            "3>2 ACK c1#2\n"
             "2>3 FLOW c1#3 s0 2.2 after 2 of 1.1 commit 1: barrier\n"
             "3 durable\n"
-            "3>2 ACK c1#3 refused #1 s0 2.2: promised 2.2 last 1 commit 1\n");
+            "3>2 ACK c1#3\n");
     end(b);
 }
 
@@ -379,7 +379,7 @@ TEST(transcript_a_gap_is_told_and_the_flow_goes_on_behind_what_is_there) {
             "3>1 ACK c2#1 refused #1 s0 1.1: promised 1.1 last 0 commit 0\n"
             "1>3 FLOW c2#2 s0 1.1 after 0 of 0 commit 2: barrier, put a\n"
             "3 durable\n"
-            "3>1 ACK c2#2 refused #1 s0 1.1: promised 1.1 last 0 commit 0\n");
+            "3>1 ACK c2#2\n");
     CHECK_EQ(state_of(b, 3, 0).applied, 2);
     end(b);
 }
@@ -483,10 +483,10 @@ TEST(transcript_a_tail_that_nobody_else_holds_is_cut) {
             "1 answers retry\n"
             "1>3 ACK c2#1 refused #1 s0 2.3: promised 2.3 last 2 commit 1\n"
             "3>1 FLOW c2#2 s0 2.3 after 2 of 2.3 commit 3: put b\n"
-            "1>3 ACK c2#2 refused #1 s0 2.3: promised 2.3 last 2 commit 1 refused #2 s0 2.3: promised 2.3 last 2 commit 1\n"
+            "1>3 ACK c2#2 refused #2 s0 2.3: promised 2.3 last 2 commit 1\n" /* 3 knows of the first. */
             "3>1 FLOW c2#3 s0 2.3 after 1 of 1.1 commit 3: barrier, put b\n"
             "1 durable\n"
-            "1>3 ACK c2#3 refused #1 s0 2.3: promised 2.3 last 2 commit 1 refused #2 s0 2.3: promised 2.3 last 2 commit 1\n");
+            "1>3 ACK c2#3\n");
     CHECK_EQ(kv_replica_count(b->node[1])->cuts, 1);
     CHECK_EQ(state_of(b, 1, 0).applied, 3);
     CHECK_EQ(kv_replica_digest(b->node[1], 0, 2), kv_replica_digest(b->node[3], 0, 2));
@@ -569,10 +569,10 @@ TEST(transcript_a_read_at_another_replica) {
     pass(b, 1, 2);
     pass(b, 2, 1);
     pass(b, 1, 2);
-    SAID(b, "2>1 ASK_POSITION s0\n"
+    SAID(b, "2>1 ASK_POSITION s0 a\n"
             "1>2 CHECK s0 1.1\n"
             "2>1 CHECKED s0 1.1\n"
-            "1>2 POSITION 2\n");
+            "1>2 POSITION s0 2\n");
     tick(b, 1, 4); /* It waits until it has heard of the commit. */
     pass(b, 1, 2);
     SAID(b, "1>2 FLOW c1#4 s0 1.1 after 2 of 1.1 commit 2\n"
@@ -589,8 +589,8 @@ TEST(transcript_a_position_is_refused_by_who_does_not_own) {
     ask(b, 2, at_follower(get("a")));
     pass(b, 2, 1);
     pass(b, 1, 2);
-    SAID(b, "2>1 ASK_POSITION s0\n"
-            "1>2 POSITION refused\n"
+    SAID(b, "2>1 ASK_POSITION s0 a\n"
+            "1>2 POSITION s0 refused\n"
             "2 answers retry\n");
     end(b);
 }
@@ -641,7 +641,7 @@ TEST(transcript_who_was_away_for_too_long_gets_a_snapshot) {
             "3>1 ACK c2#1 refused #1 s0 1.1: promised 1.1 last 0 commit 0\n"
             "1>3 FLOW c2#2 s0 1.1 snapshot of 5 piece 0 v5 put a of 1 until 5 forgotten 0 lanes 1\n"
             "3 durable\n"
-            "3>1 ACK c2#2 refused #1 s0 1.1: promised 1.1 last 0 commit 0\n");
+            "3>1 ACK c2#2\n");
     end(b);
 }
 
@@ -743,9 +743,11 @@ TEST(transcript_only_the_owner_ends_what_has_expired) {
 
 TEST(transcript_an_offer_gives_a_shard_back) {
     bench *b = &world;
-    begin_with(b, 3, (kv_replica_options){.shard_count = 1, .policy = 1, .hold_ticks = 5, .healthy_ticks = 4, .silence_ticks = 5});
+    begin_with(b, 3, (kv_replica_options){.shard_count = 1, .policy = 1, .hold_ticks = 17, .healthy_ticks = 4, .silence_ticks = 9});
     CHECK_EQ(kv_owner_rank(b->options.members, 3, 0, 3), 0); /* 3 should have it. */
     own(b, 1);
+    for (int i = 0; i < 3; i++) heartbeat(b); /* They hear of each other that they are heard, and by whom. */
+    forget_said(b);
     scenario(b, "An offer",
              "3 is the preferred owner of the shard and has been there for a while. 1 offers it: from there on it is a takeover "
              "like any other, and 1 goes on as owner until it promises.");

@@ -78,11 +78,11 @@ TEST(a_row_that_brings_its_table_is_logged_with_what_was_answered) {
     }
 }
 
-TEST(a_batch_with_a_value_for_a_file_is_refused) {
+TEST(a_batch_with_a_value_that_no_frame_holds_is_refused) {
     fixture f;
     begin(&f);
-    uint8_t *large = calloc(1, KV_INLINE_SIZE_MAX + 1);
-    kv_operation operation = {.key = bytes("k"), .key_size = 1, .value = large, .value_size = KV_INLINE_SIZE_MAX + 1};
+    uint8_t *large = calloc(1, (16 << 20) + 1);
+    kv_operation operation = {.key = bytes("k"), .key_size = 1, .value = large, .value_size = (16 << 20) + 1};
     kv_ask a = {.kind = KV_REQUEST_BATCH, .operations = &operation, .operation_count = 1};
     kv_reply reply = ask(&f, &a);
     CHECK_EQ(reply.status, KV_ANSWER_REFUSED);
@@ -105,7 +105,7 @@ TEST(a_batch_that_expects_something_in_another_slot_is_refused) {
 
 int main(void) {
     RUN(a_row_that_brings_its_table_is_logged_with_what_was_answered);
-    RUN(a_batch_with_a_value_for_a_file_is_refused);
+    RUN(a_batch_with_a_value_that_no_frame_holds_is_refused);
     RUN(a_batch_that_expects_something_in_another_slot_is_refused);
     return check_report();
 }

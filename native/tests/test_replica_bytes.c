@@ -44,6 +44,7 @@ static void keep_more(bench *b) {
         wire_out out = {0};
         wire_begin(&out, (enum wire_type)type);
         if (type == WIRE_OFFER) wire_put_varint(&out, 0);
+        if (type == WIRE_PING) wire_put_bytes(&out, (const uint8_t[]){3, 1, 0, 7, 2, 3, 7, 3, 1, 0}, 10);
         wire_end(&out);
         b->keeping = true;
         keep(b, 1, (frame){.bytes = out.bytes, .size = out.size});
@@ -80,7 +81,7 @@ TEST(every_cut_of_every_message_is_refused) {
             receive_at_edge(b, to, b->kept_from[i], bytes, cut, bytes[4] == WIRE_FLOW ? KV_MORE : KV_EUSAGE);
         }
     }
-    CHECK_EQ(types, (1u << WIRE_TYPE_END) - 2); /* Every type was among them. */
+    CHECK_EQ(types, (1u << (WIRE_OFFER + 1)) - 2); /* Every type was among them, but those of test_replica_digest.c. */
     free(bytes);
     end(b);
 }

@@ -29,6 +29,7 @@ static wire_out flow_of(uint64_t seq, uint64_t shard_number, uint64_t ballot, bo
     wire_put_varint(&out, CONNECTION);
     wire_put_varint(&out, 1);
     wire_put_varint(&out, seq);
+    wire_put_varint(&out, 0); /* It knows of no answer. */
     wire_put_varint(&out, shard_number);
     wire_put64(&out, ballot);
     wire_put8(&out, piece);

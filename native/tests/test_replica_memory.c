@@ -156,6 +156,7 @@ static bool ask(set *s, uint32_t number, kv_ask a, int32_t wanted) {
         int32_t status = s->reply.status;
         if (status == wanted) return true;
         if (status == KV_ANSWER_SEEN) a.seen = s->reply.version;
+        if (status == KV_ANSWER_UNAVAILABLE) failing_on = false; /* It did without: the memory is back. */
         CHECK(status == KV_ANSWER_RETRY || status == KV_ANSWER_UNAVAILABLE || status == KV_ANSWER_SEEN);
     }
     return false;

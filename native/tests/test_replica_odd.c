@@ -136,7 +136,7 @@ TEST(large_records_go_in_messages_of_their_own) {
     memset(large, 'z', LARGE);
     large[LARGE] = 0;
     kv_options store = {.segment_size_min = 8 << 20, .segment_size_max = 8 << 20};
-    begin_with(b, 3, (kv_replica_options){.shard_count = 2, .store = store});
+    begin_with(b, 3, (kv_replica_options){.shard_count = 2, .inline_max = KV_INLINE_SIZE_MAX, .store = store});
     own(b, 1);
     for (int i = 0; i < 6; i++) ask_beside(b, 1, put((const char *[]){"a", "b", "c", "d", "e", "f"}[i], large));
     flush(b, 1);
@@ -241,7 +241,7 @@ TEST(every_option_may_be_set) {
                                           .window_size_max = 1, .retransmit_ticks = 1, .takeover_ticks = 1, .read_ticks = 1,
                                           .heartbeat_ticks = 1, .silence_ticks = 1, .hold_ticks = 1, .healthy_ticks = 1,
                                           .pending_max = 9, .policy = 1, .incarnation_min = 77,
-                                          .store = {.inline_size_max = 100}});
+                                          .inline_max = 100, .fetch_size_max = 1});
     CHECK_EQ(b->node[1]->incarnation, 77);
     tick(b, 1, 3);
     settle(b);
@@ -249,8 +249,13 @@ TEST(every_option_may_be_set) {
     forget_said(b);
     char large[102] = {0};
     memset(large, 'x', 101);
-    TOLD(b, 1, put("k", large), KV_ANSWER_REFUSED, 0, 0);
-    TOLD(b, 1, put("k", large + 1), KV_ANSWER_OK, 2, 0);
+    kv_record record;
+    TOLD(b, 1, put("k", large), KV_ANSWER_OK, 2, 0);
+    CHECK_EQ(kv_replica_record(b->node[1], 0, 2, 0, &record), KV_OK);
+    CHECK_EQ(record.value_size, KV_META_SIZE);
+    TOLD(b, 1, put("k", large + 1), KV_ANSWER_OK, 3, 0);
+    CHECK_EQ(kv_replica_record(b->node[1], 0, 3, 0, &record), KV_OK);
+    CHECK_EQ(record.value_size, 100);
     end(b);
 }
 

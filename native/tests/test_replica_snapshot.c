@@ -13,19 +13,22 @@ typedef struct set {
     bool cut;           /* CUT_OFF hears nothing, and is not heard */
     uint32_t written;     /* batches that were answered */
     uint32_t read, unavailable;
+    uint32_t segment_size;
+    size_t largest;       /* message */
 } set;
 
 static void boot(set *s, uint16_t i) {
     kv_fault fault;
     kv_replica_options options = {.node = i, .members = {1, 2, 3}, .member_count = NODES, .shard_count = 1, .keep_max = 16,
-                                  .piece_tables = 1, .window_size_max = 1, .mutations = s->mutations};
-    options.store.segment_size_min = options.store.segment_size_max = 1 << 18;
+                                  .piece_tables = 1, .window_size_max = 1, .mutations = s->mutations,
+                                  .inline_max = KV_INLINE_SIZE_MAX};
+    options.store.segment_size_min = options.store.segment_size_max = s->segment_size;
     kv_sim_set_recording(s->disks[i], false);
     CHECK_EQ(kv_replica_open(kv_sim_io(s->disks[i]), &options, &fault, &s->nodes[i]), KV_OK);
 }
 
 static set set_new(uint64_t mutations) {
-    set s = {.mutations = mutations};
+    set s = {.mutations = mutations, .segment_size = 1 << 18};
     for (uint16_t i = 1; i <= NODES; i++) {
         s.disks[i] = kv_sim_new();
         boot(&s, i);
@@ -61,6 +64,8 @@ static bool round_of(set *s) {
             const uint8_t *out = j == i ? NULL : kv_replica_outbox(s->nodes[i], j, &size);
             if (out == NULL || (s->cut && (i == CUT_OFF || j == CUT_OFF))) continue;
             CHECK_EQ(kv_replica_receive(s->nodes[j], i, out, size), KV_OK);
+            for (size_t at = 0; at < size; at += kv_load32(out + at) + 4)
+                if (kv_load32(out + at) > s->largest) s->largest = kv_load32(out + at);
             moved = true;
         }
         kv_replica_clear(s->nodes[i]);
@@ -244,11 +249,57 @@ TEST(a_second_absence_is_answered_by_a_second_snapshot) {
     set_free(&s);
 }
 
+/* Of a shard whose index is one table: 6 MiB in as many pieces as it takes. */
+TEST(a_piece_ends_where_a_message_is_full) {
+    enum { LARGE = 96, SIZE = 1 << 16 };
+    const uint16_t shard = 0;
+    static uint8_t value[SIZE];
+    set s = set_new(0);
+    for (uint16_t i = 1; i <= NODES; i++) {
+        kv_replica_free(s.nodes[i]);
+        kv_sim_free(s.disks[i]);
+        s.disks[i] = kv_sim_new();
+        s.segment_size = 1 << 22;
+        boot(&s, i);
+    }
+    ticks(&s, 2);
+    s.cut = true;
+    kv_replica_takeover(s.nodes[1], &shard, 1);
+    ticks(&s, 4);
+    for (uint32_t i = 0; i < LARGE; i++) {
+        char key[16];
+        kv_ask ask = {.kind = KV_REQUEST_PUT, .attempt = 1, .key = (const uint8_t *)key, .value = value, .value_size = SIZE, .token = WRITE};
+        ask.key_size = (size_t)snprintf(key, sizeof key, "{t}%u", i);
+        memset(value, (int)i, sizeof value);
+        kv_replica_request(s.nodes[1], &ask);
+        ticks(&s, 1);
+    }
+    ticks(&s, 10);
+    s.cut = false;
+    s.largest = 0;
+    for (int i = 0; i < 200 && (state_of(&s, CUT_OFF).applied == 0 || !state_of(&s, CUT_OFF).whole); i++) ticks(&s, 1);
+    CHECK_EQ(kv_replica_count(s.nodes[CUT_OFF])->installed, 1);
+    CHECK(s.largest > 1 << 20);
+    CHECK(s.largest < (1 << 20) + 2 * SIZE);
+    for (uint32_t i = 0; i < LARGE; i++) {
+        char key[16];
+        size_t size = (size_t)snprintf(key, sizeof key, "{t}%u", i);
+        kv_caller *c = kv_replica_caller(s.nodes[CUT_OFF]);
+        CHECK_EQ(kv_get(c, (const uint8_t *)key, size), SIZE);
+        const kv_answer *answer = kv_caller_answer(c);
+        const uint8_t *bytes = answer->small;
+        if (SIZE > (int)KV_SMALL_SIZE) bytes = answer->large;
+        CHECK_EQ(bytes[7], (uint8_t)i);
+    }
+    set_free(&s);
+}
+
 int main(void) {
     RUN(what_comes_in_pieces_is_of_one_moment_in_the_end);
     RUN(it_is_not_read_before);
     RUN(the_rule_that_it_is_not_read_before_can_be_left_out);
     RUN(a_crash_amid_the_pieces_leaves_no_state_and_another_snapshot_comes);
+    RUN(a_piece_ends_where_a_message_is_full);
     RUN(a_second_absence_is_answered_by_a_second_snapshot);
     return check_report();
 }

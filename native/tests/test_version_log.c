@@ -19,7 +19,7 @@ static uint64_t model_base, model_last, model_made;
 static version_entry entry_new(void) {
     uint64_t n = ++model_made;
     return (version_entry){.ballot = n * 65537, .position = {.segment = (uint32_t)(n >> 8) + 1, .offset = (uint32_t)n * 4},
-                           .size = (uint32_t)n % 999 + 32, .record_count = (uint32_t)n % 7 + 1};
+                           .size = (uint32_t)n % 999 + 32, .record_count = ((uint32_t)n % 7 + 1) & INT32_MAX};
 }
 
 static void begin(version_log *log) {

@@ -98,18 +98,26 @@ static void say_record(bench *b, const kv_record *r) {
     static const char *const names[] = {[KV_KIND_PUT] = "put", [KV_KIND_DELETE] = "delete", [KV_KIND_ROW_PUT] = "row put",
                                         [KV_KIND_ROW_DELETE] = "row delete", [KV_KIND_TABLE_NEW] = "table",
                                         [KV_KIND_TABLE_DROP] = "drop", [KV_KIND_BARRIER] = "barrier",
-                                        [KV_KIND_SESSION] = "failed", [KV_KIND_CONFIG] = "members"};
+                                        [KV_KIND_SESSION] = "failed", [KV_KIND_CONFIG] = "members", [KV_KIND_DATA] = "bytes",
+                                        [KV_KIND_FORGET] = "forget"};
     members m;
     say(b, " %s", names[r->kind]);
     if (r->kind == KV_KIND_CONFIG && members_parse(r->value, r->value_size, &m)) say_nodes(b, &m);
+    if (r->kind == KV_KIND_DATA) {
+        say(b, " %.*s", (int)r->value_size, (const char *)r->value);
+        return;
+    }
     if (r->key_size != 0) say(b, " %.*s", (int)r->key_size, (const char *)r->key);
     if (r->flags & KV_FLAG_EXPIRED) say(b, " (expired)");
+    if (r->flags & KV_FLAG_META) say(b, " (by digest)");
 }
 
 /* A version: its records with a + between them, and its ballot where that is not the message's. */
 static void say_version(bench *b, wire_in *in) {
     uint64_t count = wire_take_varint(in);
-    if (wire_take8(in) != 0) say_ballot(b, wire_take64(in));
+    uint8_t how = wire_take8(in);
+    if (how & VERSION_BALLOT) say_ballot(b, wire_take64(in));
+    if (how & VERSION_GONE) say(b, " gone");
     for (uint64_t i = 0; i < count; i++) {
         kv_record record;
         wire_take_record(in, &record);
@@ -170,6 +178,7 @@ static void say_piece(bench *b, wire_in *in) {
 
 static void say_flow(bench *b, uint32_t from, uint32_t to, wire_in *in) {
     say_connection(b, from, to, in);
+    wire_take_varint(in); /* Of which acknowledgements it knows. */
     while (in->at != in->end && !in->bad) {
         say_number(b, "s", wire_take_varint(in));
         say_ballot(b, wire_take64(in));
@@ -255,19 +264,85 @@ static void say_check(bench *b, wire_in *in) {
     }
 }
 
-static void say_position(bench *b, wire_in *in) {
+static void say_name(bench *b, wire_in *in) {
+    uint8_t what = wire_take8(in);
+    for (int bit = 1; bit <= 2; bit *= 2) {
+        if ((what & bit) == 0) continue;
+        uint64_t size = wire_take_varint(in);
+        const uint8_t *bytes = wire_take_bytes(in, size);
+        say(b, "%s%.*s", bit == 2 && (what & 1) ? "/" : " ", (int)size, (const char *)bytes);
+    }
+}
+
+static void say_question(bench *b, wire_in *in) {
     wire_take_varint(in);
-    bool good = wire_take8(in) != 0;
-    uint64_t position = wire_take_varint(in);
-    if (good) say_number(b, "", position);
-    else say(b, " refused");
+    while (wire_take8(in) == 1) {
+        say_number(b, "s", wire_take_varint(in));
+        uint64_t count = wire_take_varint(in);
+        for (uint64_t i = 0; i < count; i++) say_name(b, in);
+    }
+}
+
+static void say_position(bench *b, wire_in *in) {
+    uint64_t count = wire_take_varint(in);
+    for (uint64_t i = 0; i < count; i++) {
+        wire_take_varint(in);
+        say_number(b, "s", wire_take_varint(in));
+        bool good = wire_take8(in) != 0;
+        uint64_t position = wire_take_varint(in);
+        if (good) say_number(b, "", position);
+        else say(b, " refused");
+    }
+}
+
+static void say_ping(bench *b, wire_in *in) {
+    uint64_t count = wire_take_varint(in);
+    for (uint64_t i = 0; i < count; i++) {
+        uint64_t node = wire_take_varint(in);
+        uint8_t flags = wire_take8(in);
+        uint64_t links = wire_take_varint(in);
+        if (i != 0 && flags != 0) say_number(b, "hears ", node);
+        if (flags == 3) say(b, " and is heard");
+        if (links != 0) say_number(b, "links ", links);
+    }
+}
+
+static void say_content(bench *b, wire_in *in) {
+    kv_meta meta;
+    const uint8_t *bytes = wire_take_bytes(in, KV_META_SIZE);
+    KV_ASSERT(bytes != NULL && kv_meta_decode(bytes, KV_META_SIZE, &meta));
+    say(b, " %u.%llu", meta.origin, (unsigned long long)(meta.number & 0xFFFFFFFF));
+}
+
+/* FETCH: what and from where on; BYTES: the same, as it comes. */
+static void say_fetch(bench *b, wire_in *in, bool comes) {
+    uint64_t count = comes ? 1 : wire_take_varint(in);
+    for (uint64_t i = 0; i < count; i++) {
+        if (i != 0) say(b, ",");
+        say_content(b, in);
+        say_number(b, "from ", wire_take_varint(in));
+        uint64_t size = wire_take_varint(in);
+        say_number(b, "size ", size);
+        if (comes) wire_take_bytes(in, size);
+    }
+}
+
+static void say_held(bench *b, wire_in *in, bool asked) {
+    uint64_t count = wire_take_varint(in);
+    for (uint64_t i = 0; i < count; i++) {
+        if (i != 0) say(b, ",");
+        say_content(b, in);
+        if (!asked && wire_take8(in) == 0) say(b, " not");
+    }
 }
 
 static void say_frame(bench *b, uint32_t from, uint32_t to, const frame *f) {
     static const char *const names[WIRE_TYPE_END] = {[WIRE_FLOW] = "FLOW", [WIRE_ACK] = "ACK", [WIRE_PREPARE] = "PREPARE",
                                                      [WIRE_PROMISE] = "PROMISE", [WIRE_CHECK] = "CHECK", [WIRE_CHECKED] = "CHECKED",
                                                      [WIRE_ASK_POSITION] = "ASK_POSITION", [WIRE_POSITION] = "POSITION",
-                                                     [WIRE_PING] = "PING", [WIRE_OFFER] = "OFFER"};
+                                                     [WIRE_PING] = "PING", [WIRE_OFFER] = "OFFER", [WIRE_FETCH] = "FETCH",
+                                                     [WIRE_BYTES] = "BYTES", [WIRE_ASK_HELD] = "ASK_HELD",
+                                                     [WIRE_HELD] = "HELD"};
     wire_in all = {.at = f->bytes, .end = f->bytes + f->size}, body;
     enum wire_type type;
     KV_ASSERT(wire_next(&all, &type, &body));
@@ -279,12 +354,14 @@ static void say_frame(bench *b, uint32_t from, uint32_t to, const frame *f) {
     case WIRE_PROMISE: say_promise(b, &body); break;
     case WIRE_CHECK:
     case WIRE_CHECKED: say_check(b, &body); break;
-    case WIRE_ASK_POSITION:
-        wire_take_varint(&body);
-        say_number(b, "s", wire_take_varint(&body));
-        break;
+    case WIRE_ASK_POSITION: say_question(b, &body); break;
+    case WIRE_PING: say_ping(b, &body); break;
     case WIRE_POSITION: say_position(b, &body); break;
     case WIRE_OFFER: say_number(b, "s", wire_take_varint(&body)); break;
+    case WIRE_FETCH:
+    case WIRE_BYTES: say_fetch(b, &body, type == WIRE_BYTES); break;
+    case WIRE_ASK_HELD:
+    case WIRE_HELD: say_held(b, &body, type == WIRE_ASK_HELD); break;
     default: break;
     }
     CHECK(!body.bad && body.at == body.end); /* Nothing of it is left unsaid. */
@@ -345,7 +422,8 @@ static void tell_ask(bench *b, uint32_t to, const kv_ask *a) {
     static const char *const names[KV_REQUEST_KIND_END] = {
         [KV_REQUEST_GET] = "get", [KV_REQUEST_READ] = "read", [KV_REQUEST_PUT] = "put", [KV_REQUEST_DELETE] = "delete",
         [KV_REQUEST_CAS] = "cas", [KV_REQUEST_INCR] = "incr", [KV_REQUEST_APPEND] = "append", [KV_REQUEST_EXPIRE] = "expire",
-        [KV_REQUEST_ROW_APPEND] = "row append", [KV_REQUEST_DROP] = "drop", [KV_REQUEST_BATCH] = "batch"};
+        [KV_REQUEST_ROW_APPEND] = "row append", [KV_REQUEST_DROP] = "drop", [KV_REQUEST_BATCH] = "batch",
+        [KV_REQUEST_TRIM] = "trim", [KV_REQUEST_WAIT] = "wait"};
     if (!b->drawn) return;
     tell(b, "client>%u %s", to, names[a->kind]);
     if (a->key_size != 0) tell(b, " %.*s", (int)a->key_size, (const char *)a->key);

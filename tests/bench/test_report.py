@@ -207,7 +207,8 @@ def test_a_document_is_what_was_written(tmp_path: Path) -> None:
 def test_the_file_has_the_fields_of_format_2(tmp_path: Path) -> None:
     example().write(tmp_path / "run.json")
     found = json.loads((tmp_path / "run.json").read_text())
-    assert list(found) == ["format", "run", "machine", "peers", "skipped", "cells", "limits", "repetitions"]
+    parts = ["format", "run", "machine", "peers", "skipped", "cells", "limits", "repetitions", "timelines"]
+    assert list(found) == parts
     assert found["format"] == 2
     cell = found["cells"][0]
     assert set(cell) == {

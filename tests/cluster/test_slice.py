@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import threading
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import redis
 
-from tests.cluster.conftest import Replicas, until
+from tests.cluster.conftest import Replicas
 
 
 @pytest.mark.parametrize("count", [1, 3])
@@ -100,12 +97,11 @@ def test_a_minority_answers_nothing_and_goes_on_when_there_is_a_majority(replica
     client = nodes.client(1)
     assert client.set("key", "1")
     for id_ in (2, 3):
-        os.kill(nodes.pid(id_), signal.SIGSTOP)
-        until(lambda id_=id_: Path(f"/proc/{nodes.pid(id_)}/stat").read_text().split()[2] == "T")  # type: ignore[misc]
+        nodes.pause(id_)
     with pytest.raises(redis.ResponseError, match="Hash slot not served"):
         client.get("key")
     for id_ in (2, 3):
-        os.kill(nodes.pid(id_), signal.SIGCONT)
+        nodes.wake(id_)
     assert client.get("key") == b"1"
     client.close()
 

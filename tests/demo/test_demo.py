@@ -18,7 +18,10 @@ from demo.acks import Ack, compose, digest_of, dissect, invented, quoted, unquot
 from demo.crash import ROOT, CrashFailed, Life, run_until_killed
 from demo.files import files_under, standard_library
 from demo.proof import Contents, Fault, Held, look, prove
+from demo.replicas import missing
 from demo.report import FAILURES_SHOWN_MAX, Screen, Section
+from kvsvr.ops.place import find
+from kvsvr.ops.status import look as look_at_set
 
 FILES = {f"pkg{number % 3}/module {number}.py": b"%d\n" % number * (400 * number) for number in range(24)}
 KEYS = sorted(map(os.fsencode, FILES))
@@ -289,7 +292,8 @@ def test_the_demo_proves_it_and_leaves_the_store_where_it_was_told_to(source: Pa
     done = demo("--source", source, "--dir", place)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "PROVEN" in done.stdout and f"{len(FILES)} files" in done.stdout and "\x1b" not in done.stdout
-    assert max(map(len, done.stdout.splitlines())) < 1000 and len(done.stdout.splitlines()) <= 40
+    assert "killed replica" in done.stdout and "the killed one too: 0 lost or torn" in " ".join(done.stdout.split())
+    assert max(map(len, done.stdout.splitlines())) < 1000 and len(done.stdout.splitlines()) <= 50
     with kvsvr.open(place / "store", readonly=True) as db:
         assert len(db) == len(FILES)
 
@@ -350,3 +354,27 @@ def eventually(holds: Callable[[], bool], seconds_max: float = 30.0) -> bool:
             return False
         time.sleep(0.02)
     return True
+
+
+def test_the_set_does_not_outlive_the_demo(source: Path, tmp_path: Path) -> None:
+    """Its launcher ends with the pipe that the demo held, and ends the replicas."""
+    place = tmp_path / "place"
+    arguments = [sys.executable, "-m", "demo", "--acks", "60", "--source", str(source), "--dir", str(place)]
+    with subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        assert eventually(lambda: (place / "set" / "3" / "status.json").exists(), 60)
+        process.kill()
+    assert eventually(lambda: not is_running(place / "set"))
+
+
+def is_running(directory: Path) -> bool:
+    status = look_at_set(find(directory))
+    return status.launcher is not None or any(one.pid is not None for one in status.replicas)
+
+
+# --- the set ---
+
+
+def test_what_a_set_lost_is_found_out() -> None:
+    wanted = {b"a": "1", b"b": "2", b"c": "3"}
+    assert missing(wanted, wanted | {b"d": "4"}) == []
+    assert missing(wanted, {b"a": "1", b"b": "other"}) == [b"b", b"c"]

@@ -1,20 +1,53 @@
-"""All commands under one name, and what their errors become: a line on stderr and an exit code."""
+"""All commands under one name, and what their errors become: a line on stderr and an exit code.
+
+A command's module is imported when it is called: a replica shall not carry what others need, nor a `get` wait for it.
+"""
 
 from __future__ import annotations
 
 import errno
+import importlib
 import json
-from typing import Any
+from typing import Any, Final
 
 import click
 
 from kvsvr.errors import CorruptionError, KvError, UsageError
-from kvsvr.ops.cli import backup, doctor, export, get, import_, put, scan, serve, stats, table, verify
 from kvsvr.ops.cli.common import DAMAGE, FAILED, USAGE, wants_json
+
+MODULES: Final = {
+    "backup": "backup:backup_command",
+    "doctor": "doctor:command",
+    "export": "export:command",
+    "get": "get:command",
+    "import": "import_:command",
+    "kill": "replicas:kill_command",
+    "launch": "launch:command",
+    "put": "put:command",
+    "restore": "backup:restore_command",
+    "scan": "scan:command",
+    "serve": "serve:command",
+    "stats": "stats:command",
+    "status": "replicas:status_command",
+    "stop": "replicas:stop_command",
+    "table": "table:command",
+    "verify": "verify:command",
+}
 
 
 class Commands(click.Group):
     """A group whose commands may raise what the store raises."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(MODULES)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in MODULES:
+            return None
+        module, _, name = MODULES[cmd_name].partition(":")
+        found = getattr(importlib.import_module(f"kvsvr.ops.cli.{module}"), name)
+        assert isinstance(found, click.Command)
+        return found
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -47,14 +80,9 @@ def _tell(ctx: click.Context, error: BaseException, message: str) -> None:
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="kvsvr")
 def commands() -> None:
-    """Look into a kvsvr store, write to it, move it, examine it.
+    """Look into a kvsvr store, write to it, move it, examine it; and run sets of replicas that Redis clients talk to.
 
-    DIR is the store's directory. Keys and values are UTF-8 text unless --hex says otherwise. Data goes to stdout,
-    everything for people to stderr. Exit codes: 0 fine, 1 failed or absent, 2 usage, 3 degraded, 4 damage.
+    DIR is the store's directory, of launch and its like the set's. Keys and values are UTF-8 text unless --hex says
+    otherwise. Data goes to stdout, everything for people to stderr. Exit codes: 0 fine, 1 failed or absent, 2 usage,
+    3 degraded, 4 damage.
     """
-
-
-for _module in (get, put, scan, table, import_, export, verify, doctor, stats, serve):
-    commands.add_command(_module.command)
-commands.add_command(backup.backup_command)
-commands.add_command(backup.restore_command)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import logging
 import os
+import resource
 import signal
+import socket
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import click
 
-from kvsvr.errors import CorruptionError, DiskError, KvError
-from kvsvr.node.config import load
+from kvsvr.errors import CorruptionError, DiskError
+from kvsvr.node.config import load, text_of
+from kvsvr.node.log import log_to_stderr, tell
 from kvsvr.node.server import Server
 from kvsvr.ops.cli.common import DAMAGE
 
@@ -27,32 +30,71 @@ from kvsvr.ops.cli.common import DAMAGE
 @click.option("--set", metavar="NAME", help="The set it belongs to.")
 @click.option("--shards", help="Of the set, when it is made.")
 @click.option("--secret-file", help="What only replicas of the set know.")
+@click.option("--status-file", help="Where it writes how it is, for kvsvr status.")
+@click.option("--clients-max", help="Who comes then is sent away.")
+@click.option("--request-ms", help="After which a command is answered with an error.")
+@click.option("--stop-ms", help="After which a stop waits for nobody any more.")
+@click.option("--word-size-max", metavar="SIZE", help="Of one argument of a command.")
+@click.option("--owed-size-max", metavar="SIZE", help="To a client that does not read.")
 def command(config: Path | None, peers: tuple[str, ...], **flags: Any) -> None:
-    """Serve one replica until SIGTERM or Ctrl-C.
+    """Serve one replica until SIGTERM or Ctrl-C; a second one ends it at once.
 
     Clients speak RESP to it, as to Redis. Settings come from a file, from KVSVR_ID, KVSVR_DIR and so on, and from
-    flags; what is said last counts. Exit codes: 0 stopped, 2 a setting is wrong, 4 the disk failed or is damaged.
+    flags; what is said last counts. Events go to stderr, a line of JSON each. Exit codes: 0 stopped, 2 a setting is
+    wrong, 4 the disk failed or is damaged.
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     settings = load(config, os.environ, {**flags, "peers": ",".join(peers) or None})
-    server = Server(settings)
-    failure: list[KvError] = []
+    log_to_stderr(settings.node)
+    _allow_files(settings.limits.client_count_max)
+    try:
+        server = Server(settings)
+        _run(server, f"ready {text_of(settings.client_address)}")
+    except (DiskError, CorruptionError) as error:
+        click.echo(f"kvsvr: {error}", err=True)
+        raise SystemExit(DAMAGE) from None
+
+
+def _run(server: Server, ready: str) -> None:
+    """Python's handlers run in the main thread and the loop is in C all the time, so the loop is another one's.
+
+    The main thread reads from a socket: a signal may be delivered to any thread, as after SIGSTOP and SIGCONT, and then
+    interrupts no wait of this one, but a byte always comes.
+    """
+    failure: list[BaseException] = []
+    hearing, ringing = socket.socketpair()
+    ringing.setblocking(False)
 
     def run() -> None:
         try:
-            server.run(lambda: click.echo(f"ready {settings.client_address[0]}:{settings.client_address[1]}"))
-        except KvError as error:
+            server.run(lambda: click.echo(ready))
+        except BaseException as error:
             failure.append(error)
+        ended.set()
+        ringing.send(b"\0")
 
-    # Signals are for the main thread, and the loop is in C all the time.
+    ended = threading.Event()
     thread = threading.Thread(target=run, name="kvsvr-loop")
+    signal.set_wakeup_fd(ringing.fileno(), warn_on_full_buffer=False)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: server.stop())
     thread.start()
+    while not ended.is_set():
+        hearing.recv(64)
     thread.join()
-    if not failure:
+    signal.set_wakeup_fd(-1)
+    if failure:
+        raise failure[0]
+
+
+def _allow_files(client_count: int) -> None:
+    """A client is a descriptor, and the usual limit is 1,024 of them. What the system does not give is told."""
+    spare = 256  # Segments, peers, logs.
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = client_count + spare
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
         return
-    if isinstance(failure[0], DiskError | CorruptionError):
-        click.echo(f"kvsvr: {failure[0]}", err=True)
-        raise SystemExit(DAMAGE)
-    raise failure[0]
+    given = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (given, hard))
+    if given < wanted:
+        tell("few_files", wanted=wanted, given=given, cure="raise the limit (ulimit -n), or lower clients_max")

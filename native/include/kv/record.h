@@ -48,8 +48,8 @@ enum kv_kind {
     KV_KIND_BARRIER = 36,  /* opens a ballot in a shard */
     KV_KIND_CONFIG = 37,   /* value = members of a shard */
     KV_KIND_SESSION = 38,  /* a condition that failed, with its request */
-    KV_KIND_DATA = 39,     /* value = bytes that a version record names by digest */
-    KV_KIND_FORGET = 40,   /* key falls back to its last fully held version */
+    KV_KIND_DATA = 39,     /* value = bytes that a version record names by digest; key = the kv_meta it has for them */
+    KV_KIND_FORGET = 40,   /* key falls back to the version kept behind: the record behind this one in its envelope; value = both versions */
     KV_KIND_SNAPSHOT_BEGIN = 41, /* what is here of a shard goes; its state comes piece by piece */
     KV_KIND_SNAPSHOT_END = 42,   /* value = from which version on the log goes on, and sessions */
 };
@@ -57,7 +57,7 @@ enum kv_kind {
 enum kv_flag {
     KV_FLAG_CREATED = 1, /* this record brings a key (or a row) into being */
     KV_FLAG_BIG = 2,     /* value = kv_big: the bytes are in a file of their own */
-    KV_FLAG_META = 4,    /* value = length, digest, origin: the bytes follow through the flow (replica) */
+    KV_FLAG_META = 4,    /* value = kv_meta: the bytes are a DATA record's (replica) */
     KV_FLAG_MOVED = 8,   /* rewritten by compaction: older than its place says */
     KV_FLAG_EXPIRED = 16 /* a delete that time, not a caller, asked for */
 };
@@ -73,7 +73,7 @@ enum kv_option {
 };
 enum { KV_OPTIONS_KNOWN = 63 };
 
-enum { KV_RECORD_ALIGN = 4, KV_RECORD_HEAD_SIZE = 32, KV_RECORD_OPTIONS_SIZE_MAX = 96, KV_BIG_SIZE = 24 };
+enum { KV_RECORD_ALIGN = 4, KV_RECORD_HEAD_SIZE = 32, KV_RECORD_OPTIONS_SIZE_MAX = 96, KV_BIG_SIZE = 24, KV_META_SIZE = 32 };
 
 /* Who asked for a record, and what it was told: enough to answer the same request again. */
 typedef struct kv_request {
@@ -114,6 +114,19 @@ typedef struct kv_big {
 } kv_big;
 void kv_big_encode(const kv_big *big, uint8_t bytes[KV_BIG_SIZE]);
 kv_status kv_big_decode(const kv_record *record, kv_big *out); /* KV_ECORRUPT */
+
+/* The value of a record with KV_FLAG_META, and the key of the DATA record that has its bytes. 32 bytes: length, digest (XXH64,
+ * seed 0), number, origin (2), durability (1), zeros (5). Origin and number are the name of the bytes: no other bytes ever
+ * get it. A record with the same bytes under another expiry has the same name in it. */
+typedef struct kv_meta {
+    uint64_t size;
+    uint64_t digest;
+    uint64_t number;
+    uint16_t origin;  /* the node that wrote them first */
+    bool data;        /* durability `data`: voted for only where the bytes are */
+} kv_meta;
+void kv_meta_encode(const kv_meta *meta, uint8_t bytes[KV_META_SIZE]);
+bool kv_meta_decode(const uint8_t *bytes, uint64_t size, kv_meta *out); /* false: these are none */
 
 static inline uint64_t kv_place(uint64_t salt, uint32_t segment, uint32_t offset) {
     return salt ^ ((uint64_t)segment << 32 | offset);

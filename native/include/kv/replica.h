@@ -28,7 +28,7 @@ typedef struct kv_replica_options {
     uint16_t members[KV_MEMBERS_MAX];     /* ids that the set began with; the same for everybody and for ever */
     uint32_t member_count;                /* 1, 3 or 5 */
     uint32_t shard_count;                 /* fixed when the set is made; 0: 64 */
-    uint32_t session_max;                 /* lanes that a shard remembers; 0: 1024 */
+    uint32_t session_max;                 /* lanes that a shard remembers, at most 2^18; 0: 1024 */
     uint32_t keep_max;                    /* applied version records that a shard keeps for peers; 0: 65,536 */
     uint32_t piece_tables;                /* tables of the index that a piece of a snapshot is of; 0: 4 */
     uint32_t batch_max;                   /* version records of a shard in one message; 0: 256 */
@@ -43,11 +43,16 @@ typedef struct kv_replica_options {
     uint32_t hold_ticks;                  /* policy: a shard is not given back sooner. 0: 12 */
     uint32_t healthy_ticks;               /* policy: nor to one that has been there for less. 0: 40 */
     uint32_t pending_max;                 /* answers a shard owes at most; who comes then is told to retry. 0: 65,536 */
+    uint32_t wait_max;                    /* waits under way, of all shards; the same. 0: 16,384 */
     int32_t damaged;                      /* bool: the disk lost something: no votes, no ownership */
     uint64_t mutations;                   /* rules left out, for tests: KV_MUTATE_* */
+    int64_t inline_max;                   /* larger values go by digest. 0: 4096; KV_INLINE_NOTHING: all values do */
+    uint64_t fetch_size_max;              /* bytes of values being fetched; 0: 4 MiB */
     kv_options store;
     int32_t joins;                        /* bool: its id is none of `members`: it learns, and may be made a member */
 } kv_replica_options;
+
+enum { KV_INLINE_NOTHING = -1 }; /* inline_max 0: the quorum never sees bytes of a value. */
 
 /* Rules that tests leave out, to see them missed. Bits; 0 in every real replica. */
 enum kv_mutation {
@@ -86,6 +91,20 @@ enum kv_mutation {
     KV_MUTATE_CUT_KEEPS_MEMBERS,     /* a cut does not take back the members of what it cuts */
     KV_MUTATE_SNAPSHOT_NO_MEMBERS,   /* a snapshot leaves out the members */
     KV_MUTATE_OUTSIDER_HEARD,        /* a member no more gets promises, and others wait for what it never will own */
+    KV_MUTATE_EXPIRE_UNWAITED,       /* the owner answers "absent" before its delete is committed */
+    KV_MUTATE_NAMES_UNSAID,          /* who asks for a position does not say what will be read */
+    KV_MUTATE_WAIT_UNLOOKED,         /* a wait is not held against what is there as it comes */
+    KV_MUTATE_WAIT_EARLY,            /* a wait is held against what is undecided, too */
+    KV_MUTATE_PAGE_SPLITS,           /* a page of changes may end within a version */
+    KV_MUTATE_FLOOR_IGNORED,         /* changes below the floor are called complete */
+    KV_MUTATE_BEHIND_RESTARTS,       /* a replica that is behind a consumer tells it to begin again */
+    KV_MUTATE_HEARSAY_IGNORED,       /* an owner that is not heard here is taken for gone, whoever else hears it */
+    KV_MUTATE_META_AS_DATA,          /* under `data` a record is accepted without its bytes */
+    KV_MUTATE_META_EARLY,            /* a META record leaves its origin before its bytes are durable there */
+    KV_MUTATE_DROP_PREVIOUS,         /* nothing is kept behind a META */
+    KV_MUTATE_SNAPSHOT_NO_HISTORY,   /* a snapshot leaves out what is kept behind the newest version */
+    KV_MUTATE_DIGEST_UNCHECKED,      /* fetched bytes are taken for what was asked for */
+    KV_MUTATE_COLLECT_EARLY,         /* bytes that nothing names go before their version is decided */
     KV_MUTATION_COUNT,
 };
 const char *kv_mutation_name(int32_t mutation); /* "ack_before_fsync"; NULL: there is none */
@@ -104,11 +123,15 @@ kv_status kv_replica_receive(kv_replica *replica, uint16_t from, const uint8_t *
 void kv_replica_durable(kv_replica *replica, uint64_t upto);
 /* Those of the shards that it does not own and is not taking over already. */
 void kv_replica_takeover(kv_replica *replica, const uint16_t *shards, size_t count);
+/* The connection to a member broke: with a policy it is taken for gone, until it is heard of again, and without waiting for
+ * silence_ticks. What it owns is taken over when nobody else hears it either. */
+void kv_replica_lost(kv_replica *replica, uint16_t node);
 
 /* There is a replica of that id: it is spoken to and heard from now on, until this one is closed. Who is a member of a shard is
  * known without it. KV_EUSAGE: 0, or its own id; KV_ELIMIT: KV_NODES_MAX are known. */
 kv_status kv_replica_meet(kv_replica *replica, uint16_t node);
-/* There is none any more. KV_EUSAGE: it is a member of a shard, as far as this one knows, or not known. */
+/* There is none any more, and bytes of values that it alone has (kv_replica_lag_of) are not got from it. KV_EUSAGE: it is a
+ * member of a shard, as far as this one knows, or not known. */
 kv_status kv_replica_part(kv_replica *replica, uint16_t node);
 
 /* Makes a replica that learns a member of a shard, or ends that; asked of the owner. */
@@ -124,7 +147,8 @@ void kv_replica_member_change(kv_replica *replica, const kv_member_change *chang
 
 enum kv_request_kind {
     KV_REQUEST_GET = 1,    /* a key, or a row where there is a table */
-    KV_REQUEST_READ,       /* anything the asker reads itself, from the store, when it has the answer */
+    KV_REQUEST_READ,       /* anything the asker reads itself, from the store, when it has the answer; `operations` may
+                              name up to KV_READ_NAMES_MAX keys and rows, for the owner to see what of them is over */
     KV_REQUEST_PUT,
     KV_REQUEST_DELETE,
     KV_REQUEST_CAS,        /* number: the version; 0: absent */
@@ -134,7 +158,18 @@ enum kv_request_kind {
     KV_REQUEST_ROW_APPEND, /* under an id of its own */
     KV_REQUEST_DROP,       /* the table `key` */
     KV_REQUEST_BATCH,      /* operations, all or nothing, in one shard */
+    KV_REQUEST_TRIM,       /* of the table `key`: the floor of its changes rises to version `argument`, at most its own */
+    KV_REQUEST_WAIT,       /* until `key`, or the table of that name, or with `whole` its shard, is newer than `since`:
+                              answered where it was asked, owner or not, from what is applied there. OK: the version it
+                              has; one that is not above `since` says that the time is up, or that it cannot be told */
+    KV_REQUEST_FORGET,     /* an operator's: a key or row whose bytes are lost falls back to the version kept behind */
     KV_REQUEST_KIND_END,
+};
+enum { KV_READ_NAMES_MAX = 1024 };
+
+enum kv_durability {
+    KV_DURABILITY_VERSION = 0, /* a majority holds the version, and who wrote the value its bytes */
+    KV_DURABILITY_DATA,        /* a majority holds both */
 };
 
 typedef struct kv_ask {
@@ -159,10 +194,16 @@ typedef struct kv_ask {
     size_t operation_count;
     const kv_expectation *expectations; /* BATCH: versions that have to stand, or it fails with KV_ECONFLICT */
     size_t expectation_count;
+    uint64_t since;     /* WAIT */
+    uint64_t ticks;     /* WAIT: so long at most; 0: for ever */
+    uint8_t whole;      /* WAIT, bool: for anything in the shard of `key` */
+    uint8_t durability; /* enum kv_durability: of values that are not inline */
 } kv_ask;
 void kv_replica_request(kv_replica *replica, const kv_ask *ask);
 /* The same of several, in their order: what they will touch is fetched side by side. */
 void kv_replica_requests(kv_replica *replica, const kv_ask *asks, size_t count);
+/* The waits with this token end without an answer, unless that has been given. */
+void kv_replica_cancel(kv_replica *replica, uint64_t token);
 
 /* --- out --- */
 
@@ -174,7 +215,7 @@ enum kv_answer_status {
     KV_ANSWER_FAILED,      /* a condition did not hold, or the kind was wrong: `error` says which */
     KV_ANSWER_RETRY,       /* not here, or not now; says nothing about earlier attempts */
     KV_ANSWER_UNKNOWN,     /* it may have been executed, and nobody knows any more what came of it */
-    KV_ANSWER_UNAVAILABLE, /* what is asked for cannot be had now */
+    KV_ANSWER_UNAVAILABLE, /* what is asked for cannot be had now. KV_ELACKING: nobody within reach has the value's bytes */
     KV_ANSWER_SEEN,        /* not executed, and no copy ever will be: send it again, with `seen` = version */
     KV_ANSWER_REFUSED,     /* what no replica would take: `error` */
 };
@@ -184,10 +225,11 @@ typedef struct kv_reply {
     int32_t error;      /* a kv_status */
     uint64_t version;   /* of the record written; of a read, what it read; SEEN: what to say; a failed CAS: the current one */
     uint64_t shard_version; /* what the client may take as `seen` from now on */
-    int64_t number;     /* INCR: the sum; APPEND: the size; ROW_APPEND: the row's id */
+    int64_t number;     /* INCR: the sum; APPEND: the size; ROW_APPEND: the row's id; FORGET: the version fallen back to */
     int64_t value_size; /* GET: -1: absent */
     uint64_t value_at;  /* in the bytes */
     uint64_t lag;       /* of a stale read: versions known to be committed and not applied here */
+    uint16_t holder;    /* UNAVAILABLE: who has the bytes, as far as is known; its version is `version` */
 } kv_reply;
 /* All since the last clear. The pointers stay until the next call of any kind. */
 void kv_replica_answers(kv_replica *replica, const kv_reply **replies, size_t *count, const uint8_t **bytes);
@@ -202,6 +244,25 @@ kv_caller *kv_replica_caller(kv_replica *replica);
 kv_flow *kv_replica_flow(kv_replica *replica);
 /* KV_OK; or why it does nothing any more, and is to be ended: its log could not be written or read, or there was no memory. */
 kv_status kv_replica_failure(const kv_replica *replica);
+
+/* --- reading what is applied here, in a call of one's own. It stands still from one call to the next: nothing in here is
+ * done behind a driver's back. --- */
+
+/* A page of a table's changes, as of what is applied here; KV_EOF: not now, the shard is not of one moment; KV_ELACKING: the
+ * bytes of a row are not here, as kv_replica_fetch() has it. The rows lie in
+ * kv_caller_answer() of kv_replica_caller(). A consumer begins with `since` and `began` 0 and an empty copy; next it asks,
+ * any replica, with the page's version and the `through` of its first page. It has an exact copy, of its version, where
+ * there is no more and its version has come to the highest `through` that it was shown. */
+typedef struct kv_replica_page {
+    kv_change_page changes; /* not complete: begin again. As kv_changes() has it, but never that because we are behind */
+    uint64_t through;       /* the table's version as the page was made */
+} kv_replica_page;
+kv_result kv_replica_changes(kv_replica *replica, const uint8_t *table, size_t table_size, uint64_t since, uint64_t began,
+                             uint64_t count_max, kv_replica_page *out);
+/* Records of the shard behind `version` stay, for kv_replica_record(), until that is taken back, or until there are four
+ * times keep_max of them. One hold for each shard. KV_ABSENT: they have been let go of. */
+kv_status kv_replica_hold(kv_replica *replica, uint32_t shard, uint64_t version);
+void kv_replica_unhold(kv_replica *replica, uint32_t shard);
 
 /* --- looking --- */
 
@@ -230,8 +291,23 @@ kv_status kv_replica_record(kv_replica *replica, uint32_t shard, uint64_t versio
 
 typedef struct kv_replica_counts {
     uint64_t takeovers, adoptions, step_downs, refusals, cuts, reconnects, deduplicated, evicted, failures_recorded,
-        late_flows, expired, follower_reads, committed, promises, offers, snapshots, installed, configs, outsiders;
+        late_flows, expired, follower_reads, committed, promises, offers, snapshots, installed, configs, outsiders, questions,
+        waited, fetched, spoilt, lacking, collected, settled, forgets;
 } kv_replica_counts;
 const kv_replica_counts *kv_replica_count(const kv_replica *replica);
+
+/* How far the bulk lane is behind. */
+typedef struct kv_replica_lag {
+    uint64_t missing_count; /* values whose version is here, and whose bytes are not */
+    uint64_t missing_size;
+    uint64_t missing_ticks; /* the age of the oldest */
+    uint64_t content_count; /* values by digest that are known of at all */
+    uint64_t kept_count;    /* of which the version before is kept, as no majority is known to hold them */
+} kv_replica_lag;
+/* A read of the asker's own, through the caller, has ended with KV_ELACKING: those bytes are sent for before all others. */
+void kv_replica_fetch(kv_replica *replica);
+void kv_replica_lag_of(const kv_replica *replica, kv_replica_lag *out);
+/* Whether the bytes of the nth record of a version that is held are here; KV_ABSENT: that has no value by digest. */
+kv_status kv_replica_content(const kv_replica *replica, uint32_t shard, uint64_t version, uint32_t nth, int32_t *here);
 
 #endif

@@ -7,7 +7,7 @@
  * Who may be a peer is not decided here: kv_server_link takes a connection over that has been made, and looked at, by the
  * caller (kvsvr/node). What happens and somebody may want to know is a line in the log pipe.
  *
- * kv_server_run is one thread's; kv_server_stop, _link and _figures are any thread's. */
+ * kv_server_run is one thread's; kv_server_stop, _link and _look are any thread's. */
 #ifndef KV_SERVER_H
 #define KV_SERVER_H
 
@@ -24,6 +24,7 @@ typedef struct kv_server_options {
     uint32_t request_ms;        /* after which a request is given up; 0: 5,000 */
     uint64_t word_size_max;     /* of a command; 0: 512 MiB, Redis' own */
     uint64_t owed_size_max;     /* to a client that does not read; above it is cut. 0: 256 MiB */
+    uint32_t stop_ms;           /* after which a stop waits for nobody any more; 0: 3,000 */
     char password[128];         /* that clients have to say; "": none */
     char announce[64];          /* host:port where clients find this replica; what others tell theirs */
 } kv_server_options;
@@ -32,6 +33,7 @@ typedef struct kv_server_options {
 kv_status kv_server_new(kv_io *io, const kv_server_options *options, kv_fault *fault, kv_server **out);
 /* Until it is stopped: KV_OK; or the replica can go on no more: why. */
 kv_status kv_server_run(kv_server *server, kv_fault *fault);
+/* Its shards are handed over, what is under way is answered, and kv_server_run returns. The second time: at once. */
 void kv_server_stop(kv_server *server);
 /* A connection to or from a peer, whoever made it; the one there was is closed. KV_EUSAGE: that is no peer. */
 kv_status kv_server_link(kv_server *server, uint16_t node, int32_t socket);
@@ -47,8 +49,14 @@ typedef struct kv_command_facts {
 size_t kv_command_look(size_t index, kv_command_facts *out);
 
 typedef struct kv_server_figures {
-    uint64_t clients, connections, commands, errors, received_size, sent_size, syncs, shards_owned, links, forwarded, retried;
+    uint64_t clients, connections, commands, errors, received_size, sent_size, syncs, shards_owned, links, forwarded, retried,
+        shards_served; /* owned here, or by a replica that there is a connection to */
 } kv_server_figures;
-void kv_server_look(const kv_server *server, kv_server_figures *out);
+typedef struct kv_server_shard {
+    uint64_t commit, applied;
+    uint16_t owner; /* as far as this one knows; 0: nobody */
+} kv_server_shard;
+/* Of one moment, asked of the loop. `shards`: as many as the set has, or NULL. KV_TIMEOUT: it did not come round in so long. */
+kv_status kv_server_look(kv_server *server, uint32_t wait_ms, kv_server_figures *out, kv_server_shard *shards);
 
 #endif

@@ -41,6 +41,7 @@ typedef enum kv_status {
     KV_EBEHIND = -115,     /* segments that were not read yet were compacted away: open again */
     KV_ESNAPSHOT = -116,   /* the snapshot held on to too much, and was ended */
     KV_EWAIT = -117,       /* the caller is not to wait, and this would */
+    KV_ELACKING = -118,    /* a replica has the version, and its bytes are elsewhere */
 
     KV_EDISK = -200,     /* a file operation failed; errno says how */
     KV_ENOSPC = -201,    /* the disk is full: writes are refused until there is space */

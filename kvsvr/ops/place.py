@@ -1,0 +1,188 @@
+"""The directory of a set whose replicas are processes of one machine: what is where, and how it is made.
+
+    DIR/secret              what only replicas of the set know; mode 0600
+    DIR/launcher.json       what the launcher does; DIR/launcher.lock is held while it runs
+    DIR/launcher.log        what it says, where it was started with --detach
+    DIR/1/replica.toml      what `kvsvr serve --config` is given; paths in it begin at its folder, so DIR may be moved
+    DIR/1/data/             the replica's store
+    DIR/1/status.json       what it says of itself (kvsvr/node/report.py)
+    DIR/1/log.jsonl         its events
+
+A folder with a replica.toml is a replica of the set; there is no list of them elsewhere. All of them name each other,
+so a set that was made in part, or lacks a folder, is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from kvsvr.errors import UsageError
+from kvsvr.node.config import SIZES, ServerConfig, load, text_of
+
+HOST: Final = "127.0.0.1"
+PORT: Final = 7101
+COUNT: Final = 3
+PEER_PORTS: Final = 100
+"""Peers are listened for this far above clients, or at the next port that is free."""
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """One of the set, and where its files are."""
+
+    folder: Path
+    config: ServerConfig
+
+    @property
+    def node(self) -> int:
+        return self.config.node
+
+    @property
+    def address(self) -> str:
+        return text_of(self.config.client_address)
+
+    @property
+    def config_file(self) -> Path:
+        return self.folder / "replica.toml"
+
+    @property
+    def status_file(self) -> Path:
+        return self.folder / "status.json"
+
+    @property
+    def log_file(self) -> Path:
+        return self.folder / "log.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A set that is there."""
+
+    directory: Path
+    replicas: Sequence[Replica]
+
+    @property
+    def lock_file(self) -> Path:
+        return self.directory / "launcher.lock"
+
+    @property
+    def launcher_file(self) -> Path:
+        return self.directory / "launcher.json"
+
+    @property
+    def launcher_log(self) -> Path:
+        return self.directory / "launcher.log"
+
+    def replica(self, node: int) -> Replica:
+        for one in self.replicas:
+            if one.node == node:
+                return one
+        raise UsageError(
+            f"{self.directory} has no replica {node}; it has {', '.join(str(r.node) for r in self.replicas)}"
+        )
+
+
+def find(directory: Path) -> Place:
+    """UsageError: no set is there."""
+    if not any(directory.glob("*/replica.toml")):
+        raise UsageError(f"there is no set at {directory}: check the path; kvsvr launch makes one")
+    files = sorted(directory.resolve().glob("*/replica.toml"))
+    replicas = sorted((Replica(file.parent, load(file, {}, {})) for file in files), key=lambda one: one.node)
+    nodes = {one.node for one in replicas}
+    for one in replicas:
+        if {one.node, *one.config.peers} != nodes:
+            raise UsageError(
+                f"{one.config_file} names other replicas than there are folders in {directory}: bring the folder back "
+                "that is missing; if the set was only just being made, remove the directory"
+            )
+        first = replicas[0].config
+        if (one.config.set_name, one.config.shard_count) != (first.set_name, first.shard_count):
+            raise UsageError(f"{one.config_file} has another set or shards than {replicas[0].config_file}: correct it")
+    return Place(directory.resolve(), replicas)
+
+
+def make_or_find(directory: Path, count: int | None, port: int | None) -> tuple[Place, bool]:
+    """The set, and whether it was made now. Of one that is there, what is wanted has to be what it is."""
+    if not any(directory.glob("*/replica.toml")):
+        return make(directory, COUNT if count is None else count, PORT if port is None else port), True
+    place = find(directory)
+    if count is not None and count != len(place.replicas):
+        raise UsageError(
+            f"{directory} has a set of {len(place.replicas)}: leave --replicas out, or give another directory"
+        )
+    first = place.replicas[0].config.client_address[1]
+    if port is not None and port != first:
+        raise UsageError(f"{directory} has a set at port {first}: leave --port out, or correct its replica.toml files")
+    return place, False
+
+
+def make(directory: Path, count: int, port: int) -> Place:
+    if count not in SIZES:
+        raise UsageError(f"--replicas: a set has 1, 3 or 5 replicas, not {count}")
+    directory.mkdir(parents=True, exist_ok=True)
+    if any(directory.iterdir()):
+        raise UsageError(
+            f"{directory} is not empty, and holds no set: give a new directory, or one that kvsvr launch made"
+        )
+    clients = list(range(port, port + count))
+    peers = _ports(clients)
+    secret = directory / "secret"
+    descriptor = os.open(secret, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(secrets.token_hex(32) + "\n")
+    name = f"kvsvr-{secrets.token_hex(4)}"
+    for node in range(1, count + 1):
+        folder = directory / str(node)
+        folder.mkdir()
+        (folder / "replica.toml").write_text("\n".join(_settings(node, name, clients, peers)) + "\n", encoding="utf-8")
+    return find(directory)
+
+
+def _settings(node: int, name: str, clients: Sequence[int], peers: Sequence[int]) -> Iterator[str]:
+    yield f"id = {node}"
+    yield 'dir = "data"'
+    yield f'listen = "{HOST}:{clients[node - 1]}"'
+    yield f'peer_listen = "{HOST}:{peers[node - 1]}"'
+    yield f"set = {json.dumps(name)}"
+    yield 'secret_file = "../secret"'
+    yield 'status_file = "status.json"'
+    yield "[peers]"
+    yield from (f'{other} = "{HOST}:{port}"' for other, port in enumerate(peers, 1) if other != node)
+
+
+def _ports(clients: Sequence[int]) -> list[int]:
+    """Where replicas listen for each other. UsageError: somebody listens where clients are to be listened for.
+
+    All are held until all are found, so that none is found twice.
+    """
+    found: list[int] = []
+    with ExitStack() as held:
+        for port in clients:
+            if not _bind(held, port):
+                raise UsageError(f"--port: somebody else listens on {HOST}:{port}: end it, or give another port")
+        port = clients[0] + PEER_PORTS
+        while len(found) < len(clients):
+            if port > 65_535:
+                raise UsageError("--port: no port above it is free for the replicas' own connections: give a lower one")
+            if _bind(held, port):
+                found.append(port)
+            port += 1
+    return found
+
+
+def _bind(held: ExitStack, port: int) -> bool:
+    one = held.enter_context(socket.socket())
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        one.bind((HOST, port))
+    except (OSError, OverflowError):
+        return False
+    return True
