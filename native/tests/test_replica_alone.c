@@ -79,7 +79,7 @@ TEST(alone_rows_and_tables) {
 
 TEST(alone_a_batch_is_one_version) {
     bench *b = &world;
-    begin_with(b, 1, (kv_replica_options){.shard_count = 2}); /* One shard has all slots. */
+    begin(b, 1);
     own(b, 1);
     kv_operation all[] = {op(NULL, "{x}a", "1"), op(NULL, "{x}b", "2"), op("{x}t", "r", "3")};
     TOLD(b, 1, batch(all, 3), KV_ANSWER_OK, 2, 0);
