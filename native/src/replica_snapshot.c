@@ -29,7 +29,8 @@ static bool is_state(const kv_replica *r, const shard *s, uint64_t location, con
     bool row = (kv_loc_flags(location) & KV_LOC_ROW) != 0, head = (kv_loc_flags(location) & KV_LOC_HEAD) != 0;
     if (record->shard != s->number || head) return false;
     if ((kv_loc_flags(location) & KV_LOC_TOMBSTONE) && !row) return false;
-    return !row || !big_set_has(&r->store->retired_tables, record->table_id);
+    bool part = row || (kv_loc_flags(location) & KV_LOC_FLOOR) != 0;
+    return !part || !big_set_has(&r->store->retired_tables, record->table_id);
 }
 
 static void record_of(kv_replica *r, uint64_t location, found *out) {
