@@ -486,6 +486,59 @@ TEST(a_disk_is_of_one_node) {
     end(b);
 }
 
+/* --- bytes of values --- */
+
+static uint64_t missing(const bench *b, uint32_t n) {
+    kv_replica_lag lag;
+    kv_replica_lag_of(b->node[n], &lag);
+    return lag.missing_count;
+}
+
+TEST(bytes_that_are_damaged_are_missing) {
+    bench *b = &world;
+    begin_with(b, 3, (kv_replica_options){.shard_count = 1, .inline_max = KV_INLINE_NOTHING});
+    own(b, 1);
+    put_some(b, 1);
+    crash(b, 3);
+    rot(b, 3, is_kind, KV_KIND_DATA, 1);
+    restart(b, 3);
+    CHECK_EQ(state_of(b, 3, 0).hole, 0);
+    CHECK_EQ(state_of(b, 3, 0).applied, 4);
+    CHECK_EQ(missing(b, 3), 1);
+    heartbeat(b);
+    CHECK_EQ(missing(b, 3), 0);
+    VALUE(b, 3, stale(get("a")), "1");
+    VALUE(b, 3, stale(get("b")), "2");
+    restart(b, 3); /* The bad ones are there still, and those that were fetched, too. */
+    CHECK_EQ(missing(b, 3), 0);
+    VALUE(b, 3, stale(get("b")), "2");
+    end(b);
+}
+
+TEST(who_has_voted_with_bytes_that_are_damaged_has_no_vote) {
+    bench *b = &world;
+    begin_with(b, 3, (kv_replica_options){.shard_count = 1, .inline_max = KV_INLINE_NOTHING});
+    own(b, 1);
+    put_some(b, 1);
+    kv_ask data = put("d", "4");
+    data.durability = KV_DURABILITY_DATA;
+    ask(b, 1, data);
+    durable(b, 1);
+    pass(b, 1, 3);
+    durable(b, 3);
+    crash(b, 3);
+    rot(b, 3, is_kind, KV_KIND_DATA, 3);
+    restart(b, 3);
+    CHECK_EQ(state_of(b, 3, 0).hole, 5); /* Sent on as it is, it would be taken for one that was committed. */
+    settle(b);
+    heartbeat(b);
+    CHECK_EQ(state_of(b, 3, 0).hole, 0);
+    CHECK_EQ(missing(b, 3), 0);
+    heartbeat(b);
+    VALUE(b, 3, stale(get("d")), "4");
+    end(b);
+}
+
 int main(int count, char **words) {
     telling = count == 2 && strcmp(words[1], "--tell") == 0;
     RUN(transcript_a_record_that_is_lost_is_fetched_back);
@@ -504,5 +557,7 @@ int main(int count, char **words) {
     RUN(transcript_no_word_before_hello_is_answered);
     RUN(who_awaits_everybody_says_nothing_before);
     RUN(a_disk_is_of_one_node);
+    RUN(bytes_that_are_damaged_are_missing);
+    RUN(who_has_voted_with_bytes_that_are_damaged_has_no_vote);
     return check_report();
 }
