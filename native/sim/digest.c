@@ -30,8 +30,8 @@ void digest_choose(world *w) {
     w->data = (const double[]){0, 0.5, 0.5, 1}[pick(w, 4)];
     w->spoils = likely(w, 0.3);
     /* With `policy` the others would wait for whoever owned something and cannot now. */
-    w->loses = w->inline_max != 0 && w->scripts == 0 && !w->policy && w->exchange_plan == 0 &&
-               w->disk_fault == DISK_FAULT_NONE && likely(w, 0.5);
+    w->loses = w->inline_max != 0 && w->scripts == 0 && !w->policy && w->exchange_plan == 0 && likely(w, 0.9);
+    if (w->loses) w->disk_fault = DISK_FAULT_NONE; /* One disk is enough. */
     w->lost = NODES_MAX;
     bool starves = w->inline_max != 0 && likely(w, w->loses ? 0.8 : 0.2);
     uint64_t when = between(w, 50, 600), until = when + between(w, 10, 80);

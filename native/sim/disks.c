@@ -263,7 +263,7 @@ static void rot_now(world *w) {
 void disk_step(world *w, const event *e) {
     bool wipe = e->argument == DISK_WIPE, scripted = e->argument >= DISK_IMAGE_ONLY;
     uint32_t i = scripted ? e->node : w->victim;
-    if (w->calm || w->nodes[i].gone || w->now > 800 * UNIT) return;
+    if (w->calm || w->nodes[i].gone || w->now > 800 * UNIT || w->disk_fault == DISK_FAULT_NONE) return;
     switch ((enum disk_step)e->argument) {
     case DISK_ROT: rot_now(w); return;
     case DISK_IMAGE:
