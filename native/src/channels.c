@@ -103,7 +103,7 @@ static void say_membership(call *c, text name) {
 void subscribe_run(call *c) {
     if (c->client == NULL) return;
     for (size_t i = 1; i < c->count; i++) {
-        if (!join(c->server->channels, c->client, is_pattern(c), arg(c, i))) c->view->failed = KV_ENOMEM;
+        if (!join(c->server->channels, c->client, is_pattern(c), arg(c, i))) c->draft->failed = KV_ENOMEM;
         say_membership(c, arg(c, i));
     }
 }
@@ -119,7 +119,7 @@ void unsubscribe_run(call *c) {
     const listener *one = any_of(c->server->channels, c->client, pattern);
     if (one == NULL) say_membership(c, (text){0});
     for (; one != NULL; one = any_of(c->server->channels, c->client, pattern)) {
-        text name = view_copy(c->view, one->name, one->size);
+        text name = draft_copy(c->draft, one->name, one->size);
         if (name.at == NULL) return;
         leave(c->server->channels, c->client, pattern, name);
         say_membership(c, name);
@@ -173,7 +173,7 @@ static void say_channels(call *c, text pattern) {
     }
     resp_put_array(c->out, count);
     wire_put_bytes(c->out, found.bytes, found.size);
-    if (found.failed) c->view->failed = KV_ENOMEM;
+    if (found.failed) c->draft->failed = KV_ENOMEM;
     wire_free(&found);
 }
 

@@ -247,8 +247,8 @@ void clients_free(kv_server *server) {
         op *o = LIST(op *, &server->ops)[i];
         wire_free(&o->bytes);
         wire_free(&o->reply);
-        if (o->view != NULL) view_free(o->view);
-        free(o->view);
+        if (o->draft != NULL) draft_free(o->draft);
+        free(o->draft);
         free((void *)(uintptr_t)o->cursor.at);
         free(o->words);
         free(o);

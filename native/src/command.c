@@ -92,7 +92,7 @@ bool is_string(call *c, entry *e) {
 }
 
 entry *hash_of_key(call *c, size_t n) {
-    entry *e = view_find(c->view, arg(c, n));
+    entry *e = draft_find(c->draft, arg(c, n));
     if (e->is != KIND_STRING) return e;
     e->expected = true;
     say(c, WRONG_TYPE);

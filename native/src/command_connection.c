@@ -180,7 +180,7 @@ static void say_list(call *c) {
     wire_out all = {0};
     for (const client *one = c->server->clients; one != NULL; one = one->next) put_client(c->server, one, &all);
     resp_put_bulk(c->out, all.bytes, all.size);
-    if (all.failed) c->view->failed = KV_ENOMEM;
+    if (all.failed) c->draft->failed = KV_ENOMEM;
     wire_free(&all);
 }
 
@@ -188,7 +188,7 @@ static void say_info(call *c) {
     wire_out one = {0};
     put_client(c->server, c->client, &one);
     resp_put_bulk(c->out, one.bytes, one.size);
-    if (one.failed) c->view->failed = KV_ENOMEM;
+    if (one.failed) c->draft->failed = KV_ENOMEM;
     wire_free(&one);
 }
 

@@ -16,9 +16,9 @@ void hset_run(call *c) {
     entry *e = hash_of_key(c, 1);
     if (e == NULL) return;
     for (size_t i = 2; i < c->count; i += 2) {
-        entry *row = view_row(c->view, e, arg(c, i));
+        entry *row = draft_row(c->draft, e, arg(c, i));
         added += row->is == KIND_NONE;
-        view_row_set(c->view, row, arg(c, i + 1));
+        draft_row_set(c->draft, row, arg(c, i + 1));
     }
     if (c->command->name[1] == 'm') say_ok(c);
     else resp_put_number(c->out, added);
@@ -27,14 +27,14 @@ void hset_run(call *c) {
 void hsetnx_run(call *c) {
     entry *e = hash_of_key(c, 1);
     if (e == NULL) return;
-    entry *row = view_row(c->view, e, arg(c, 2));
+    entry *row = draft_row(c->draft, e, arg(c, 2));
     bool absent = row->is == KIND_NONE;
-    if (absent) view_row_set(c->view, row, arg(c, 3));
+    if (absent) draft_row_set(c->draft, row, arg(c, 3));
     resp_put_number(c->out, absent);
 }
 
 static void say_row(call *c, entry *e, size_t n) {
-    const entry *row = view_row(c->view, e, arg(c, n));
+    const entry *row = draft_row(c->draft, e, arg(c, n));
     if (row->is == KIND_NONE) resp_put_null(c->out, c->protocol);
     else say_value(c, row->value);
 }
@@ -53,13 +53,13 @@ void hmget_run(call *c) {
 
 void hexists_run(call *c) {
     entry *e = hash_of_key(c, 1);
-    if (e != NULL) resp_put_number(c->out, view_row(c->view, e, arg(c, 2))->is != KIND_NONE);
+    if (e != NULL) resp_put_number(c->out, draft_row(c->draft, e, arg(c, 2))->is != KIND_NONE);
 }
 
 void hstrlen_run(call *c) {
     entry *e = hash_of_key(c, 1);
     if (e == NULL) return;
-    const entry *row = view_row(c->view, e, arg(c, 2));
+    const entry *row = draft_row(c->draft, e, arg(c, 2));
     resp_put_number(c->out, row->is == KIND_NONE ? 0 : (int64_t)row->value.size);
 }
 
@@ -68,9 +68,9 @@ void hdel_run(call *c) {
     entry *e = hash_of_key(c, 1);
     if (e == NULL) return;
     for (size_t i = 2; i < c->count; i++) {
-        entry *row = view_row(c->view, e, arg(c, i));
+        entry *row = draft_row(c->draft, e, arg(c, i));
         count += row->is != KIND_NONE;
-        view_row_delete(c->view, row);
+        draft_row_delete(c->draft, row);
     }
     resp_put_number(c->out, count);
 }
@@ -84,14 +84,14 @@ void hlen_run(call *c) {
 
 /* --- all of it --- */
 
-static bool all_of(call *c, const view_pair **pairs, size_t *count) {
+static bool all_of(call *c, const draft_pair **pairs, size_t *count) {
     entry *e = hash_of_key(c, 1);
-    if (e != NULL) *count = view_rows(c->view, e, pairs);
+    if (e != NULL) *count = draft_rows(c->draft, e, pairs);
     return e != NULL;
 }
 
 void hgetall_run(call *c) {
-    const view_pair *pairs;
+    const draft_pair *pairs;
     size_t count;
     if (!all_of(c, &pairs, &count)) return;
     resp_put_map(c->out, count, c->protocol);
@@ -102,7 +102,7 @@ void hgetall_run(call *c) {
 }
 
 void hkeys_run(call *c) {
-    const view_pair *pairs;
+    const draft_pair *pairs;
     size_t count;
     if (!all_of(c, &pairs, &count)) return;
     resp_put_array(c->out, count);
@@ -110,7 +110,7 @@ void hkeys_run(call *c) {
 }
 
 void hvals_run(call *c) {
-    const view_pair *pairs;
+    const draft_pair *pairs;
     size_t count;
     if (!all_of(c, &pairs, &count)) return;
     resp_put_array(c->out, count);
@@ -125,14 +125,14 @@ void hincrby_run(call *c) {
     if (!arg_number(c, 3, &by)) return;
     entry *e = hash_of_key(c, 1);
     if (e == NULL) return;
-    entry *row = view_row(c->view, e, arg(c, 2));
+    entry *row = draft_row(c->draft, e, arg(c, 2));
     if (row->is != KIND_NONE && !text_number(row->value, &now)) {
         say(c, "ERR hash value is not an integer");
     } else if (__builtin_add_overflow(now, by, &now)) {
         say(c, "ERR increment or decrement would overflow");
     } else {
         int size = snprintf(digits, sizeof digits, "%lld", (long long)now);
-        view_row_set(c->view, row, view_copy(c->view, digits, (size_t)size));
+        draft_row_set(c->draft, row, draft_copy(c->draft, digits, (size_t)size));
         resp_put_number(c->out, now);
     }
 }
@@ -150,14 +150,14 @@ void hincrbyfloat_run(call *c) {
     }
     entry *e = hash_of_key(c, 1);
     if (e == NULL) return;
-    entry *row = view_row(c->view, e, arg(c, 2));
+    entry *row = draft_row(c->draft, e, arg(c, 2));
     if (row->is != KIND_NONE && !text_float(row->value, &now)) {
         say(c, "ERR hash value is not a float");
     } else if (isinf((double)(now + by)) || isnan((double)(now + by))) {
         say(c, "ERR increment would produce NaN or Infinity");
     } else {
-        text sum = view_copy(c->view, digits, float_text(now + by, digits));
-        view_row_set(c->view, row, sum);
+        text sum = draft_copy(c->draft, digits, float_text(now + by, digits));
+        draft_row_set(c->draft, row, sum);
         say_value(c, sum);
     }
 }

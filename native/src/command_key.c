@@ -5,9 +5,9 @@
 void del_run(call *c) {
     int64_t count = 0;
     for (size_t i = 1; i < c->count; i++) {
-        entry *e = view_key(c->view, arg(c, i));
+        entry *e = draft_key(c->draft, arg(c, i));
         if (e->is == KIND_NONE) continue;
-        view_delete(c->view, e);
+        draft_delete(c->draft, e);
         count++;
     }
     resp_put_number(c->out, count);
@@ -16,13 +16,13 @@ void del_run(call *c) {
 /* EXISTS and TOUCH. */
 void exists_run(call *c) {
     int64_t count = 0;
-    for (size_t i = 1; i < c->count; i++) count += view_key(c->view, arg(c, i))->is != KIND_NONE;
+    for (size_t i = 1; i < c->count; i++) count += draft_key(c->draft, arg(c, i))->is != KIND_NONE;
     resp_put_number(c->out, count);
 }
 
 void type_run(call *c) {
     static const char *const NAMES[] = {"none", "string", "hash"};
-    resp_put_simple(c->out, NAMES[view_key(c->view, arg(c, 1))->is]);
+    resp_put_simple(c->out, NAMES[draft_key(c->draft, arg(c, 1))->is]);
 }
 
 /* --- when they end --- */
@@ -77,14 +77,14 @@ void expire_run(call *c) {
     expire_when w;
     int64_t number, expires_ms;
     if (!when_read(c, &w) || !arg_number(c, 2, &number)) return;
-    if (!moment(c->command, number, c->view->now_ms, &expires_ms)) {
+    if (!moment(c->command, number, c->draft->now_ms, &expires_ms)) {
         c->server->figures.errors++;
         resp_put_error(c->out, "ERR invalid expire time in '%s' command", c->command->name);
         return;
     }
-    entry *e = view_key(c->view, arg(c, 1));
+    entry *e = draft_key(c->draft, arg(c, 1));
     bool done = e->is != KIND_NONE && when_holds(&w, e->expires_ms, expires_ms);
-    if (done) view_expire(c->view, e, expires_ms);
+    if (done) draft_expire(c->draft, e, expires_ms);
     resp_put_number(c->out, done);
 }
 
@@ -100,9 +100,9 @@ bool expire_begin(kv_server *server, op *o) {
 }
 
 void persist_run(call *c) {
-    entry *e = view_key(c->view, arg(c, 1));
+    entry *e = draft_key(c->draft, arg(c, 1));
     bool done = e->is != KIND_NONE && e->expires_ms != 0;
-    if (done) view_expire(c->view, e, 0);
+    if (done) draft_expire(c->draft, e, 0);
     resp_put_number(c->out, done);
 }
 
@@ -110,12 +110,12 @@ void persist_run(call *c) {
 void ttl_run(call *c) {
     const kv_command *command = c->command;
     bool moments = strstr(command->name, "expiretime") != NULL;
-    const entry *e = view_key(c->view, arg(c, 1));
+    const entry *e = draft_key(c->draft, arg(c, 1));
     if (e->is == KIND_NONE || e->expires_ms == 0) {
         resp_put_number(c->out, e->is == KIND_NONE ? -2 : -1);
         return;
     }
-    int64_t ms = moments ? e->expires_ms : e->expires_ms - c->view->now_ms;
+    int64_t ms = moments ? e->expires_ms : e->expires_ms - c->draft->now_ms;
     if (ms < 0) ms = 0;
     resp_put_number(c->out, is_seconds(command) ? (ms + 500) / 1000 : ms);
 }

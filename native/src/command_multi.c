@@ -1,7 +1,7 @@
 /* command_multi.c -- transactions: MULTI, EXEC, DISCARD, WATCH, UNWATCH.
  *
- * EXEC runs what was queued, one after the other over one view, and the view's batch is all or nothing. What is watched is
- * in the view, too: if it is not what WATCH saw, nothing is done; and the batch expects it, so nothing comes between. */
+ * EXEC runs what was queued, one after the other over one draft, and the draft's batch is all or nothing. What is watched is
+ * in the draft, too: if it is not what WATCH saw, nothing is done; and the batch expects it, so nothing comes between. */
 #include <stdlib.h>
 
 #include "command.h"
@@ -52,8 +52,8 @@ void watch_run(call *c) {
         return;
     }
     for (size_t i = 1; i < c->count; i++) {
-        const entry *e = view_key(c->view, arg(c, i));
-        if (c->view->failed == KV_OK && !watch_one(c->client, e)) c->view->failed = KV_ENOMEM;
+        const entry *e = draft_key(c->draft, arg(c, i));
+        if (c->draft->failed == KV_OK && !watch_one(c->client, e)) c->draft->failed = KV_ENOMEM;
     }
     say_ok(c);
 }
@@ -77,7 +77,7 @@ static bool is_as_watched(call *c) {
     bool same = true;
     for (size_t i = 0; i < c->client->watched.count; i++) {
         const watched_key *one = &LIST(watched_key, &c->client->watched)[i];
-        const entry *e = view_key(c->view, one->name);
+        const entry *e = draft_key(c->draft, one->name);
         same &= e->version == one->version && e->was == one->kind;
     }
     return same;

@@ -17,7 +17,7 @@ typedef struct scan_place {
 } scan_place;
 
 static void fail(call *c, kv_result status) {
-    if (c->view->failed == KV_OK) c->view->failed = (kv_status)status;
+    if (c->draft->failed == KV_OK) c->draft->failed = (kv_status)status;
 }
 
 typedef struct scan_page {
@@ -26,7 +26,7 @@ typedef struct scan_page {
 } scan_page;
 
 static bool page_read(call *c, const scan_place *at, text table, uint64_t count, bool values, scan_page *out) {
-    kv_caller *caller = c->view->caller;
+    kv_caller *caller = c->draft->caller;
     const kv_answer *answer = kv_caller_answer(caller);
     kv_range range = {.what = at->space, .start = at->after.at, .start_size = at->after.size, .stop = at->stop.at,
                       .stop_size = at->stop.size, .count_max = count, .with_values = values};
@@ -40,7 +40,7 @@ static bool page_read(call *c, const scan_place *at, text table, uint64_t count,
         if (size != kv_ending(KV_ABSENT) && size != KV_EWRONGTYPE) fail(c, size);
         return false;
     }
-    out->bytes = view_copy(c->view, size <= KV_SMALL_SIZE ? answer->small : answer->large, (size_t)size);
+    out->bytes = draft_copy(c->draft, size <= KV_SMALL_SIZE ? answer->small : answer->large, (size_t)size);
     if (out->bytes.at == NULL) out->page = (kv_page){0};
     return out->bytes.at != NULL;
 }
@@ -48,7 +48,7 @@ static bool page_read(call *c, const scan_place *at, text table, uint64_t count,
 /* Behind the last that was looked at; behind the keys come the tables. */
 static void place_next(call *c, scan_place *at, const scan_page *p) {
     if (p->page.more) {
-        uint8_t *next = view_room(c->view, p->page.resume_size + 1);
+        uint8_t *next = draft_room(c->draft, p->page.resume_size + 1);
         if (next == NULL) return;
         memcpy(next, p->bytes.at + p->page.size, p->page.resume_size);
         next[p->page.resume_size] = 0;
@@ -65,7 +65,7 @@ static void narrow(call *c, scan_place *at, text pattern) {
     size_t size = glob_literal(pattern);
     if (size == 0) return;
     if (at->after.size == 0) at->after = (text){pattern.at, size};
-    text stop = view_copy(c->view, pattern.at, size);
+    text stop = draft_copy(c->draft, pattern.at, size);
     while (stop.at != NULL && stop.size != 0 && stop.at[stop.size - 1] == 255) stop.size--;
     if (stop.at == NULL || stop.size == 0) return;
     ((uint8_t *)(uintptr_t)stop.at)[stop.size - 1]++;
@@ -74,7 +74,7 @@ static void narrow(call *c, scan_place *at, text pattern) {
 
 /* A table without rows is no hash. */
 static bool is_there(call *c, const scan_place *at, text name) {
-    return at->space != KV_SCAN_TABLES || kv_table_look(c->view->caller, name.at, name.size) > 0;
+    return at->space != KV_SCAN_TABLES || kv_table_look(c->draft->caller, name.at, name.size) > 0;
 }
 
 /* The names of a page that fit, behind what is there already. */
@@ -95,7 +95,7 @@ static size_t say_names(const scan_place *at, const scan_page *p, text pattern, 
 /* Tables one by one, because the caller's page goes with the next question. */
 static size_t say_tables(call *c, const scan_place *at, const scan_page *p, text pattern, bool all, wire_out *out) {
     const uint8_t *name = p->bytes.at;
-    uint32_t *sizes = (uint32_t *)(void *)view_room(c->view, p->page.count * sizeof *sizes);
+    uint32_t *sizes = (uint32_t *)(void *)draft_room(c->draft, p->page.count * sizeof *sizes);
     size_t said = 0, count = p->page.count;
     if (sizes == NULL) return 0;
     for (size_t i = 0; i < count; i++) sizes[i] = p->page.sizes[2 * i];
@@ -119,7 +119,7 @@ void keys_run(call *c) {
     wire_out found = {0};
     scan_page p;
     size_t count = 0;
-    for (scan_place at = {.space = KV_SCAN_KEYS}; !at.end && c->view->failed == KV_OK; place_next(c, &at, &p)) {
+    for (scan_place at = {.space = KV_SCAN_KEYS}; !at.end && c->draft->failed == KV_OK; place_next(c, &at, &p)) {
         narrow(c, &at, pattern);
         if (page_read(c, &at, (text){0}, PAGE_KEYS, false, &p)) count += say_page(c, &at, &p, pattern, all, &found);
     }
@@ -179,7 +179,7 @@ static bool cursor_read(call *c, size_t n, uint8_t space, scan_place *at) {
 
 static void say_scan(call *c, const scan_place *at, size_t count, wire_out *found) {
     char digits[24];
-    uint64_t cursor = at->end || c->view->failed != KV_OK ? 0 : cursor_make(c->server->cursors, at->space, at->after);
+    uint64_t cursor = at->end || c->draft->failed != KV_OK ? 0 : cursor_make(c->server->cursors, at->space, at->after);
     resp_put_array(c->out, 2);
     snprintf(digits, sizeof digits, "%llu", (unsigned long long)cursor);
     resp_put_text(c->out, digits);
@@ -254,7 +254,7 @@ void flushall_run(call *c) {
         return;
     }
     if (o->cursor.at != NULL) at = (scan_place){.space = o->cursor.at[0], .after = {o->cursor.at + 1, o->cursor.size - 1}};
-    while (o->parts == NULL && at.space <= KV_SCAN_TABLES && !at.end && c->view->failed == KV_OK) {
+    while (o->parts == NULL && at.space <= KV_SCAN_TABLES && !at.end && c->draft->failed == KV_OK) {
         const uint8_t *name = page_read(c, &at, (text){0}, PAGE_KEYS, false, &p) ? p.bytes.at : NULL;
         for (uint64_t i = 0; i < p.page.count; name += p.page.sizes[2 * i++])
             if (!flush_part(c, (text){name, p.page.sizes[2 * i]})) fail(c, KV_ENOMEM);

@@ -133,7 +133,7 @@ void info_run(call *c) {
     } else {
         resp_put_bulk(c->out, out.bytes, out.size);
     }
-    if (out.failed) c->view->failed = KV_ENOMEM;
+    if (out.failed) c->draft->failed = KV_ENOMEM;
     wire_free(&out);
 }
 

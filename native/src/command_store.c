@@ -1,6 +1,6 @@
 /* command_store.c -- KV.* and TBL.*: what Redis has no word for: versions, batches with expectations, ordered rows.
  *
- * What answers a version is one request, because the version is known when it is answered. Rows are read over a view, as of
+ * What answers a version is one request, because the version is known when it is answered. Rows are read over a draft, as of
  * a linearizable read. Bounds of a range are said as Redis' ZRANGEBYLEX has them: - and + for the ends, [row and (row. */
 #include <stdlib.h>
 
@@ -17,16 +17,16 @@ static void say_versioned(call *c, const entry *e, text value) {
 }
 
 void kv_get_run(call *c) {
-    entry *e = view_key(c->view, arg(c, 1));
+    entry *e = draft_key(c->draft, arg(c, 1));
     if (!is_string(c, e)) return;
     if (e->is == KIND_NONE) resp_put_null_array(c->out, c->protocol);
-    else say_versioned(c, e, view_value(c->view, e));
+    else say_versioned(c, e, draft_value(c->draft, e));
 }
 
 void tbl_get_run(call *c) {
     entry *e = hash_of_key(c, 1);
     if (e == NULL) return;
-    const entry *row = view_row(c->view, e, arg(c, 2));
+    const entry *row = draft_row(c->draft, e, arg(c, 2));
     if (row->is == KIND_NONE) resp_put_null_array(c->out, c->protocol);
     else say_versioned(c, row, row->value);
 }
@@ -102,13 +102,13 @@ static const char *batch_add(op *o, const batch_word *step, size_t at) {
     if (step->expects) {
         int64_t version;
         if (!word_number(o, at + step->table + 1, &version) || version < 0) return NOT_INTEGER;
-        kv_expectation *one = list_add(&o->view->expectations, sizeof *one);
+        kv_expectation *one = list_add(&o->draft->expectations, sizeof *one);
         if (one == NULL) return NO_MEMORY;
         *one = (kv_expectation){.key = key.at, .key_size = (uint32_t)key.size, .version = (uint64_t)version,
                                 .table = table.at, .table_size = (uint32_t)table.size};
         return NULL;
     }
-    kv_operation *one = list_add(&o->view->operations, sizeof *one);
+    kv_operation *one = list_add(&o->draft->operations, sizeof *one);
     if (one == NULL) return NO_MEMORY;
     *one = (kv_operation){.key = key.at, .key_size = (uint32_t)key.size, .table = table.at, .table_size = (uint32_t)table.size};
     if (!step->value) return NULL;
@@ -129,10 +129,10 @@ static const char *batch_read(op *o) {
 }
 
 static void ask_batch(kv_server *server, op *o) {
-    const kv_expectation *first = LIST(kv_expectation, &o->view->expectations);
-    o->ask = (kv_ask){.kind = KV_REQUEST_BATCH, .operations = LIST(kv_operation, &o->view->operations),
-                      .operation_count = o->view->operations.count, .expectations = first,
-                      .expectation_count = o->view->expectations.count};
+    const kv_expectation *first = LIST(kv_expectation, &o->draft->expectations);
+    o->ask = (kv_ask){.kind = KV_REQUEST_BATCH, .operations = LIST(kv_operation, &o->draft->operations),
+                      .operation_count = o->draft->operations.count, .expectations = first,
+                      .expectation_count = o->draft->expectations.count};
     if (o->ask.operation_count == 0) { /* Where it goes is then said by what it expects. */
         o->ask.key = first->table != NULL ? first->table : first->key;
         o->ask.key_size = first->table != NULL ? first->table_size : first->key_size;
@@ -143,7 +143,7 @@ static void ask_batch(kv_server *server, op *o) {
 /* KV.BATCH, then any of: PUT key value, DEL key, EXPECT key version, ROW.PUT table row value, ROW.DEL table row,
  * ROW.EXPECT table row version. */
 bool kv_batch_begin(kv_server *server, op *o) {
-    const char *wrong = op_view(o) == NULL ? NO_MEMORY : batch_read(o);
+    const char *wrong = op_draft(o) == NULL ? NO_MEMORY : batch_read(o);
     o->phase = PHASE_REQUEST;
     if (wrong != NULL) reply_error(server, o, wrong);
     else ask_batch(server, o);
@@ -154,13 +154,13 @@ bool kv_batch_begin(kv_server *server, op *o) {
 
 /* TBL.PUT table row value [row value ...]. */
 bool tbl_put_begin(kv_server *server, op *o) {
-    const char *wrong = op_view(o) == NULL ? NO_MEMORY : NULL;
+    const char *wrong = op_draft(o) == NULL ? NO_MEMORY : NULL;
     static const batch_word PUT = {"ROW.PUT", 3, false, true, true};
     o->phase = PHASE_REQUEST;
     if (o->word_count % 2 != 0) wrong = "ERR wrong number of arguments for 'tbl.put' command";
     for (size_t i = 2; wrong == NULL && i + 1 < o->word_count; i += 2) {
         wrong = batch_add(o, &PUT, i - 1);
-        kv_operation *one = wrong == NULL ? &LIST(kv_operation, &o->view->operations)[o->view->operations.count - 1] : NULL;
+        kv_operation *one = wrong == NULL ? &LIST(kv_operation, &o->draft->operations)[o->draft->operations.count - 1] : NULL;
         if (one == NULL) break;
         one->table = word_at(o, 1);
         one->table_size = (uint32_t)o->words[1].size;
@@ -203,7 +203,7 @@ static bool bound_of(call *c, text word, char open, bool past, text *out) {
         return false;
     }
     bool next = (word.at[0] == '[') == past;
-    uint8_t *to = view_room(c->view, word.size);
+    uint8_t *to = draft_room(c->draft, word.size);
     if (to == NULL) return true;
     memcpy(to, word.at + 1, word.size - 1);
     to[word.size - 1] = 0;
@@ -217,10 +217,10 @@ static bool rows_page(call *c, row_range *r, wire_out *out, size_t *said) {
     kv_range range = {.what = KV_SCAN_ROWS, .table = table.at, .table_size = table.size, .with_values = 1, .reverse = r->reverse,
                       .start = r->start.at, .start_size = r->start.size, .stop = r->stop.at, .stop_size = r->stop.size};
     range.count_max = r->limit < PAGE_COUNT ? (uint64_t)r->limit : PAGE_COUNT;
-    kv_result size = kv_scan(c->view->caller, &range, &page);
-    if (size < 0 && size != kv_ending(KV_ABSENT)) c->view->failed = (kv_status)size;
+    kv_result size = kv_scan(c->draft->caller, &range, &page);
+    if (size < 0 && size != kv_ending(KV_ABSENT)) c->draft->failed = (kv_status)size;
     if (size < 0) return false;
-    const kv_answer *answer = kv_caller_answer(c->view->caller);
+    const kv_answer *answer = kv_caller_answer(c->draft->caller);
     const uint8_t *at = size <= KV_SMALL_SIZE ? answer->small : answer->large;
     for (uint64_t i = 0; i < 2 * page.count; i++) {
         resp_put_bulk(out, at, page.sizes[i]);
@@ -228,7 +228,7 @@ static bool rows_page(call *c, row_range *r, wire_out *out, size_t *said) {
     }
     *said += page.count;
     r->limit -= (int64_t)page.count;
-    text next = view_copy(c->view, at, page.resume_size + (size_t)!r->reverse); /* With room for the zero. */
+    text next = draft_copy(c->draft, at, page.resume_size + (size_t)!r->reverse); /* With room for the zero. */
     if (next.at == NULL || !page.more) return false;
     if (!r->reverse) ((uint8_t *)(uintptr_t)next.at)[page.resume_size] = 0;
     *(r->reverse ? &r->stop : &r->start) = next;
@@ -243,7 +243,7 @@ static void say_range(call *c, row_range *r) {
     while (e->is == KIND_HASH && r->limit > 0 && rows_page(c, r, &found, &count)) continue;
     resp_put_array(c->out, 2 * count);
     wire_put_bytes(c->out, found.bytes, found.size);
-    if (found.failed) c->view->failed = KV_ENOMEM;
+    if (found.failed) c->draft->failed = KV_ENOMEM;
     wire_free(&found);
 }
 

@@ -1,4 +1,4 @@
-/* command_string.c -- commands about values of keys, over a view. */
+/* command_string.c -- commands about values of keys, over a draft. */
 #include <math.h>
 #include <stdlib.h>
 
@@ -18,8 +18,8 @@ static bool moment_of(call *c, text word, bool seconds, bool from_now, int64_t *
     }
     bool good = number > 0 && number <= (seconds ? INT64_MAX / 1000 : INT64_MAX);
     if (good && seconds) number *= 1000;
-    if (good && from_now) good = number <= INT64_MAX - c->view->now_ms;
-    if (good && from_now) number += c->view->now_ms;
+    if (good && from_now) good = number <= INT64_MAX - c->draft->now_ms;
+    if (good && from_now) number += c->draft->now_ms;
     *out = number;
     if (!good) {
         c->server->figures.errors++;
@@ -81,11 +81,11 @@ void set_run(call *c) {
     if (!set_options_read(c, 3, &o)) return;
     if (o.expiry != NULL && !moment_of(c, o.moment, o.expiry->seconds, o.expiry->from_now, &expires_ms)) return;
     bool rests = o.only_absent || o.only_there || o.get || o.keep;
-    entry *e = rests ? view_key(c->view, arg(c, 1)) : view_find(c->view, arg(c, 1));
+    entry *e = rests ? draft_key(c->draft, arg(c, 1)) : draft_find(c->draft, arg(c, 1));
     if (o.get && !is_string(c, e)) return;
     bool there = e->is != KIND_NONE, done = !(o.only_absent && there) && !(o.only_there && !there);
-    text old = o.get ? view_value(c->view, e) : (text){0};
-    if (done) view_set(c->view, e, arg(c, 2), o.keep ? e->expires_ms : expires_ms);
+    text old = o.get ? draft_value(c->draft, e) : (text){0};
+    if (done) draft_set(c->draft, e, arg(c, 2), o.keep ? e->expires_ms : expires_ms);
     if (o.get && there) say_value(c, old);
     else if (o.get || !done) resp_put_null(c->out, c->protocol);
     else say_ok(c);
@@ -96,59 +96,59 @@ void setex_run(call *c) {
     int64_t expires_ms;
     bool seconds = c->command->name[0] == 's';
     if (!moment_of(c, arg(c, 2), seconds, true, &expires_ms)) return;
-    view_set(c->view, view_find(c->view, arg(c, 1)), arg(c, 3), expires_ms);
+    draft_set(c->draft, draft_find(c->draft, arg(c, 1)), arg(c, 3), expires_ms);
     say_ok(c);
 }
 
 void setnx_run(call *c) {
-    entry *e = view_key(c->view, arg(c, 1));
+    entry *e = draft_key(c->draft, arg(c, 1));
     bool absent = e->is == KIND_NONE;
-    if (absent) view_set(c->view, e, arg(c, 2), 0);
+    if (absent) draft_set(c->draft, e, arg(c, 2), 0);
     resp_put_number(c->out, absent);
 }
 
 static bool say_old(call *c, entry *e) {
     if (!is_string(c, e)) return false;
     if (e->is == KIND_NONE) resp_put_null(c->out, c->protocol);
-    else say_value(c, view_value(c->view, e));
+    else say_value(c, draft_value(c->draft, e));
     return true;
 }
 
 void getset_run(call *c) {
-    entry *e = view_key(c->view, arg(c, 1));
-    if (say_old(c, e)) view_set(c->view, e, arg(c, 2), 0);
+    entry *e = draft_key(c->draft, arg(c, 1));
+    if (say_old(c, e)) draft_set(c->draft, e, arg(c, 2), 0);
 }
 
 void getdel_run(call *c) {
-    entry *e = view_key(c->view, arg(c, 1));
-    if (say_old(c, e) && e->is != KIND_NONE) view_delete(c->view, e);
+    entry *e = draft_key(c->draft, arg(c, 1));
+    if (say_old(c, e) && e->is != KIND_NONE) draft_delete(c->draft, e);
 }
 
 void getex_run(call *c) {
     set_options o;
     int64_t expires_ms = 0;
     if (!set_options_read(c, 2, &o)) return;
-    entry *e = view_key(c->view, arg(c, 1));
+    entry *e = draft_key(c->draft, arg(c, 1));
     bool there = e->is == KIND_STRING;
     if (there && o.expiry != NULL && !moment_of(c, o.moment, o.expiry->seconds, o.expiry->from_now, &expires_ms)) return;
     if (!say_old(c, e) || !there) return;
-    if (o.expiry != NULL || (o.persist && e->expires_ms != 0)) view_expire(c->view, e, expires_ms);
+    if (o.expiry != NULL || (o.persist && e->expires_ms != 0)) draft_expire(c->draft, e, expires_ms);
 }
 
 /* --- reads --- */
 
-void get_run(call *c) { say_old(c, view_key(c->view, arg(c, 1))); }
+void get_run(call *c) { say_old(c, draft_key(c->draft, arg(c, 1))); }
 
 void strlen_run(call *c) {
-    entry *e = view_key(c->view, arg(c, 1));
+    entry *e = draft_key(c->draft, arg(c, 1));
     if (is_string(c, e)) resp_put_number(c->out, e->is == KIND_NONE ? 0 : (int64_t)e->size);
 }
 
 void mget_run(call *c) {
     resp_put_array(c->out, c->count - 1);
     for (size_t i = 1; i < c->count; i++) {
-        entry *e = view_key(c->view, arg(c, i));
-        if (e->is == KIND_STRING) say_value(c, view_value(c->view, e));
+        entry *e = draft_key(c->draft, arg(c, i));
+        if (e->is == KIND_STRING) say_value(c, draft_value(c->draft, e));
         else resp_put_null(c->out, c->protocol);
     }
 }
@@ -165,9 +165,9 @@ static bool range_of(int64_t size, int64_t *start, int64_t *end) {
 void getrange_run(call *c) {
     int64_t start, end;
     if (!arg_number(c, 2, &start) || !arg_number(c, 3, &end)) return;
-    entry *e = view_key(c->view, arg(c, 1));
+    entry *e = draft_key(c->draft, arg(c, 1));
     if (!is_string(c, e)) return;
-    text value = view_value(c->view, e);
+    text value = draft_value(c->draft, e);
     bool some = range_of((int64_t)value.size, &start, &end);
     say_value(c, some ? (text){value.at + start, (size_t)(end - start) + 1} : (text){0});
 }
@@ -181,7 +181,7 @@ static bool is_even(call *c) {
 }
 
 static void set_pairs(call *c) {
-    for (size_t i = 1; i < c->count; i += 2) view_set(c->view, view_find(c->view, arg(c, i)), arg(c, i + 1), 0);
+    for (size_t i = 1; i < c->count; i += 2) draft_set(c->draft, draft_find(c->draft, arg(c, i)), arg(c, i + 1), 0);
 }
 
 void mset_run(call *c) {
@@ -193,7 +193,7 @@ void mset_run(call *c) {
 void msetnx_run(call *c) {
     bool absent = true;
     if (!is_even(c)) return;
-    for (size_t i = 1; i < c->count; i += 2) absent &= view_key(c->view, arg(c, i))->is == KIND_NONE;
+    for (size_t i = 1; i < c->count; i += 2) absent &= draft_key(c->draft, arg(c, i))->is == KIND_NONE;
     if (absent) set_pairs(c);
     resp_put_number(c->out, absent);
 }
@@ -209,19 +209,19 @@ static bool fits(call *c, uint64_t size) {
 /* `part` over the value from `at` on, with zeros before it if need be. */
 static bool overwrite(call *c, entry *e, uint64_t at, text part) {
     if (!fits(c, at + part.size)) return false;
-    text old = view_value(c->view, e);
+    text old = draft_value(c->draft, e);
     size_t size = old.size > at + part.size ? old.size : (size_t)at + part.size;
-    uint8_t *to = view_room(c->view, size);
+    uint8_t *to = draft_room(c->draft, size);
     if (to == NULL) return false;
     memset(to, 0, size);
     if (old.size != 0) memcpy(to, old.at, old.size);
     if (part.size != 0) memcpy(to + at, part.at, part.size);
-    view_set(c->view, e, (text){to, size}, e->expires_ms);
+    draft_set(c->draft, e, (text){to, size}, e->expires_ms);
     return true;
 }
 
 void append_run(call *c) {
-    entry *e = view_key(c->view, arg(c, 1));
+    entry *e = draft_key(c->draft, arg(c, 1));
     if (is_string(c, e) && overwrite(c, e, e->is == KIND_NONE ? 0 : e->size, arg(c, 2)))
         resp_put_number(c->out, (int64_t)e->size);
 }
@@ -233,7 +233,7 @@ void setrange_run(call *c) {
         say(c, "ERR offset is out of range");
         return;
     }
-    entry *e = view_key(c->view, arg(c, 1));
+    entry *e = draft_key(c->draft, arg(c, 1));
     if (!is_string(c, e)) return;
     bool nothing = arg(c, 3).size == 0;
     if (nothing) resp_put_number(c->out, e->is == KIND_NONE ? 0 : (int64_t)e->size);
@@ -250,15 +250,15 @@ void incr_run(call *c) {
         say(c, "ERR decrement would overflow");
         return;
     }
-    entry *e = view_key(c->view, arg(c, 1));
+    entry *e = draft_key(c->draft, arg(c, 1));
     if (!is_string(c, e)) return;
-    if (e->is != KIND_NONE && !text_number(view_value(c->view, e), &now)) {
+    if (e->is != KIND_NONE && !text_number(draft_value(c->draft, e), &now)) {
         say(c, NOT_INTEGER);
     } else if (__builtin_add_overflow(now, down ? -by : by, &now)) {
         say(c, "ERR increment or decrement would overflow");
     } else {
         int size = snprintf(digits, sizeof digits, "%lld", (long long)now);
-        view_set(c->view, e, view_copy(c->view, digits, (size_t)size), e->expires_ms);
+        draft_set(c->draft, e, draft_copy(c->draft, digits, (size_t)size), e->expires_ms);
         resp_put_number(c->out, now);
     }
 }
@@ -276,16 +276,16 @@ size_t float_text(long double number, char out[64]) {
 void incrbyfloat_run(call *c) {
     long double by, now = 0;
     char digits[64];
-    entry *e = view_key(c->view, arg(c, 1));
+    entry *e = draft_key(c->draft, arg(c, 1));
     if (!is_string(c, e)) return;
-    bool good = e->is == KIND_NONE || text_float(view_value(c->view, e), &now);
+    bool good = e->is == KIND_NONE || text_float(draft_value(c->draft, e), &now);
     if (!good || !text_float(arg(c, 2), &by)) {
         say(c, NOT_FLOAT);
     } else if (isinf((double)(now + by)) || isnan((double)(now + by))) {
         say(c, "ERR increment would produce NaN or Infinity");
     } else {
-        text sum = view_copy(c->view, digits, float_text(now + by, digits));
-        view_set(c->view, e, sum, e->expires_ms);
+        text sum = draft_copy(c->draft, digits, float_text(now + by, digits));
+        draft_set(c->draft, e, sum, e->expires_ms);
         say_value(c, sum);
     }
 }

@@ -197,8 +197,8 @@ static void take_expectation(wire_in *in, kv_expectation *one) {
     if (one->key == NULL && one->table == NULL) in->bad = true;
 }
 
-/* Into the lists of a view, which are there for such. A count that is not true ends with the bytes. */
-static void take_batch(wire_in *in, view *v, kv_ask *ask) {
+/* Into the lists of a draft, which are there for such. A count that is not true ends with the bytes. */
+static void take_batch(wire_in *in, draft *v, kv_ask *ask) {
     uint64_t count = wire_take_varint(in);
     for (uint64_t i = 0; i < count && !in->bad; i++) {
         kv_operation *one = list_add(&v->operations, sizeof *one);
@@ -236,7 +236,7 @@ static void pass_receive(kv_server *server, peer_link *l, wire_in *in, uint8_t *
     ask->key = take_string(in, &ask->key_size);
     ask->table = take_string(in, &ask->table_size);
     ask->value = take_string(in, &ask->value_size);
-    view *v = op_view(o);
+    draft *v = op_draft(o);
     if (v == NULL) in->bad = true;
     else take_batch(in, v, ask);
     if (in->bad || ask->attempt == 0 || (ask->key == NULL && ask->table == NULL && ask->operation_count == 0)) op_done(server, o);

@@ -25,7 +25,7 @@ void op_free(kv_server *server, op *o) {
     o->client = NULL;
     if (o->bytes.capacity > KEEP_SIZE) wire_free(&o->bytes);
     if (o->reply.capacity > KEEP_SIZE) wire_free(&o->reply);
-    if (o->view != NULL) view_begin(o->view, NULL, 0);
+    if (o->draft != NULL) draft_begin(o->draft, NULL, 0);
     free((void *)(uintptr_t)o->cursor.at);
     o->cursor = (text){0};
     o->reply.size = 0;
@@ -80,10 +80,10 @@ op *op_new(kv_server *server, client *c, const uint8_t *bytes) {
 
 op *op_foreign(kv_server *server, const uint8_t *bytes, size_t size) { return op_begin(server, bytes, size, NULL); }
 
-view *op_view(op *o) {
-    if (o->view == NULL) o->view = calloc(1, sizeof *o->view);
-    if (o->view != NULL) view_begin(o->view, NULL, 0);
-    return o->view;
+draft *op_draft(op *o) {
+    if (o->draft == NULL) o->draft = calloc(1, sizeof *o->draft);
+    if (o->draft != NULL) draft_begin(o->draft, NULL, 0);
+    return o->draft;
 }
 
 op *op_part(kv_server *server, op *parent) {

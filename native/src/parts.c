@@ -190,7 +190,7 @@ void perform_sure(kv_server *server, op *o) {
 }
 
 void parts_make_sure(kv_server *server, op *o) {
-    bool good = op_view(o) != NULL;
+    bool good = op_draft(o) != NULL;
     for (uint32_t shard = 0; good && shard < server->shard_count; shard++) {
         char name[16];
         op *part = op_part(server, o);

@@ -1,15 +1,15 @@
 /* perform.c -- a command that reads, decides and writes, from the read to the batch; and commands of several slots.
  *
  *     begin      READ is asked for the slot of its keys: what is applied here is then as new as what anybody was told
- *     read       the command runs over a view of what is applied here, and has its reply ready (view.h)
- *     write      what it would write is asked for as one BATCH that expects what the view saw; nothing: it is answered
+ *     read       the command runs over a draft of what is applied here, and has its reply ready (draft.h)
+ *     write      what it would write is asked for as one BATCH that expects what the draft saw; nothing: it is answered
  *     refused    because another write came between: from the beginning, until the time of a request is over
  *
  * A batch is executed once, however often it is sent, and one that was refused was not executed; so each run has a number
  * of its own, and the reply of the last one counts. Why it is so: docs/decisions/0034.
  *
  * Of those that want to write to one slot, one is under way at a time here, and who comes meanwhile waits for it. Then all who
- * wait go together: one read, one view, over which they run one after the other, one batch. So a hot key costs a round trip
+ * wait go together: one read, one draft, over which they run one after the other, one batch. So a hot key costs a round trip
  * for as many as wait for it, and nobody is refused for what another client of the same replica does.
  *
  * Commands of several slots, or about all keys: parts.c. */
@@ -84,20 +84,20 @@ static enum spread spread_of(const kv_server *server, const op *o, size_t *count
 
 /* --- one run --- */
 
-static call call_of(kv_server *server, op *o, view *v) {
-    return (call){.server = server, .client = o->client, .op = o, .command = o->command, .view = v,
+static call call_of(kv_server *server, op *o, draft *v) {
+    return (call){.server = server, .client = o->client, .op = o, .command = o->command, .draft = v,
                   .bytes = o->bytes.bytes, .words = o->words, .count = o->word_count, .out = &o->reply,
                   .protocol = op_protocol(o)};
 }
 
 static void run_all(kv_server *server, op *o) {
-    view_begin(o->view, kv_replica_caller(server->replica), wall_ms());
+    draft_begin(o->draft, kv_replica_caller(server->replica), wall_ms());
     o->reply.size = 0;
-    call c = call_of(server, o, o->view);
+    call c = call_of(server, o, o->draft);
     o->command->run(&c);
     for (op *mate = o->group; mate != NULL; mate = mate->mate) {
         mate->reply.size = 0;
-        c = call_of(server, mate, o->view);
+        c = call_of(server, mate, o->draft);
         mate->command->run(&c);
     }
 }
@@ -172,13 +172,13 @@ static bool dissolved(kv_server *server, op *o) {
     return true;
 }
 
-static void give_up_view(kv_server *server, op *o) {
-    if (o->view->refused != NULL) request_give_up(server, o, o->view->refused);
-    else if (o->view->failed == KV_ENOMEM) request_give_up(server, o, NO_MEMORY);
+static void give_up_draft(kv_server *server, op *o) {
+    if (o->draft->refused != NULL) request_give_up(server, o, o->draft->refused);
+    else if (o->draft->failed == KV_ENOMEM) request_give_up(server, o, NO_MEMORY);
     else request_give_up(server, o, "UNAVAILABLE what is asked for cannot be read here");
 }
 
-static void names_add(view *v, const op *o) {
+static void names_add(draft *v, const op *o) {
     key_walk w = walk_begin(o);
     text key;
     while (v->operations.count < NAMES_MAX && walk_next(o, &w, &key)) {
@@ -190,7 +190,7 @@ static void names_add(view *v, const op *o) {
 
 /* The names that are read, so that who owns them can see what of them is over. */
 static void ask_read(kv_server *server, op *o) {
-    view *v = op_view(o);
+    draft *v = op_draft(o);
     o->phase = PHASE_READ;
     if (v == NULL) {
         request_give_up(server, o, NO_MEMORY);
@@ -208,10 +208,10 @@ static void ask_read(kv_server *server, op *o) {
 }
 
 static void has_read(kv_server *server, op *o) {
-    view *v = o->view;
+    draft *v = o->draft;
     run_all(server, o);
-    if (!view_finish(v)) {
-        if (!dissolved(server, o)) give_up_view(server, o);
+    if (!draft_finish(v)) {
+        if (!dissolved(server, o)) give_up_draft(server, o);
     } else if (v->operations.count == 0) {
         all_done(server, o);
     } else {
@@ -250,8 +250,8 @@ void perform_answered(kv_server *server, op *o, const kv_reply *reply) {
 /* Without a batch behind it. False: it has been given up. */
 bool perform_run(kv_server *server, op *o) {
     run_all(server, o);
-    bool good = view_finish(o->view);
-    if (!good) give_up_view(server, o);
+    bool good = draft_finish(o->draft);
+    if (!good) give_up_draft(server, o);
     return good;
 }
 
@@ -274,7 +274,7 @@ void perform_begin(kv_server *server, op *o) {
     else if (spread == SPREAD_MANY && !in_pairs) reply_count_wrong(server, o);
     else if (spread == SPREAD_MANY) request_give_up(server, o, "CROSSSLOT Keys in request don't hash to the same slot");
     else if (spread == SPREAD_ONE) take_turn(server, o);
-    else if (op_view(o) == NULL) request_give_up(server, o, NO_MEMORY);
+    else if (op_draft(o) == NULL) request_give_up(server, o, NO_MEMORY);
     else if ((flags & COMMAND_ALL) != 0) perform_sure(server, o);
     else if (perform_run(server, o)) op_done(server, o);
 }

@@ -9,12 +9,12 @@
  *   op.c           commands from their words to their replies, and what they are kept in
  *   perform.c      a command that reads, decides and writes, from the read to the batch
  *   parts.c        a command of several slots, or about all keys
- *   view.c         what such a command sees and would write
+ *   draft.c         what such a command sees and would write
  *   cursors.c      where SCANs are; channels.c: who listens to what
  *   command*.c     the commands, by what they are about; command.c has what they share, command_table.c their table
  *
  * A command is an `op`, from its first word to its reply: one request to the replica (GET, SET, INCR), or performed over a
- * view (docs/decisions/0034). Ops of a client end in any order and are answered in the order
+ * draft (docs/decisions/0034). Ops of a client end in any order and are answered in the order
  * they came. A client that sends without waiting has its reads in flight together, or its writes, but never both: else a
  * read could see a write that stands behind it, or miss one that stands before. */
 #ifndef KV_SERVER_INTERNAL_H
@@ -26,7 +26,7 @@
 #include "kv/server.h"
 #include "list.h"
 #include "resp.h"
-#include "view.h"
+#include "draft.h"
 
 typedef struct op op;
 typedef struct client client;
@@ -58,14 +58,14 @@ enum command_flags {
 };
 enum { COMMAND_ORDER = COMMAND_READ | COMMAND_WRITE | COMMAND_ALONE };
 
-/* One run of a command: over a view, or over nothing but the connection. It writes its reply to `out`, once, and may be
- * run again, with another view and an empty `out`, if what it rests on has changed. */
+/* One run of a command: over a draft, or over nothing but the connection. It writes its reply to `out`, once, and may be
+ * run again, with another draft and an empty `out`, if what it rests on has changed. */
 typedef struct call {
     kv_server *server;
     client *client;        /* NULL: it has gone, or never was */
     op *op;
     const struct kv_command *command;
-    view *view;            /* NULL: it names no keys */
+    draft *draft;            /* NULL: it names no keys */
     const uint8_t *bytes;
     const resp_word *words;
     size_t count;
@@ -110,7 +110,7 @@ struct op {
 
     /* A command that is performed: perform.c. */
     enum op_phase phase;
-    view *view;            /* kept from one use to the next */
+    draft *draft;            /* kept from one use to the next */
     op *queue;             /* EXEC: its commands, by `next` */
     op *parent;            /* it is a part of that one */
     op *parts;             /* by `next`, the last first */
@@ -120,7 +120,7 @@ struct op {
     bool leads;            /* it is the one of its slot that is under way */
     uint16_t slot;
     op *mate;              /* the next in one of these: */
-    op *group;             /* those that run with it, over one view */
+    op *group;             /* those that run with it, over one draft */
     op *behind, **behind_last; /* those that wait for it */
 
     /* What is asked of the replica. */
@@ -255,7 +255,7 @@ void op_done(kv_server *server, op *o);
 /* What a client's reader has found, its words copied; what a peer passed on, its frame copied. NULL: no memory. */
 op *op_new(kv_server *server, client *c, const uint8_t *bytes);
 op *op_foreign(kv_server *server, const uint8_t *bytes, size_t size);
-view *op_view(op *o); /* empty; NULL: no memory */
+draft *op_draft(op *o); /* empty; NULL: no memory */
 op *op_part(kv_server *server, op *parent); /* without words */
 bool op_add_word(op *o, text word);
 op *op_keep(kv_server *server, const op *o); /* the words of it, for a transaction */

@@ -87,13 +87,13 @@ TEST(alone_a_batch_is_one_version) {
     VALUE(b, 1, get("{x}b"), "2");
     VALUE(b, 1, in_table("{x}t", get("r")), "3");
     kv_operation apart[] = {op(NULL, "{x}a", "1"), op(NULL, "{y}b", "2")};
-    TOLD(b, 1, batch(apart, 2), KV_ANSWER_REFUSED, 0, 0);
-    kv_expectation stands = {.key = (const uint8_t *)"{x}a", .key_size = 4, .version = 2};
+    TOLD(b, 1, batch(apart, 2), KV_ANSWER_OK, 3, 0); /* Of two slots: one shard has all of them. */
+    kv_expectation stands = {.key = (const uint8_t *)"{x}a", .key_size = 4, .version = 3};
     kv_ask careful = batch(all, 2);
     careful.expectations = &stands;
     careful.expectation_count = 1;
-    TOLD(b, 1, careful, KV_ANSWER_OK, 3, 0);
-    TOLD(b, 1, careful, KV_ANSWER_FAILED, 3, 0); /* It stands at 3 now. */
+    TOLD(b, 1, careful, KV_ANSWER_OK, 4, 0);
+    TOLD(b, 1, careful, KV_ANSWER_FAILED, 4, 0); /* It stands at 4 now. */
     end(b);
 }
 

@@ -68,7 +68,7 @@ transaction, as those of Django and aiocache do.
 
 **Commands that read and then write** (all but SET, GET, DEL of one key, INCR, APPEND and their like) run again when
 another write came between, until `request_ms` is over: then TRYAGAIN, and nothing was done ([decision
-0034](decisions/0034-a-command-is-a-function-over-a-view.md)). They are not sent ahead of each other: a pipeline of
+0034](decisions/0034-a-command-is-a-function-over-a-draft.md)). They are not sent ahead of each other: a pipeline of
 them is done one by one. So is one that has reads among writes.
 
 **Limits.** A key has 1 to 65,535 bytes, a value 1 MiB, a batch or a transaction 32 MiB. A transaction cannot make a

@@ -1,5 +1,5 @@
-/* view.c -- see view.h. */
-#include "view.h"
+/* draft.c -- see draft.h. */
+#include "draft.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -8,22 +8,22 @@
 
 enum { BLOCK_SIZE = 4096, KEEP_SIZE = 4096, KEEP_COUNT = 64, SLOTS_MIN = 16, PAGE_COUNT = 512, NEARLY_EMPTY = 64 };
 
-struct view_block {
-    view_block *next;
+struct draft_block {
+    draft_block *next;
     size_t used, capacity;
     uint8_t bytes[];
 };
 
 /* --- memory --- */
 
-static void fail(view *v, kv_status status) {
+static void fail(draft *v, kv_status status) {
     if (v->failed == KV_OK) v->failed = status;
 }
 
-/* The first block is kept for the next view. */
-static void blocks_free(view *v, bool keep) {
-    view_block *kept = NULL;
-    for (view_block *b = v->blocks, *next; b != NULL; b = next) {
+/* The first block is kept for the next draft. */
+static void blocks_free(draft *v, bool keep) {
+    draft_block *kept = NULL;
+    for (draft_block *b = v->blocks, *next; b != NULL; b = next) {
         next = b->next;
         if (keep && kept == NULL && b->capacity <= KEEP_SIZE) {
             kept = b;
@@ -36,9 +36,9 @@ static void blocks_free(view *v, bool keep) {
     v->blocks = kept;
 }
 
-uint8_t *view_room(view *v, size_t size) {
+uint8_t *draft_room(draft *v, size_t size) {
     size = (size + 15) & ~(size_t)15;
-    view_block *b = v->blocks;
+    draft_block *b = v->blocks;
     if (b == NULL || b->capacity - b->used < size) {
         size_t capacity = size < BLOCK_SIZE ? BLOCK_SIZE : size;
         b = malloc(sizeof *b + capacity);
@@ -46,15 +46,15 @@ uint8_t *view_room(view *v, size_t size) {
             fail(v, KV_ENOMEM);
             return NULL;
         }
-        *b = (view_block){.next = v->blocks, .capacity = capacity};
+        *b = (draft_block){.next = v->blocks, .capacity = capacity};
         v->blocks = b;
     }
     b->used += size;
     return b->bytes + b->used - size;
 }
 
-text view_copy(view *v, const void *bytes, size_t size) {
-    uint8_t *to = view_room(v, size);
+text draft_copy(draft *v, const void *bytes, size_t size) {
+    uint8_t *to = draft_room(v, size);
     if (to == NULL) return (text){0};
     if (size != 0) memcpy(to, bytes, size);
     return (text){to, size};
@@ -65,7 +65,7 @@ static void list_empty(list *l) {
     else list_clear(l);
 }
 
-void view_begin(view *v, kv_caller *caller, int64_t now_ms) {
+void draft_begin(draft *v, kv_caller *caller, int64_t now_ms) {
     blocks_free(v, true);
     list_empty(&v->entries);
     list_empty(&v->operations);
@@ -82,13 +82,13 @@ void view_begin(view *v, kv_caller *caller, int64_t now_ms) {
     v->refused = NULL;
 }
 
-void view_free(view *v) {
+void draft_free(draft *v) {
     blocks_free(v, false);
     free(v->slots);
     list_free(&v->entries);
     list_free(&v->operations);
     list_free(&v->expectations);
-    *v = (view){0};
+    *v = (draft){0};
 }
 
 /* --- entries --- */
@@ -99,7 +99,7 @@ static uint64_t hash_of(const entry *table, text name) {
 
 static bool same(text a, text b) { return a.size == b.size && (a.size == 0 || memcmp(a.at, b.at, a.size) == 0); }
 
-static uint32_t *slot_of(view *v, const entry *table, text name) {
+static uint32_t *slot_of(draft *v, const entry *table, text name) {
     size_t mask = v->slot_count - 1, at = (size_t)hash_of(table, name) & mask;
     for (; v->slots[at] != 0; at = (at + 1) & mask) {
         const entry *e = LIST(entry *, &v->entries)[v->slots[at] - 1];
@@ -108,7 +108,7 @@ static uint32_t *slot_of(view *v, const entry *table, text name) {
     return &v->slots[at];
 }
 
-static bool slots_grow(view *v) {
+static bool slots_grow(draft *v) {
     size_t count = v->slot_count == 0 ? SLOTS_MIN : 2 * v->slot_count;
     uint32_t *slots = calloc(count, sizeof *slots);
     if (slots == NULL) return false;
@@ -123,22 +123,22 @@ static bool slots_grow(view *v) {
 }
 
 /* So that nobody has to ask whether there was memory, but once, at the end. */
-static entry *nothing(view *v) {
+static entry *nothing(draft *v) {
     v->spare = (entry){.loaded = true};
     fail(v, KV_ENOMEM);
     return &v->spare;
 }
 
-static entry *entry_find(view *v, const entry *table, text name) {
+static entry *entry_find(draft *v, const entry *table, text name) {
     if (v->slot_count == 0) return NULL;
     uint32_t found = *slot_of(v, table, name);
     return found == 0 ? NULL : LIST(entry *, &v->entries)[found - 1];
 }
 
 /* The name's bytes stay where they are: they are words of the command, or copied. */
-static entry *entry_add(view *v, entry *table, text name) {
+static entry *entry_add(draft *v, entry *table, text name) {
     if (2 * (v->entries.count + 1) > v->slot_count && !slots_grow(v)) return nothing(v);
-    entry *e = (entry *)(void *)view_room(v, sizeof *e), **place = e == NULL ? NULL : list_add(&v->entries, sizeof *place);
+    entry *e = (entry *)(void *)draft_room(v, sizeof *e), **place = e == NULL ? NULL : list_add(&v->entries, sizeof *place);
     if (place == NULL) return nothing(v);
     *e = (entry){.name = name, .table = table};
     *place = e;
@@ -149,7 +149,7 @@ static entry *entry_add(view *v, entry *table, text name) {
 /* --- keys --- */
 
 /* A table has no value of its own: only what is empty has to be asked which it is. */
-static void key_look(view *v, entry *e) {
+static void key_look(draft *v, entry *e) {
     const kv_answer *answer = kv_caller_answer(v->caller);
     kv_result size = kv_look(v->caller, e->name.at, e->name.size);
     e->loaded = false;
@@ -176,7 +176,7 @@ static void key_look(view *v, entry *e) {
     e->emptied = rows == 0;
 }
 
-entry *view_find(view *v, text key) {
+entry *draft_find(draft *v, text key) {
     entry *e = entry_find(v, NULL, key);
     if (e != NULL) return e;
     e = entry_add(v, NULL, key);
@@ -184,18 +184,18 @@ entry *view_find(view *v, text key) {
     return e;
 }
 
-entry *view_key(view *v, text key) {
-    entry *e = view_find(v, key);
+entry *draft_key(draft *v, text key) {
+    entry *e = draft_find(v, key);
     e->expected = true;
     return e;
 }
 
-static text answer_text(view *v, kv_result size) {
+static text answer_text(draft *v, kv_result size) {
     const kv_answer *answer = kv_caller_answer(v->caller);
-    return view_copy(v, size <= KV_SMALL_SIZE ? answer->small : answer->large, (size_t)size);
+    return draft_copy(v, size <= KV_SMALL_SIZE ? answer->small : answer->large, (size_t)size);
 }
 
-text view_value(view *v, entry *e) {
+text draft_value(draft *v, entry *e) {
     if (e->is != KIND_STRING) return (text){0};
     e->expected = true;
     if (e->loaded || v->failed != KV_OK) return e->value;
@@ -206,24 +206,24 @@ text view_value(view *v, entry *e) {
     return e->value;
 }
 
-void view_set(view *v, entry *e, text value, int64_t expires_ms) {
-    if (e->is == KIND_HASH) view_delete(v, e);
+void draft_set(draft *v, entry *e, text value, int64_t expires_ms) {
+    if (e->is == KIND_HASH) draft_delete(v, e);
     e->is = KIND_STRING;
     e->value = value;
     e->size = value.size;
     e->loaded = e->written = true;
     e->expires_ms = expires_ms;
-    if (expires_ms != 0 && expires_ms <= v->now_ms) view_delete(v, e);
+    if (expires_ms != 0 && expires_ms <= v->now_ms) draft_delete(v, e);
 }
 
-static void rows_forget(view *v, const entry *table) {
+static void rows_forget(draft *v, const entry *table) {
     for (size_t i = 0; i < v->entries.count; i++) {
         entry *e = LIST(entry *, &v->entries)[i];
         if (e->table == table) e->is = KIND_NONE;
     }
 }
 
-void view_delete(view *v, entry *e) {
+void draft_delete(draft *v, entry *e) {
     if (e->is == KIND_HASH) {
         rows_forget(v, e);
         e->emptied = true;
@@ -234,22 +234,22 @@ void view_delete(view *v, entry *e) {
     e->written = true;
 }
 
-void view_expire(view *v, entry *e, int64_t expires_ms) {
+void draft_expire(draft *v, entry *e, int64_t expires_ms) {
     if (expires_ms != 0 && expires_ms <= v->now_ms) {
-        view_delete(v, e);
+        draft_delete(v, e);
         return;
     }
     if (e->is == KIND_HASH) {
         e->expires_ms = expires_ms;
         e->expiry_written = true;
     } else {
-        view_set(v, e, view_value(v, e), expires_ms);
+        draft_set(v, e, draft_value(v, e), expires_ms);
     }
 }
 
 /* --- rows --- */
 
-entry *view_row(view *v, entry *table, text row) {
+entry *draft_row(draft *v, entry *table, text row) {
     entry *e = entry_find(v, table, row);
     if (e != NULL) return e;
     e = entry_add(v, table, row);
@@ -270,7 +270,7 @@ entry *view_row(view *v, entry *table, text row) {
 }
 
 /* One page; the names and values of it, copied. */
-static kv_result rows_page(view *v, const entry *table, text after, bool first, kv_page *page, text *bytes) {
+static kv_result rows_page(draft *v, const entry *table, text after, bool first, kv_page *page, text *bytes) {
     kv_range range = {.what = KV_SCAN_ROWS, .table = table->name.at, .table_size = table->name.size, .with_values = 1,
                       .count_max = PAGE_COUNT, .start = first ? NULL : after.at, .start_size = first ? 0 : after.size};
     kv_result size = kv_scan(v->caller, &range, page);
@@ -279,7 +279,7 @@ static kv_result rows_page(view *v, const entry *table, text after, bool first, 
 }
 
 /* What the store has of it. */
-static void rows_read(view *v, const entry *table, list *out) {
+static void rows_read(draft *v, const entry *table, list *out) {
     text after = {0}, bytes;
     kv_page page = {.more = 1};
     for (bool first = true; page.more && v->failed == KV_OK; first = false) {
@@ -289,7 +289,7 @@ static void rows_read(view *v, const entry *table, list *out) {
         if (v->failed != KV_OK) return;
         const uint8_t *at = bytes.at;
         for (uint64_t i = 0; i < page.count; i++) {
-            view_pair *one = list_add(out, sizeof *one);
+            draft_pair *one = list_add(out, sizeof *one);
             if (one == NULL) {
                 fail(v, KV_ENOMEM);
                 return;
@@ -299,7 +299,7 @@ static void rows_read(view *v, const entry *table, list *out) {
             at += one->row.size + one->value.size;
         }
         if (!page.more) return;
-        uint8_t *next = view_room(v, page.resume_size + 1); /* The name after it is it and a zero. */
+        uint8_t *next = draft_room(v, page.resume_size + 1); /* The name after it is it and a zero. */
         if (next == NULL) return;
         memcpy(next, bytes.at + page.size, page.resume_size);
         next[page.resume_size] = 0;
@@ -307,24 +307,24 @@ static void rows_read(view *v, const entry *table, list *out) {
     }
 }
 
-size_t view_rows(view *v, entry *table, const view_pair **out) {
+size_t draft_rows(draft *v, entry *table, const draft_pair **out) {
     list found = {0};
     table->expected = true;
     *out = NULL;
     if (table->is != KIND_HASH) return 0;
     if (table->was == KIND_HASH && !table->emptied) rows_read(v, table, &found);
     size_t stored = found.count, count = 0;
-    view_pair *all = (view_pair *)(void *)view_room(v, (stored + v->entries.count + 1) * sizeof *all);
+    draft_pair *all = (draft_pair *)(void *)draft_room(v, (stored + v->entries.count + 1) * sizeof *all);
     for (size_t i = 0; all != NULL && i < stored; i++) {
-        view_pair one = LIST(view_pair, &found)[i];
+        draft_pair one = LIST(draft_pair, &found)[i];
         const entry *e = entry_find(v, table, one.row);
         if (e == NULL) all[count++] = one;
-        else if (e->is != KIND_NONE) all[count++] = (view_pair){e->name, e->value};
+        else if (e->is != KIND_NONE) all[count++] = (draft_pair){e->name, e->value};
     }
     for (size_t i = 0; all != NULL && i < v->entries.count; i++) {
         const entry *e = LIST(entry *, &v->entries)[i];
         bool seen = e->was != KIND_NONE && !table->emptied;
-        if (e->table == table && e->is != KIND_NONE && !seen) all[count++] = (view_pair){e->name, e->value};
+        if (e->table == table && e->is != KIND_NONE && !seen) all[count++] = (draft_pair){e->name, e->value};
     }
     list_free(&found);
     *out = all;
@@ -332,10 +332,10 @@ size_t view_rows(view *v, entry *table, const view_pair **out) {
 }
 
 /* A hash that was deleted comes again: the table stays the same, so its old rows are deleted one by one. */
-static void table_revive(view *v, entry *table) {
+static void table_revive(draft *v, entry *table) {
     list found = {0};
     if (table->was == KIND_HASH) rows_read(v, table, &found);
-    for (size_t i = 0; i < found.count && v->failed == KV_OK; i++) view_row(v, table, LIST(view_pair, &found)[i].row);
+    for (size_t i = 0; i < found.count && v->failed == KV_OK; i++) draft_row(v, table, LIST(draft_pair, &found)[i].row);
     list_free(&found);
     table->expected = true;
     table->expiry_written = table->was == KIND_HASH;
@@ -344,7 +344,7 @@ static void table_revive(view *v, entry *table) {
     table->written = false;
 }
 
-void view_row_set(view *v, entry *row, text value) {
+void draft_row_set(draft *v, entry *row, text value) {
     entry *table = row->table;
     if (table == NULL) return;
     if (table->is == KIND_NONE && table->was == KIND_HASH) table_revive(v, table);
@@ -356,7 +356,7 @@ void view_row_set(view *v, entry *row, text value) {
 }
 
 /* Two that delete one of the last two fields each would leave a hash without any: near its end, who comes second looks again. */
-void view_row_delete(view *v, entry *row) {
+void draft_row_delete(draft *v, entry *row) {
     entry *table = row->table;
     (void)v;
     if (table == NULL || row->is == KIND_NONE) return;
@@ -371,7 +371,7 @@ void view_row_delete(view *v, entry *row) {
 
 /* --- as a batch --- */
 
-static void expect(view *v, const entry *e) {
+static void expect(draft *v, const entry *e) {
     kv_expectation *one = list_add(&v->expectations, sizeof *one);
     if (one == NULL) {
         fail(v, KV_ENOMEM);
@@ -386,7 +386,7 @@ static void expect(view *v, const entry *e) {
     }
 }
 
-static kv_operation *operate(view *v, const entry *e) {
+static kv_operation *operate(draft *v, const entry *e) {
     kv_operation *one = list_add(&v->operations, sizeof *one);
     if (one == NULL) {
         fail(v, KV_ENOMEM);
@@ -400,14 +400,14 @@ static kv_operation *operate(view *v, const entry *e) {
 }
 
 /* Of a value with no bytes the address counts, which says that it is one. */
-static void operate_put(view *v, const entry *e) {
+static void operate_put(draft *v, const entry *e) {
     kv_operation *one = operate(v, e);
     one->value = e->value.at != NULL ? e->value.at : (const uint8_t *)"";
     one->value_size = e->value.size;
     one->ttl_ms = e->table == NULL ? -e->expires_ms : 0;
 }
 
-static void key_finish(view *v, const entry *e) {
+static void key_finish(draft *v, const entry *e) {
     if (e->is == KIND_STRING) {
         if (e->written) operate_put(v, e);
     } else if (e->is == KIND_NONE) {
@@ -421,13 +421,13 @@ static void key_finish(view *v, const entry *e) {
     }
 }
 
-static void row_finish(view *v, const entry *e) {
+static void row_finish(draft *v, const entry *e) {
     if (e->table->is != KIND_HASH || !e->written) return;
     if (e->is == KIND_STRING) operate_put(v, e);
     else if (e->was == KIND_STRING) operate(v, e);
 }
 
-bool view_finish(view *v) {
+bool draft_finish(draft *v) {
     for (size_t i = 0; i < v->entries.count && v->failed == KV_OK; i++) {
         const entry *e = LIST(entry *, &v->entries)[i];
         if (e->expected) expect(v, e);
