@@ -1,0 +1,637 @@
+"""Every call, once, as a coroutine over whatever carries it (wire.py).
+
+A call is tried until its time is over: at the owner as far as it is known, then at one replica after the other. A read
+may be asked as often as one likes. A write keeps its number through all of it, so it happens once; whether it did is
+known with the first answer. A call that ends without one raises Unavailable if nothing was ever sent, else Unknown.
+
+Cancelling a write, or Ctrl-C in one, leaves it open whether it happened, as with any store that is elsewhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from itertools import islice
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, overload
+
+from kvsvr.client.blocks import AsyncBlock, AsyncRemoteTransaction, RemoteBatch, RemoteTransaction, Seen, packed
+from kvsvr.client.routes import Address, Lane, Routes, Write
+from kvsvr.client.wire import Carrier, Lost, NotReached
+from kvsvr.client.words import (
+    COME_AGAIN,
+    SEEN,
+    Consistency,
+    Durability,
+    Failed,
+    Words,
+    error_of,
+    figures_of,
+    is_data,
+    is_stale,
+    key_of,
+    page,
+    single,
+    value_of,
+)
+from kvsvr.errors import ClosedError, Unavailable, Unknown, UsageError, VersionConflict, shown
+from kvsvr.native import borrow, failure, lib, own, ttl_ms
+from kvsvr.store.arguments import addend, chunks, expiry_of, limit_of, pair_source, version_of
+from kvsvr.store.batch import Names
+from kvsvr.store.slots import slot_of
+from kvsvr.store.transaction import ATTEMPTS, PAUSE_MAX, PAUSE_MIN
+from kvsvr.types import BytesLike, Versioned
+
+if TYPE_CHECKING:
+    from kvsvr.client.tables import AsyncRemoteTable
+
+T = TypeVar("T")
+
+PATIENCE_S: Final = 1.5
+"""So long one replica has for an answer, before another one is asked."""
+PAUSE_S: Final = 0.01
+PAUSE_LONGEST_S: Final = 0.2
+PAGE_COUNT: Final = 512
+MANY_COUNT: Final = 512
+
+
+def not_offered(what: str, instead: str) -> UsageError:
+    return UsageError(f"a replica set has no command for {what} yet: {instead}")
+
+
+class Caller:
+    """How anything is asked: routes, retries, numbers."""
+
+    def __init__(self, routes: Routes, carrier: Carrier, timeout: float, path: str) -> None:
+        self.routes: Final = routes
+        self.path: Final = path
+        self._carrier = carrier
+        self._timeout = timeout
+        self._closed = False
+
+    async def close(self) -> None:
+        self._closed = True
+        await self._carrier.close()
+
+    # --- reads ---
+
+    async def read(self, *words: Any, key: bytes | None = None, table: bytes | None = None, stale: bool = False) -> Any:
+        """The answer of one command that changes nothing. `key` and `table` say where it goes, and are for errors."""
+        name = table if table is not None else key
+        slot = None if name is None or stale else slot_of(name)
+        (answer,) = await self._until_answered(slot, [words], stale=stale)
+        if isinstance(answer, Failed):
+            raise error_of(str(answer), self.path, key, table)
+        return answer
+
+    async def read_many(self, names: Sequence[bytes], words: Callable[[bytes], Words], *, stale: bool) -> list[Any]:
+        """One command for each name, those of one replica sent together."""
+        await self._refresh(self._deadline())
+        groups: dict[Address | None, list[int]] = {}
+        for index, name in enumerate(names):
+            groups.setdefault(None if stale else self.routes.pick(slot_of(name)), []).append(index)
+        answers: list[Any] = [None] * len(names)
+        for indexes in groups.values():
+            slot = None if stale else slot_of(names[indexes[0]])
+            told = await self._until_answered(slot, [words(names[index]) for index in indexes], stale=stale)
+            for index, answer in zip(indexes, told, strict=True):
+                if isinstance(answer, Failed):
+                    raise error_of(str(answer), self.path, names[index])
+                answers[index] = answer
+        return answers
+
+    async def _until_answered(self, slot: int | None, commands: list[Words], *, stale: bool) -> list[Any]:
+        deadline, pause, why = self._deadline(), PAUSE_S, "no replica could be reached"
+        while True:
+            await self._refresh(deadline)
+            address = self.routes.pick(slot)
+            try:
+                answers = await self._carrier.carry(address, commands, self._patience(deadline), stale=stale)
+            except (NotReached, Lost) as error:
+                self.routes.is_down(address)
+                why = str(error)
+            except Failed as error:
+                raise error_of(str(error), self.path) from None
+            else:
+                refused = next((str(one) for one in answers if _comes_again(one)), None)
+                if refused is None:
+                    return answers
+                self.routes.doubt()
+                why = refused
+            pause = await self._pause(pause, deadline, Unavailable(f"{self.path}: {why}"))
+
+    # --- writes ---
+
+    def write_of(
+        self, words: Words, *, data: bool, key: bytes | None = None, table: bytes | None = None, at: bytes | None = None
+    ) -> Write:
+        """`key` and `table` are for errors, and say where it goes unless `at` does."""
+        name = at if at is not None else table if table is not None else key
+        assert name is not None
+        return Write(slot_of(name), words, 0, 0, data, key, table)
+
+    async def once(self, write: Write) -> list[int]:
+        """[version, number, version of the shard], and the version 0 where there was nothing to do."""
+        (answer,) = await self.once_each([write])
+        return answer
+
+    async def once_each(self, writes: Sequence[Write]) -> list[list[int]]:
+        """All of them, once each. Of one shard one is under way at a time, in the order given; of several, side
+        by side. The first that fails is raised when those beside it have been answered."""
+        await self._refresh(self._deadline())
+        lane = self.routes.take_lane()
+        try:
+            for row in self._rows(writes):
+                await self._row(row, lane)
+        finally:
+            self.routes.give_lane(lane)
+        return [write.answer or [0, 0, 0] for write in writes]
+
+    def _rows(self, writes: Sequence[Write]) -> list[list[Write]]:
+        """The nth of each shard make a row."""
+        rows: list[list[Write]] = []
+        counts: dict[int, int] = {}
+        for write in writes:
+            shard = self.routes.shard_of(write.slot)
+            nth = counts[shard] = counts.get(shard, -1) + 1
+            if nth == len(rows):
+                rows.append([])
+            rows[nth].append(write)
+        return rows
+
+    async def _row(self, row: list[Write], lane: Lane) -> None:
+        deadline = self._deadline()
+        groups: dict[Address, list[Write]] = {}
+        for write in row:
+            write.number, write.seen = lane.next(), self.routes.seen(write.slot)
+            groups.setdefault(self.routes.pick(write.slot), []).append(write)
+        failures: list[Exception] = []
+        for address, group in groups.items():
+            why = await self._send(address, group, lane, deadline, failures)
+            for write in group:
+                if write.answer is None:
+                    await self._insist(write, lane, deadline, why, failures)
+        if failures:
+            raise failures[0]
+
+    async def _insist(self, write: Write, lane: Lane, deadline: float, why: str, failures: list[Exception]) -> None:
+        """It was sent, maybe, or is to be sent otherwise, and goes on alone."""
+        pause = PAUSE_S
+        while write.answer is None:
+            lost = Unknown(f"{self.path}: no answer came to a write ({why}): read before writing again")
+            over = lost if write.again else Unavailable(f"{self.path}: {why}")
+            try:
+                pause = await self._pause(pause, deadline, over)
+            except (Unavailable, Unknown) as error:
+                failures.append(error)
+                write.answer = [0, 0, 0]
+                return
+            await self._refresh(deadline)
+            why = await self._send(self.routes.pick(write.slot), [write], lane, deadline, failures)
+
+    async def _send(
+        self, address: Address, group: list[Write], lane: Lane, deadline: float, failures: list[Exception]
+    ) -> str:
+        """Those that are answered have an answer then; for the others, why not."""
+        commands = [write.command(self.routes.client, lane) for write in group]
+        try:
+            answers = await self._carrier.carry(address, commands, self._patience(deadline), stale=False)
+        except (NotReached, Lost) as error:
+            self.routes.is_down(address)
+            for write in group:
+                write.again |= isinstance(error, Lost)
+            return str(error)
+        except Failed as error:
+            raise error_of(str(error), self.path) from None
+        why = ""
+        for write, answer in zip(group, answers, strict=True):
+            why = self._settle(write, lane, answer, failures) or why
+        return why
+
+    def _settle(self, write: Write, lane: Lane, answer: Any, failures: list[Exception]) -> str:
+        if not isinstance(answer, Failed):
+            self.routes.saw(write.slot, int(answer[2]))
+            write.answer = [int(number) for number in answer]
+            return ""
+        text = str(answer)
+        seen = SEEN.match(text)
+        if seen is not None:  # Nothing was done, and no copy will be: so it is a new write.
+            self.routes.saw(write.slot, int(seen[1]))
+            write.number, write.seen, write.again = lane.next(), int(seen[1]), False
+            return text
+        if _comes_again(answer):
+            self.routes.doubt()
+            write.again = True
+            return text
+        failures.append(error_of(text, self.path, write.key, write.table))
+        write.answer = [0, 0, 0]
+        return ""
+
+    # --- time, and who is who ---
+
+    def _deadline(self) -> float:
+        if self._closed:
+            raise ClosedError(f"{self.path} was closed: connect again")
+        return time.monotonic() + self._timeout
+
+    @staticmethod
+    def _patience(deadline: float) -> float:
+        return max(0.01, min(PATIENCE_S, deadline - time.monotonic()))
+
+    async def _pause(self, pause: float, deadline: float, over: Exception) -> float:
+        """The next one; `over` is raised if there is no time for one."""
+        if time.monotonic() + pause >= deadline:
+            raise over
+        await self._carrier.pause(random.uniform(0.5, 1) * pause)
+        return min(2 * pause, PAUSE_LONGEST_S)
+
+    async def _refresh(self, deadline: float) -> None:
+        """Asks who owns what, unless that is known. If nobody says, what was known has to do."""
+        for _ in self.routes.known if not self.routes.fresh else ():
+            address = self.routes.pick(None)
+            commands: list[Words] = [("CLUSTER", "SLOTS"), ("INFO",)]
+            try:
+                slots, info = await self._carrier.carry(address, commands, self._patience(deadline), stale=False)
+            except (NotReached, Lost):
+                self.routes.is_down(address)
+                continue
+            except Failed as error:
+                raise error_of(str(error), self.path) from None
+            if isinstance(info, Failed):
+                raise error_of(str(info), self.path)
+            shards = int(figures_of(info).get("shards", 1))
+            self.routes.learn(None if isinstance(slots, Failed) else slots, shards, address)
+            return
+
+
+def _comes_again(answer: Any) -> bool:
+    return isinstance(answer, Failed) and str(answer).startswith(COME_AGAIN)
+
+
+class AsyncRemote:
+    """A replica set: the calls of an embedded store's `aio`, but for those that a set has no command for.
+
+    What is answered is on the disks of a majority, so `durable` changes nothing, and sync() has nothing to do. Reads
+    are linearizable; get and get_many may be told to be "stale". Used in one event loop.
+    """
+
+    def __init__(
+        self, caller: Caller, consistency: Consistency, durability: Durability, closes: Callable[[], None] | None = None
+    ) -> None:
+        self._caller = caller
+        self._stale = is_stale(consistency)
+        self._data = is_data(durability)
+        self._closes = closes
+
+    def _is_data(self, durability: Durability | None) -> bool:
+        return self._data if durability is None else is_data(durability)
+
+    def _is_stale(self, consistency: Consistency | None) -> bool:
+        return self._stale if consistency is None else is_stale(consistency)
+
+    # --- one key ---
+
+    @overload
+    async def get(self, key: BytesLike, *, consistency: Consistency | None = None) -> bytes | None: ...
+    @overload
+    async def get(self, key: BytesLike, default: T, *, consistency: Consistency | None = None) -> bytes | T: ...
+    async def get(
+        self, key: BytesLike, default: T | None = None, *, consistency: Consistency | None = None
+    ) -> bytes | T | None:
+        """The value, or `default` if the key is absent or has expired. WrongType if it is a table."""
+        name = key_of(key)
+        value: bytes | None = await self._caller.read("GET", name, key=name, stale=self._is_stale(consistency))
+        return default if value is None else value
+
+    async def get_versioned(self, key: BytesLike) -> Versioned | None:
+        """The value with its version and expiry, all of one moment; None if the key is absent."""
+        return await self.look(key_of(key), None)
+
+    async def look(self, name: bytes, table: bytes | None) -> Versioned | None:
+        """The same of a key, or of a row of a table."""
+        words = ("KV.LOOK", name) if table is None else ("KV.LOOK", table, name)
+        found = await self._caller.read(*words, key=name, table=table)
+        if found is None:
+            return None
+        if found[0] == b"table":
+            raise failure(lib.KV_EWRONGTYPE, None, self._caller.path, name)
+        return Versioned(found[3], found[1], found[2] / 1000 if found[2] else None)
+
+    async def contains(self, key: BytesLike) -> bool:
+        """Whether the key has a value. A table has none."""
+        name = key_of(key)
+        return bool(await self._caller.read("TYPE", name, key=name) == b"string")
+
+    async def put(
+        self,
+        key: BytesLike,
+        value: BytesLike,
+        *,
+        ttl: float | None = None,
+        durable: bool = False,
+        durability: Durability | None = None,
+    ) -> int:
+        """Sets the value, in place of what was there, a table included; the new version."""
+        name, words = key_of(key), value_of(value)
+        write = single("PUT", name, value=words, ttl_ms=expiry_of(ttl))
+        return await self._version(write, name, durability)
+
+    async def delete(self, key: BytesLike, *, version: int | None = None, durable: bool = False) -> bool:
+        """Whether the key, or the table, was there. With `version`, only at that version: else VersionConflict."""
+        name, expected = key_of(key), -1 if version is None else version_of(version, least=1)
+        return await self._version(single("DELETE", name, argument=expected), name) > 0
+
+    async def cas(
+        self,
+        key: BytesLike,
+        value: BytesLike,
+        version: int,
+        *,
+        ttl: float | None = None,
+        durable: bool = False,
+        durability: Durability | None = None,
+    ) -> int:
+        """Sets the value if the key is at `version`, 0 meaning absent; the new version. Else VersionConflict."""
+        name, content = key_of(key), value_of(value)
+        expected = version_of(version, least=0)
+        write = single("CAS", name, value=content, argument=expected, ttl_ms=expiry_of(ttl))
+        return await self._version(write, name, durability)
+
+    async def incr(self, key: BytesLike, by: int = 1, *, ttl: float | None = None, durable: bool = False) -> int:
+        """Adds to a counter kept as decimal digits, an absent one counting as 0; the new number."""
+        name, expiry, amount = key_of(key), expiry_of(ttl), addend(by)
+        return await self._number(single("INCR", name, argument=amount, ttl_ms=expiry), name)
+
+    async def append(
+        self,
+        key: BytesLike,
+        data: BytesLike,
+        *,
+        ttl: float | None = None,
+        durable: bool = False,
+        durability: Durability | None = None,
+    ) -> int:
+        """Puts bytes behind the value, an absent one counting as empty; the new length."""
+        name, content = key_of(key), value_of(data)
+        return await self._number(single("APPEND", name, value=content, ttl_ms=expiry_of(ttl)), name, durability)
+
+    async def expire(self, key: BytesLike, ttl: float, *, durable: bool = False) -> bool:
+        """Lets the key expire `ttl` seconds from now; False if it is absent."""
+        if ttl is None or ttl == 0:
+            raise UsageError(f"ttl is a positive number of seconds, not {ttl!r}: persist() takes an expiry away")
+        name = key_of(key)
+        return await self._version(single("EXPIRE", name, ttl_ms=ttl_ms(ttl)), name) > 0
+
+    async def persist(self, key: BytesLike, *, durable: bool = False) -> bool:
+        """Takes the key's expiry away; False if it is absent or has none."""
+        name = key_of(key)
+        return await self._version(single("EXPIRE", name), name) > 0
+
+    async def ttl(self, key: BytesLike) -> float | None:
+        """Seconds until the key expires, by its owner's clock; None if it has no expiry or is absent."""
+        name = key_of(key)
+        left: int = await self._caller.read("PTTL", name, key=name)
+        return left / 1000 if left >= 0 else None
+
+    async def _version(self, words: Words, key: bytes, durability: Durability | None = None) -> int:
+        return (await self._caller.once(self._caller.write_of(words, data=self._is_data(durability), key=key)))[0]
+
+    async def _number(self, words: Words, key: bytes, durability: Durability | None = None) -> int:
+        return (await self._caller.once(self._caller.write_of(words, data=self._is_data(durability), key=key)))[1]
+
+    # --- many keys ---
+
+    async def get_many(
+        self, keys: Iterable[BytesLike], *, consistency: Consistency | None = None
+    ) -> list[bytes | None]:
+        """The values in the order of the keys, None for those that are absent. As single gets: not of one moment."""
+        stale = self._is_stale(consistency)
+        values: list[bytes | None] = []
+        for chunk in chunks(keys, MANY_COUNT):
+            names = [key_of(key) for key in chunk]
+            values += await self._caller.read_many(names, lambda name: ("GET", name), stale=stale)
+        return values
+
+    async def put_many(
+        self,
+        pairs: Iterable[tuple[BytesLike, BytesLike]],
+        *,
+        ttl: float | None = None,
+        durable: bool = False,
+        durability: Durability | None = None,
+    ) -> int:
+        """Sets many values; how many pairs were written. Not atomic: an exception leaves some of them written."""
+        source, expiry, data, count = pair_source(pairs), expiry_of(ttl), self._is_data(durability), 0
+        while chunk := list(islice(source, MANY_COUNT)):
+            writes = []
+            for key, value in chunk:
+                name = key_of(key)
+                words = single("PUT", name, value=value_of(value), ttl_ms=expiry)
+                writes.append(self._caller.write_of(words, data=data, key=name))
+            await self._caller.once_each(writes)
+            count += len(writes)
+        return count
+
+    async def delete_many(self, keys: Iterable[BytesLike], *, durable: bool = False) -> int:
+        """Deletes many keys; how many were there. Not atomic, as put_many."""
+        count = 0
+        for chunk in chunks(keys, MANY_COUNT):
+            names = [key_of(key) for key in chunk]
+            writes = [
+                self._caller.write_of(single("DELETE", name, argument=-1), data=False, key=name) for name in names
+            ]
+            count += sum(answer[0] > 0 for answer in await self._caller.once_each(writes))
+        return count
+
+    # --- in order ---
+
+    def scan(
+        self,
+        start: BytesLike | None = None,
+        stop: BytesLike | None = None,
+        *,
+        prefix: BytesLike | None = None,
+        reverse: bool = False,
+        limit: int | None = None,
+    ) -> AsyncIterator[tuple[bytes, bytes]]:
+        """(key, value) in the order of keys, from all shards. Nothing is held between pages."""
+        return listing(self._caller, b"KEYS", None, start, stop, prefix, reverse, limit, values=True)
+
+    def keys(
+        self,
+        start: BytesLike | None = None,
+        stop: BytesLike | None = None,
+        *,
+        prefix: BytesLike | None = None,
+        reverse: bool = False,
+        limit: int | None = None,
+    ) -> AsyncIterator[bytes]:
+        """The keys alone, as scan() gives them; no value is read."""
+        return listing(self._caller, b"KEYS", None, start, stop, prefix, reverse, limit, values=False)
+
+    def tables(self, prefix: BytesLike | None = None) -> AsyncIterator[bytes]:
+        """The keys of tables in order, all or those that begin with `prefix`."""
+        return listing(self._caller, b"TABLES", None, None, None, prefix, False, None, values=False)
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self.keys()
+
+    def table(self, key: BytesLike) -> AsyncRemoteTable:
+        """The table under this key, which comes into being with its first row. Costs nothing: it is a name."""
+        from kvsvr.client.tables import AsyncRemoteTable  # Not above: it imports this module.
+
+        return AsyncRemoteTable(self._caller, key, self._data)
+
+    # --- together ---
+
+    def batch(self, *, durable: bool = False, durability: Durability | None = None) -> AsyncBlock[RemoteBatch]:
+        """An `async with` block whose puts and deletes are written together at its end: all or nothing, one version.
+        With several shards, its keys are of one hash slot."""
+        batch = RemoteBatch()
+        return AsyncBlock(batch, batch, self, self._is_data(durability))
+
+    def transaction(self, *, durable: bool = False) -> AsyncBlock[AsyncRemoteTransaction]:
+        """An `async with` block that reads, and whose writes are written at its end, if nothing it has read has changed
+        meanwhile; else VersionConflict, and nothing. Its keys are of one hash slot, as those of a batch."""
+        inner = RemoteTransaction(lambda name, table: None)
+        return AsyncBlock(AsyncRemoteTransaction(self, inner), inner, self, self._data)
+
+    async def run(
+        self,
+        fn: Callable[[AsyncRemoteTransaction], Awaitable[T]],
+        *,
+        attempts: int = ATTEMPTS,
+        durable: bool = False,
+    ) -> T:
+        """Awaits fn(t) with a transaction, commits, and returns what fn gave; once more after a VersionConflict."""
+        if not isinstance(attempts, int) or isinstance(attempts, bool) or attempts < 1:
+            raise UsageError(f"attempts is a whole number from 1 up, not {shown(attempts)}")
+        pause = PAUSE_MIN
+        for _ in range(attempts - 1):
+            try:
+                async with self.transaction() as t:
+                    return await fn(t)
+            except VersionConflict:
+                await asyncio.sleep(random.uniform(0, pause))
+                pause = min(2 * pause, PAUSE_MAX)
+        async with self.transaction() as t:
+            return await fn(t)
+
+    async def write_together(self, names: Names, seen: Seen, *, data: bool) -> int:
+        """What a block has collected, if what it has seen stands; the version."""
+        one_slot = packed(names, seen, strict=await self.is_spread())
+        if one_slot is None:
+            return 0
+        at, words = one_slot
+        try:
+            return (await self._caller.once(self._caller.write_of(words, data=data, at=at)))[0]
+        except VersionConflict as conflict:
+            raise await self._blamed(seen, conflict) from None
+
+    async def _blamed(self, seen: Seen, conflict: VersionConflict) -> VersionConflict:
+        """Which of those seen has changed: the set tells its version, and not its name."""
+        for (table, name), version in seen.items():
+            found = await self._caller.read(
+                "KV.LOOK", *((name,) if table is None else (table, name)), key=name, table=table
+            )
+            if (found[1] if found else 0) != version:
+                return VersionConflict(name, found[1] if found else 0, table=table)
+        table, name = next(iter(seen))
+        return VersionConflict(name, conflict.current, table=table)
+
+    async def is_spread(self) -> bool:
+        """Whether there are several shards, so that what is written together has to be of one slot."""
+        await self._caller._refresh(self._caller._deadline())
+        return self._caller.routes.shard_count > 1
+
+    # --- the set as a whole ---
+
+    async def wait(self, key: Any, version: int, timeout: float | None = None) -> int:
+        raise not_offered("waiting (KV.WAIT)", "read again after a while, or SUBSCRIBE to what writers PUBLISH")
+
+    async def sync(self) -> None:
+        """What was answered is on the disks of a majority: there is nothing to wait for."""
+
+    async def count(self) -> int:
+        """Keys that have a value, expired ones included until they are reclaimed."""
+        return int(await self._caller.read("KV.COUNT"))
+
+    async def stats(self) -> dict[str, Any]:
+        """Figures of one of the replicas: INFO, as a dict."""
+        return figures_of(await self._caller.read("INFO"))
+
+    async def close(self) -> None:
+        """Lets go of the connections. The second time: nothing."""
+        await self._caller.close()
+        if self._closes is not None:
+            self._closes()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def __bool__(self) -> bool:
+        """True, also when empty."""
+        return True
+
+    def __repr__(self) -> str:
+        return f"<kvsvr.AsyncRemote {self._caller.path}>"
+
+
+def listing(
+    caller: Caller,
+    what: bytes,
+    table: bytes | None,
+    start: BytesLike | None,
+    stop: BytesLike | None,
+    prefix: BytesLike | None,
+    reverse: bool,
+    limit: int | None,
+    *,
+    values: bool,
+) -> AsyncIterator[Any]:
+    """Checked now, read as it is asked for."""
+    if prefix is None:
+        first, behind = None if start is None else own(start), None if stop is None else own(stop)
+    elif start is not None or stop is not None:
+        raise UsageError("prefix says where to start and to stop: give either it or them")
+    else:
+        first = bytes(borrow(prefix, "prefix"))
+        behind = successor(first)
+    return _pages(caller, what, table, first, behind, bool(reverse), limit_of(limit), values)
+
+
+async def _pages(
+    caller: Caller,
+    what: bytes,
+    table: bytes | None,
+    start: bytes | None,
+    stop: bytes | None,
+    reverse: bool,
+    left: int | None,
+    values: bool,
+) -> AsyncIterator[Any]:
+    command = "KV.PAGE" if table is None else "TBL.PAGE"
+    while left is None or left > 0:
+        count = PAGE_COUNT if left is None else min(left, PAGE_COUNT)
+        words = page(what if table is None else table, start, stop, count, values=values, reverse=reverse)
+        resume, *entries = await caller.read(command, *words, key=table)
+        found = list(zip(entries[::2], entries[1::2], strict=True)) if values else entries
+        left = None if left is None else left - len(found)
+        for entry in found:
+            yield entry
+        if resume is None:
+            return
+        start, stop = (start, resume) if reverse else (resume + b"\0", stop)
+
+
+def successor(prefix: bytes) -> bytes | None:
+    """The lowest string above all that begin with the prefix; None: there is none."""
+    stem = prefix.rstrip(b"\xff")
+    return stem[:-1] + bytes([stem[-1] + 1]) if stem else None
