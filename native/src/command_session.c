@@ -167,9 +167,10 @@ void kv_look_run(call *c) {
         return;
     }
     if (e == NULL) return;
-    if (c->count == 3) e = draft_row(c->draft, e, arg(c, 2));
+    bool row = c->count == 3;
+    if (row) e = draft_row(c->draft, e, arg(c, 2));
     if (e->is == KIND_NONE) resp_put_null_array(c->out, c->protocol);
-    else say_look(c, e, e->is == KIND_HASH ? (text){0} : draft_value(c->draft, e));
+    else say_look(c, e, row ? e->value : e->is == KIND_HASH ? (text){0} : draft_value(c->draft, e));
 }
 
 enum { PAGE_MAX = 4096 };
