@@ -94,4 +94,8 @@ def kvsvr_store(tmp_path: Path) -> Iterator[kvsvr.Engine]:
 def kvsvr_set(tmp_path: Path) -> Iterator[Callable[[int], ReplicaSet]]:
     """kvsvr_set(3): a set that ends with the test."""
     with ExitStack() as started:
-        yield lambda replicas=3: started.enter_context(ReplicaSet(tmp_path / f"kvsvr-set-{replicas}", replicas))
+
+        def start(replicas: int) -> ReplicaSet:
+            return started.enter_context(ReplicaSet(tmp_path / f"kvsvr-set-{replicas}", replicas))
+
+        yield start

@@ -23,6 +23,7 @@ FLOORS: dict[str, set[str]] = {
     "kvsvr.services": {"kvsvr.types", "kvsvr.errors"},
     "kvsvr.gateway": {"kvsvr.services", *BASE},
     "kvsvr.ops": {"kvsvr.gateway", "kvsvr.services", "kvsvr.node", "kvsvr.client", "kvsvr.store", *BASE},
+    "kvsvr.testing": {"kvsvr.ops", "kvsvr.client", *BASE},
     "kvsvr": {"kvsvr.store", "kvsvr.node", "kvsvr.client", *BASE},
 }
 
@@ -35,7 +36,7 @@ SOLE_IMPORTERS: dict[str, set[str]] = {
     "redis": {"kvsvr.client.wire"},
 }
 SOCKETS = {"socket", "socketserver", "asyncio", "http", "ssl"}
-SOCKET_FLOORS = {"kvsvr.node", "kvsvr.client", "kvsvr.gateway", "kvsvr.ops"}
+SOCKET_FLOORS = {"kvsvr.node", "kvsvr.client", "kvsvr.gateway", "kvsvr.ops", "kvsvr.testing"}
 # An event loop to wait in, and nothing on the network.
 WAITING = {"asyncio": {"kvsvr.store.aio", "kvsvr.store.aio_threads"}}
 

@@ -181,6 +181,7 @@ class Looping:
             host=to[0],
             port=to[1],
             password=self._password,
+            socket_timeout=None,  # asyncio.timeout() around all of it does that.
             socket_connect_timeout=seconds,
             protocol=2,
             retry=AsyncRetry(NoBackoff(), 0),

@@ -10,7 +10,10 @@ from typing import Any
 import pytest
 
 import kvsvr
-from kvsvr.testing import ReplicaSet
+from kvsvr.testing import ReplicaSet, kvsvr_set, kvsvr_store
+from tests.cluster.conftest import replicas
+
+__all__ = ["kvsvr_set", "kvsvr_store", "replicas"]
 
 SetOf = Callable[[int], ReplicaSet]
 

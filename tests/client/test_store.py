@@ -209,7 +209,7 @@ def test_a_transaction(store: Any) -> None:
 
 def test_run(store: Any) -> None:
     """It is tried again after a conflict."""
-    tries = []
+    tries: list[int] = []
 
     def add(t: Any) -> int:
         value = int(t.get(b"n", b"0"))
