@@ -89,8 +89,6 @@ def _main(argv: Sequence[str]) -> int:
         "interrupted": interrupted,
     }
     document = document_of(plan, found, versions, skipped, run_facts, machine)
-    for reason in found.missing.values():
-        console.print(f"left out: {reason}", markup=False)
     print_report(console, document)
     print_costs(console, document)
     document.write(json_path)

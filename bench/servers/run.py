@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -31,6 +32,7 @@ FILL_CLIENTS = 64
 LARGE_COUNT, LARGE_BASE = 200, 1 << 30  # Keys of 64 KiB values: few, because some keep all of them in memory.
 WARM_PART, WARM_SECONDS_MAX = 0.3, 1.0
 SYNC_COUNT = 300
+ARRIVE_SECONDS = 1.0  # For what was written to be everywhere: a stale read that finds nothing would be called wrong.
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +84,6 @@ class Found:
     sync_rates: list[float] = field(default_factory=list)
     kills: dict[str, Kills] = field(default_factory=dict)
     timelines: list[Timeline] = field(default_factory=list)
-    missing: dict[str, str] = field(default_factory=dict)
-    """Works that kvsvr has nothing for, and why."""
 
     def failed(self, system: type[System], repetition: int, error: Exception, work: str | None = None) -> None:
         text = f"{type(error).__name__}: {error}"
@@ -134,11 +134,7 @@ def _works(plan: Plan, found: Found, kind: type[System], repetition: int, progre
         generator.run(system.dialects["put"], system.ports_of("put"), "fill", c=FILL_CLIENTS, k=plan.key_count)
         for work in works:
             progress(f"{repetition + 1}/{plan.repeat} {kind.name}: {work.title}")
-            reason = system.missing(work.kind)
-            if reason is not None:
-                found.missing[work.name] = reason
-            if work.name not in found.missing:
-                found.samples.append(_sample(plan, system, work, repetition))
+            found.samples.append(_sample(plan, system, work, repetition))
         memory = system.anonymous_size()
     found.samples.append(Sample(kind.name, kind.peer, None, repetition, None, 0.0, memory, None))
 
@@ -146,6 +142,8 @@ def _works(plan: Plan, found: Found, kind: type[System], repetition: int, progre
 def _sample(plan: Plan, system: System, work: Work, repetition: int) -> Sample:
     if work.kind == "put":
         os.sync()  # What others left in the page cache is not to be waited for by our fdatasync.
+    if work.kind == "stale":
+        time.sleep(ARRIVE_SECONDS)
     warm = min(WARM_SECONDS_MAX, WARM_PART * plan.seconds)
     options = {"c": work.clients, "P": work.pipeline, "v": work.value_size, "t": plan.seconds, "w": warm}
     large = work.value_size == LARGE
@@ -194,9 +192,7 @@ def document_of(
     peers: dict[str, type[System]] = {}
     for system in plan.systems.values():
         peers.setdefault(system.peer, system)
-    shown = [cell for cell in plan.cells if cell.work not in found.missing]
-    missing = {WORKS[name].title: reason for name, reason in found.missing.items()}
-    rows = [_row(cell, plan, found, limits) for cell in shown]
+    rows = [_row(cell, plan, found, limits) for cell in plan.cells]
     return Document(
         run={**run_facts, "generator_cpu_us": _generator_cost(found.samples)},
         machine=machine,
@@ -204,7 +200,7 @@ def document_of(
             name: Peer(versions[name], system.settings, "-", system.survives, name != SUBJECT)
             for name, system in peers.items()
         },
-        skipped={**skipped, **missing, **NOT_YET},
+        skipped={**skipped, **NOT_YET},
         cells=[row for row in rows if row is not None],
         limits=limits,
         repetitions=[_facts(sample) for sample in found.samples]

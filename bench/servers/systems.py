@@ -76,10 +76,6 @@ class System(ABC):
         """Where requests of this kind ("put", "get", "stale") do best."""
         return self.ports
 
-    def missing(self, kind: str) -> str | None:
-        """Why it cannot be asked so, if it cannot."""
-        return None
-
     def victim(self, number: int) -> int:
         """Which process has the most to lose: of the n-th kill."""
         return number % len(self.processes)
@@ -159,11 +155,6 @@ class Kvsvr(System):
 
     def probe(self, port: int) -> bool:
         return all(resp(port, "SET", f"probe-{key}", "x").startswith("+OK") for key in range(PROBE_COUNT))
-
-    def missing(self, kind: str) -> str | None:
-        if kind == "stale" and not resp(self.ports[0], "READONLY").startswith("+OK"):
-            return "kvsvr serve has no READONLY yet, so no stale reads"
-        return None
 
 
 class KvsvrOne(Kvsvr):

@@ -10,6 +10,7 @@ Cancelling a write, or Ctrl-C in one, leaves it open whether it happened, as wit
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
@@ -45,6 +46,7 @@ from kvsvr.store.transaction import ATTEMPTS, PAUSE_MAX, PAUSE_MIN
 from kvsvr.types import BytesLike, Versioned
 
 if TYPE_CHECKING:
+    from kvsvr.client.store import RemoteTable
     from kvsvr.client.tables import AsyncRemoteTable
 
 T = TypeVar("T")
@@ -54,11 +56,10 @@ PATIENCE_S: Final = 1.5
 PAUSE_S: Final = 0.01
 PAUSE_LONGEST_S: Final = 0.2
 PAGE_COUNT: Final = 512
+WAIT_S: Final = 1.0
+"""So long a replica waits for a version, at most; below PATIENCE_S, so that it is not taken for one that hangs."""
+BYTES: Final = (bytes, bytearray, memoryview, str)
 MANY_COUNT: Final = 512
-
-
-def not_offered(what: str, instead: str) -> UsageError:
-    return UsageError(f"a replica set has no command for {what} yet: {instead}")
 
 
 class Caller:
@@ -548,8 +549,21 @@ class AsyncRemote:
 
     # --- the set as a whole ---
 
-    async def wait(self, key: Any, version: int, timeout: float | None = None) -> int:
-        raise not_offered("waiting (KV.WAIT)", "read again after a while, or SUBSCRIBE to what writers PUBLISH")
+    async def wait(
+        self, key: BytesLike | AsyncRemoteTable | RemoteTable, version: int, timeout: float | None = None
+    ) -> int:
+        """Waits until the key, or the table, is newer than `version`; the version it has then.
+
+        At the timeout, in seconds (None: no bound), the version it has: not above `version`. Any replica tells, from
+        what it has applied.
+        """
+        name, known = key_of(key if isinstance(key, BYTES) else key.key), version_of(version, least=0)
+        deadline = deadline_of(timeout)
+        while True:
+            left = WAIT_S if deadline is None else max(0.0, min(WAIT_S, deadline - time.monotonic()))
+            current: int = await self._caller.read("KV.WAIT", name, known, round(left * 1000), key=name)
+            if current > known or (deadline is not None and time.monotonic() >= deadline):
+                return current
 
     async def sync(self) -> None:
         """What was answered is on the disks of a majority: there is nothing to wait for."""
@@ -629,6 +643,15 @@ async def _pages(
         if resume is None:
             return
         start, stop = (start, resume) if reverse else (resume + b"\0", stop)
+
+
+def deadline_of(timeout: float | None) -> float | None:
+    """When a wait ends, by the monotonic clock; None: never."""
+    if timeout is None or timeout == math.inf:
+        return None
+    if not isinstance(timeout, int | float) or not 0 <= timeout <= 10**9:
+        raise UsageError(f"timeout is a number of seconds from 0 to {10**9}, or None to wait, not {shown(timeout)}")
+    return time.monotonic() + timeout
 
 
 def successor(prefix: bytes) -> bytes | None:

@@ -218,7 +218,8 @@ class Remote:
 
     # --- the set as a whole ---
 
-    def wait(self, key: Any, version: int, timeout: float | None = None) -> int:
+    def wait(self, key: BytesLike | RemoteTable, version: int, timeout: float | None = None) -> int:
+        """Waits until the key, or the table, is newer than `version`; the version it has then, or at the timeout."""
         return finished(self._here.wait(key, version, timeout))
 
     def sync(self) -> None:

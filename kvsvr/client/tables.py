@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Coroutine, Iterable
 from typing import Any, TypeVar, overload
 
-from kvsvr.client.calls import MANY_COUNT, Caller, listing, not_offered
+from kvsvr.client.calls import MANY_COUNT, Caller, listing
 from kvsvr.client.words import Durability, Words, is_data, single, value_of
 from kvsvr.errors import UsageError
 from kvsvr.native import failure, lib, row_of, table_key
@@ -15,6 +15,8 @@ from kvsvr.types import BytesLike, Changes, Versioned
 T = TypeVar("T")
 
 ROW_ID_SIZE = 8
+CHANGE_COUNT = 4096
+"""Rows of a page of changes, unless a limit says otherwise."""
 
 
 class AsyncRemoteTable:
@@ -186,10 +188,39 @@ class AsyncRemoteTable:
         return (await self.look())[0]
 
     async def changes(self, since: int, limit: int | None = None) -> Changes:
-        raise not_offered("a table's changes (TBL.CHANGES)", "read its rows() again when its version has moved on")
+        """What changed above the version `since`, up to the table's version, one page of it, as the embedded store has
+        it. From 0 the first page reaches at least to the floor (see trim)."""
+        known, most = version_of(since, least=0), limit_of(limit, least=1) or CHANGE_COUNT
+        first, floor, through = await self._page(known, 0, most)
+        page, whole = first, first
+        while known == 0 and page.more and page.version < floor:
+            page, floor, _ = await self._page(page.version, through, most)
+            if not page.complete:  # Another table, or a row of an earlier page may be gone for good.
+                return await self.changes(0, limit)
+            rows = dict(whole.rows) | dict(page.rows)
+            for row in page.deleted:
+                rows.pop(row, None)
+            whole = Changes(list(rows.items()), [*whole.deleted, *page.deleted], page.version, page.more, True)
+        return whole
+
+    async def _page(self, since: int, began: int, most: int) -> tuple[Changes, int, int]:
+        """One page, the floor, and the table's version."""
+        words = ("TBL.CHANGES", self._key, since, began, most)
+        version, more, complete, floor, through, *pairs = await self._caller.read(*words, table=self._key)
+        both = list(zip(pairs[::2], pairs[1::2], strict=True))
+        rows = [(row, value) for row, value in both if value is not None]
+        deleted = [row for row, value in both if value is None]
+        return Changes(rows, deleted, version, bool(more), bool(complete)), floor, through
 
     async def trim(self, version: int, *, durable: bool = False) -> int:
-        raise not_offered("the floor of a table's changes (TBL.CHANGES)", "leave it out: nothing is kept for you")
+        """Raises the floor of changes() to `version`, at most to the table's own; the floor as it is now, 0 if the table
+        is absent."""
+        known = version_of(version, least=0)
+        write = self._caller.write_of(
+            single("TRIM", self._key, argument=known), data=False, at=self._key, table=self._key
+        )
+        await self._caller.once(write)
+        return (await self._page(0, 0, 1))[1]
 
     async def drop(self, *, durable: bool = False) -> bool:
         """Deletes the table with all its rows; False if it was absent."""

@@ -237,6 +237,68 @@ void tbl_page_run(call *c) {
     if (e != NULL && range_read(c, 2, &range)) say_page(c, &range);
 }
 
+/* --- what changes --- */
+
+static void say_change(call *c, const uint8_t **at, const uint32_t sizes[2]) {
+    bool gone = sizes[1] == (uint32_t)KV_DELETED;
+    resp_put_bulk(c->out, *at, sizes[0]);
+    *at += sizes[0];
+    if (gone) resp_put_null(c->out, c->protocol);
+    else resp_put_bulk(c->out, *at, sizes[1]);
+    if (!gone) *at += sizes[1];
+}
+
+/* TBL.CHANGES table since began count: [version, more, complete, floor, through, row, value or nothing, ...], as
+ * kv_replica_changes() has it. */
+void tbl_changes_run(call *c) {
+    int64_t since, began, count;
+    kv_replica_page page;
+    if (hash_of_key(c, 1) == NULL) return;
+    if (!arg_number(c, 2, &since) || !arg_number(c, 3, &began) || !arg_number(c, 4, &count)) return;
+    text table = arg(c, 1);
+    kv_result size = kv_replica_changes(c->server->replica, table.at, table.size, (uint64_t)since, (uint64_t)began,
+                                        count < 1 ? 1 : count > PAGE_MAX ? PAGE_MAX : (uint64_t)count, &page);
+    if (size < 0) {
+        c->draft->failed = (kv_status)size;
+        return;
+    }
+    const kv_answer *answer = kv_caller_answer(c->draft->caller);
+    const uint8_t *at = size <= KV_SMALL_SIZE ? answer->small : answer->large;
+    const kv_change_page *changes = &page.changes;
+    resp_put_array(c->out, 5 + 2 * changes->page.count);
+    resp_put_number(c->out, (int64_t)changes->version);
+    resp_put_number(c->out, changes->more);
+    resp_put_number(c->out, changes->complete);
+    resp_put_number(c->out, (int64_t)changes->floor);
+    resp_put_number(c->out, (int64_t)page.through);
+    for (uint64_t i = 0; i < changes->page.count; i++) say_change(c, &at, &changes->page.sizes[2 * i]);
+}
+
+enum { WAIT_MS_MAX = 1000 };
+
+/* KV.WAIT key version ms: the version it has when it is newer than that, or when the time is over. A second at most: who waits
+ * for longer asks again, and who has gone is waited for no longer than that. */
+bool kv_wait_begin(kv_server *server, op *o) {
+    int64_t since, ms;
+    if (!word_number(o, 2, &since) || !word_number(o, 3, &ms) || since < 0 || ms < 0) {
+        reply_error(server, o, NOT_INTEGER);
+        return true;
+    }
+    uint64_t tick_ms = server->options.tick_ms;
+    ask_key(o, KV_REQUEST_WAIT);
+    o->ask.since = (uint64_t)since;
+    o->ask.ticks = ((uint64_t)(ms < WAIT_MS_MAX ? ms : WAIT_MS_MAX) + tick_ms) / tick_ms; /* 0 would be for ever. */
+    request_ask(server, o);
+    return true;
+}
+
+void wait_answered(kv_server *server, op *o, const kv_reply *reply, const uint8_t *bytes) {
+    (void)bytes;
+    if (refused(server, o, reply)) return;
+    resp_put_number(op_reply(o), (int64_t)reply->version);
+    op_done(server, o);
+}
+
 /* KV.COUNT: keys that have a value, those that are over and not deleted yet among them. Every shard was made sure of. */
 void kv_count_run(call *c) {
     kv_stats stats;

@@ -68,6 +68,8 @@ static uint64_t append_put(kv_replica *r, wire_out *out, uint32_t index, shard *
     uint64_t start = own->next[index], prev_ballot = 0;
     size_t at = out->size;
     own->next[index] = start + count;
+    own->told[index] = s->commit;
+    own->asks &= ~(1u << index);
     if (append_copy(r, out, own, start, count)) return start - 1 + count;
     KV_ASSERT(log_ballot_at(&s->log, start - 1, &prev_ballot));
     wire_put_varint(out, start - 1);
@@ -122,7 +124,8 @@ static void peer_pack(kv_replica *r, peer *p, uint32_t index, bool heartbeat) {
         bool behind = is_behind(s, index);
         if (behind && (!room || used >= MESSAGE_SIZE_MAX)) continue;
         uint64_t count = room && used < MESSAGE_SIZE_MAX && !behind ? records_fit(r, s, s->own.next[index], used) : 0;
-        if (count == 0 && !heartbeat && !behind) continue;
+        bool asks = (s->own.asks >> index & 1) != 0;
+        if (count == 0 && !heartbeat && !behind && !asks) continue;
         if (!begun) {
             if (p->connection.incarnation == 0) connect(r, p);
             if (p->sent.count == 0) p->progress = r->now;

@@ -100,6 +100,8 @@ typedef struct ownership {
     uint64_t match[KV_NODES_MAX];   /* by peer: it holds everything up to here, durably, under this ballot */
     uint64_t next[KV_NODES_MAX];    /* by peer: the next version to send; at or below the base, 0 included: a snapshot */
     sending sending[KV_NODES_MAX];
+    uint64_t told[KV_NODES_MAX];    /* by peer: the commit position it was last sent */
+    uint32_t asks;                  /* bits, by peer: it reads, and is to be told at once */
     list waiting;                   /* of waiting, by version */
     packed packed;                  /* what may be copied for the next member that needs the same */
 } ownership;

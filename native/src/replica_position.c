@@ -191,7 +191,17 @@ void ask_position_receive(kv_replica *r, peer *p, wire_in *in) {
         if (shards[i] != 0) position_find(r, p, &r->shards[i], question, (shards[i] & OVER) != 0);
 }
 
+/* Who is told a position waits until it has applied it: the commit goes with it, and not with the next heartbeat. */
+static void commit_tell(kv_replica *r, uint16_t number, uint16_t node) {
+    shard *s = &r->shards[number];
+    int index = peer_of(r, node);
+    if (index < 0 || s->own.ballot == 0 || s->own.told[index] >= s->commit) return;
+    s->own.asks |= 1u << index;
+    stir(r, s);
+}
+
 void position_tell(kv_replica *r, const read *one, bool good) {
+    if (good) commit_tell(r, one->shard, one->node);
     int index = peer_of(r, one->node);
     if (index >= 0) r->peers[index].asked--;
     told_add(r, one->node, one->question, one->shard, good, one->position);

@@ -71,9 +71,11 @@ void shard_own(kv_replica *r, shard *s, uint64_t ballot) {
     own->barrier = log_last(&s->log) + 1;
     own->since = r->now;
     own->expiring = 0;
+    own->asks = 0;
     for (uint32_t i = 0; i < r->peer_count; i++) {
         own->match[i] = 0;
         own->next[i] = own->barrier;
+        own->told[i] = 0;
         sending_clear(&own->sending[i]);
     }
     stir(r, s);

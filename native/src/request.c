@@ -8,7 +8,9 @@
 
 static uint64_t token_of(const op *o) { return (uint64_t)o->life << 32 | o->index; }
 
-static bool asks_to_read(const kv_ask *ask) { return ask->kind == KV_REQUEST_GET || ask->kind == KV_REQUEST_READ; }
+static bool asks_to_read(const kv_ask *ask) {
+    return ask->kind == KV_REQUEST_GET || ask->kind == KV_REQUEST_READ || ask->kind == KV_REQUEST_WAIT;
+}
 
 static void put_off(kv_server *server, op *o, list *until) {
     uint32_t *place = list_add(until, sizeof *place);

@@ -8,7 +8,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import pytest
@@ -113,10 +112,6 @@ def test_stale_reads_and_durable_bytes(remote: Any) -> None:
 
 def test_what_a_set_does_not_offer(remote: Any) -> None:
     """It is said, and never made up."""
-    table = remote.table(b"t")
-    for call in (partial(remote.wait, b"k", 0), partial(table.changes, 0), partial(table.trim, 1)):
-        with pytest.raises(kvsvr.UsageError, match="no command"):
-            call()
     with pytest.raises(kvsvr.UsageError, match="append"), remote.batch() as batch:
         batch.table(b"t").append(b"v")
     for name in ("snapshot", "compact", "backup", "verify", "refresh"):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -146,6 +148,51 @@ def test_many_rows(store: Any) -> None:
     assert table.get(b"0001") == b"last"
     assert table.delete_range(b"0100", b"1100") == 1000
     assert len(list(table)) == 200
+
+
+def test_changes(store: Any) -> None:
+    """Whoever follows them has the table; a floor that has risen sends it back to the beginning."""
+    table = store.table(b"t")
+    assert table.changes(0) == kvsvr.Changes([], [], 0, False, True)
+    assert table.trim(1) == 0
+    table.put_many((b"%03d" % i, b"v") for i in range(30))
+    begun = table.changes(0)
+    assert dict(begun.rows) == {b"%03d" % i: b"v" for i in range(30)}
+    assert (begun.deleted, begun.version, begun.more, begun.complete) == ([], table.version, False, True)
+    table.delete(b"007")
+    table.put(b"030", b"new")
+    table.put(b"000", b"other")
+    seen = table.changes(begun.version, 1)
+    assert (seen.rows, seen.deleted, seen.more, seen.complete) == ([], [b"007"], True, True)
+    rest = table.changes(seen.version)
+    assert (dict(rest.rows), rest.more, rest.version) == ({b"030": b"new", b"000": b"other"}, False, table.version)
+    assert table.trim(table.version + 1000) == table.version
+    assert table.trim(1) == table.version
+    assert table.changes(begun.version).complete is False
+    again = table.changes(0, 3)
+    assert (len(again.rows), again.more, again.complete) == (30, False, True)
+    for call in (lambda: table.changes(-1), lambda: table.changes(0, 0), lambda: table.trim(-1)):
+        with pytest.raises(kvsvr.UsageError):
+            call()
+
+
+def test_waiting(store: Any) -> None:
+    """It ends with the next write, or when its time is over."""
+    version = store.put(b"k", b"v")
+    assert store.wait(b"k", version - 1, 5) == version
+    began = time.monotonic()
+    assert store.wait(b"k", version, 0.2) == version
+    assert 0.15 < time.monotonic() - began < 2
+    assert store.wait(b"none", 0, 0) == 0
+    table = store.table(b"t")
+    for name, write in ((b"k", partial(store.put, b"k", b"w")), (table, partial(table.put, b"r", b"v"))):
+        known = store.wait(name, version if name == b"k" else 0, 0)
+        writer = threading.Timer(0.1, write)
+        writer.start()
+        assert store.wait(name, known, 30) > known
+        writer.join()
+    with pytest.raises(kvsvr.UsageError):
+        store.wait(b"k", 1, -1)
 
 
 def test_the_wrong_kind(store: Any) -> None:
