@@ -213,8 +213,8 @@ class AsyncRemoteTable:
         return Changes(rows, deleted, version, bool(more), bool(complete)), floor, through
 
     async def trim(self, version: int, *, durable: bool = False) -> int:
-        """Raises the floor of changes() to `version`, at most to the table's own; the floor as it is now, 0 if the table
-        is absent."""
+        """Raises the floor of changes() to `version`, at most to the table's own; the floor as it is now, 0 if there
+        is no table."""
         known = version_of(version, least=0)
         write = self._caller.write_of(
             single("TRIM", self._key, argument=known), data=False, at=self._key, table=self._key

@@ -1,5 +1,5 @@
 /* command_session.c -- what a client of ours asks, which names its requests itself: writes that are executed once whoever
- * passes them on and however often; and reads that say all there is about a key.
+ * passes them on and however often; reads that say all there is about a key; and what changes.
  *
  *     KV.ONCE client lane number seen flags KIND table key value argument ttl
  *     KV.ONCE client lane number seen flags BATCH, then for each step: WHAT table key value number

@@ -171,7 +171,7 @@ def test_changes(store: Any) -> None:
     assert table.changes(begun.version).complete is False
     again = table.changes(0, 3)
     assert (len(again.rows), again.more, again.complete) == (30, False, True)
-    for call in (lambda: table.changes(-1), lambda: table.changes(0, 0), lambda: table.trim(-1)):
+    for call in (partial(table.changes, -1), partial(table.changes, 0, 0), partial(table.trim, -1)):
         with pytest.raises(kvsvr.UsageError):
             call()
 
