@@ -76,8 +76,8 @@ _STATUSES: Final = {
 }
 
 _USAGE: Final = {
-    "ERR string exceeds": "the value is larger than a replica set takes: split it over several keys",
-    "ERR Protocol error": "a value or key is larger than the set's limit for one (docs/operations.md): split it",
+    "ERR string exceeds": "a value in a replica set has at most 16 MiB: split it over several keys",
+    "ERR Protocol error": "the value is larger than the replicas' word_size_max: split it over several keys",
     "ERR it is larger": "all of it is larger than a request between replicas may be: split it",
     "ERR the replica refused it": "the set refused it: are all keys of one hash slot?",
     "NOAUTH": "the set wants a password: connect(..., password=...)",

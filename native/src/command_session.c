@@ -161,13 +161,13 @@ static void say_look(call *c, const entry *e, text value) {
 
 /* KV.LOOK key [row]: [what it is, version, when it ends in ms since 1970 or 0, value or rows], or nothing. */
 void kv_look_run(call *c) {
-    entry *e = c->count == 2 ? draft_find(c->draft, arg(c, 1)) : hash_of_key(c, 1);
     if (c->count > 3) {
         say_count(c);
         return;
     }
-    if (e == NULL) return;
     bool row = c->count == 3;
+    entry *e = row ? hash_of_key(c, 1) : draft_find(c->draft, arg(c, 1));
+    if (e == NULL) return;
     if (row) e = draft_row(c->draft, e, arg(c, 2));
     if (e->is == KIND_NONE) resp_put_null_array(c->out, c->protocol);
     else say_look(c, e, row ? e->value : e->is == KIND_HASH ? (text){0} : draft_value(c->draft, e));

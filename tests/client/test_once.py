@@ -160,3 +160,30 @@ def test_words_that_make_no_request(set_of: Callable[[int], ReplicaSet], words: 
     host, port = set_of(1).addresses[0].split(":")
     with redis.Redis(host, int(port)) as client, pytest.raises(redis.ResponseError):
         client.execute_command("KV.ONCE", *words)
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (("KV.LOOK", "k", "r", "x"), "wrong number"),
+        (("KV.LOOK", "k", "r"), "wrong kind"),
+        (("KV.PAGE", "KEYS", "k", "", 1, 1, 0), "syntax"),
+        (("KV.PAGE", "KEYS", "", "", "x", 1, 0), "not an integer"),
+        (("TBL.PAGE", "k", "", "", 1, 1, 0), "wrong kind"),
+        (("TBL.CHANGES", "k", 0, 0, 1), "wrong kind"),
+        (("TBL.CHANGES", "t", 0, "x", 1), "not an integer"),
+        (("KV.WAIT", "k", -1, 0), "not an integer"),
+        (("KV.WAIT", "k", 0, "x"), "not an integer"),
+    ],
+)
+def test_reads_that_are_none(set_of: Callable[[int], ReplicaSet], words: tuple[Any, ...], error: str) -> None:
+    """Each is answered once, so the next command gets its own answer."""
+    host, port = set_of(1).addresses[0].split(":")
+    with redis.Redis(host, int(port)) as client:
+        client.set("k", "v")
+        pipe = client.pipeline(transaction=False)
+        pipe.execute_command(*words)
+        pipe.echo("next")
+        answers = pipe.execute(raise_on_error=False)
+    assert error in str(answers[0])
+    assert answers[1] == b"next"

@@ -118,6 +118,16 @@ def test_what_a_set_does_not_offer(remote: Any) -> None:
         assert not hasattr(remote, name)
 
 
+def test_what_is_too_large(remote: Any) -> None:
+    """It is refused, and the next call goes on."""
+    with pytest.raises(kvsvr.UsageError, match="16 MiB"):
+        remote.put(b"k", b"x" * (17 << 20))
+    with pytest.raises(kvsvr.UsageError, match="too large|larger"), remote.batch() as batch:
+        for number in range(5):
+            batch.put(b"{k}%d" % number, b"x" * (8 << 20))
+    assert remote.get(b"k") is None
+
+
 def test_a_batch_of_two_slots(set_of: Callable[[int], ReplicaSet]) -> None:
     """One replica has one shard, and takes it; three refuse it before anything is sent."""
     with set_of(1).connect() as remote, remote.batch() as batch:
