@@ -404,6 +404,6 @@ def test_large_answers_and_large_commands(client: Any, tmp_path: Path) -> None:
     client.hset("{t}h", mapping={str(number): value for number in range(10)})
     assert client.hgetall("{t}h") == {b"%d" % number: value for number in range(10)}
     with pytest.raises(redis.ResponseError, match="exceeds maximum allowed size"):
-        client.set("{t}large", b"x" * (1 << 21), nx=True)
+        client.set("{t}large", b"x" * (17 << 20), nx=True)
     with pytest.raises(redis.ResponseError, match="than a request between"):
         client.set("{t}large", b"x" * (40 << 20))

@@ -71,7 +71,7 @@ another write came between, until `request_ms` is over: then TRYAGAIN, and nothi
 0034](decisions/0034-a-command-is-a-function-over-a-draft.md)). They are not sent ahead of each other: a pipeline of
 them is done one by one. So is one that has reads among writes.
 
-**Limits.** A key has 1 to 65,535 bytes, a value 1 MiB, a batch or a transaction 32 MiB. A transaction cannot make a
+**Limits.** A key has 1 to 65,535 bytes, a value 16 MiB, a batch or a transaction 32 MiB. A transaction cannot make a
 hash of what was a string before it. Expired keys are deleted by the replica that owns them, by its clock.
 """
 
