@@ -17,7 +17,7 @@ def test_large_values_at_once_and_elsewhere(replicas: Callable[..., Replicas]) -
         clients[0].set(key, value)
         clients[0].hset("{table}", row, value)
         for client in clients[::-1]:
-            assert client.execute_command("KV.LOOK", key)[3] == value
+            assert client.execute_command("KV.LOOK", key)[3] == value  # type: ignore[no-untyped-call]
             assert client.hget("{table}", row) == value
             assert client.getrange(key, 0, 2) == value[:3]
     for client in clients:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 import kvsvr
+from kvsvr.client.store import Remote
 from kvsvr.testing import ReplicaSet, free_ports
 from tests.cluster.conftest import Replicas, until
 
@@ -122,7 +123,7 @@ def test_what_is_too_large(remote: Any) -> None:
     """It is refused, and the next call goes on."""
     with pytest.raises(kvsvr.UsageError, match="16 MiB"):
         remote.put(b"k", b"x" * (17 << 20))
-    with pytest.raises(kvsvr.UsageError, match="too large|larger"), remote.batch() as batch:
+    with pytest.raises(kvsvr.UsageError, match=r"too large|larger"), remote.batch() as batch:
         for number in range(5):
             batch.put(b"{k}%d" % number, b"x" * (8 << 20))
     assert remote.get(b"k") is None
@@ -196,3 +197,8 @@ def test_the_fixtures(kvsvr_store: kvsvr.Engine, kvsvr_set: Callable[[int], Repl
     assert kvsvr_store.put(b"k", b"v") > 0
     with kvsvr_set(1).connect() as remote:
         assert remote.put(b"k", b"v") > 0
+
+
+def as_store(remote: Remote) -> kvsvr.Store:
+    """For mypy: services stand on the protocol, and take a set as they take a store."""
+    return remote
