@@ -14,7 +14,6 @@ import math
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from itertools import islice
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, overload
 
@@ -39,7 +38,7 @@ from kvsvr.client.words import (
 )
 from kvsvr.errors import ClosedError, Unavailable, Unknown, UsageError, VersionConflict, shown
 from kvsvr.native import borrow, failure, lib, own, ttl_ms
-from kvsvr.store.arguments import addend, chunks, expiry_of, limit_of, pair_source, version_of
+from kvsvr.store.arguments import addend, chunks, expiry_of, limit_of, pair_chunks, version_of
 from kvsvr.store.batch import Names
 from kvsvr.store.slots import slot_of
 from kvsvr.store.transaction import ATTEMPTS, PAUSE_MAX, PAUSE_MIN
@@ -60,6 +59,8 @@ WAIT_S: Final = 1.0
 """So long a replica waits for a version, at most; below PATIENCE_S, so that it is not taken for one that hangs."""
 BYTES: Final = (bytes, bytearray, memoryview, str)
 MANY_COUNT: Final = 512
+READ_COUNT: Final = 64
+"""Fewer: nobody knows how large their answers are."""
 
 
 class Caller:
@@ -410,7 +411,7 @@ class AsyncRemote:
         """The values in the order of the keys, None for those that are absent. As single gets: not of one moment."""
         stale = self._is_stale(consistency)
         values: list[bytes | None] = []
-        for chunk in chunks(keys, MANY_COUNT):
+        for chunk in chunks(keys, READ_COUNT):
             names = [key_of(key) for key in chunk]
             values += await self._caller.read_many(names, lambda name: ("GET", name), stale=stale)
         return values
@@ -424,10 +425,10 @@ class AsyncRemote:
         durability: Durability | None = None,
     ) -> int:
         """Sets many values; how many pairs were written. Not atomic: an exception leaves some of them written."""
-        source, expiry, data, count = pair_source(pairs), expiry_of(ttl), self._is_data(durability), 0
-        while chunk := list(islice(source, MANY_COUNT)):
+        expiry, data, count = expiry_of(ttl), self._is_data(durability), 0
+        for keys, values in pair_chunks(pairs):
             writes = []
-            for key, value in chunk:
+            for key, value in zip(keys, values, strict=True):
                 name = key_of(key)
                 words = single("PUT", name, value=value_of(value), ttl_ms=expiry)
                 writes.append(self._caller.write_of(words, data=data, key=name))

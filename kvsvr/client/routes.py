@@ -87,6 +87,7 @@ class Routes:
         self.known = addresses
         self.client: Final = secrets.randbelow((1 << 63) - 1) + 1
         self.shard_count = 1
+        self._learnt = False
         self._by_shard: dict[int, Address] = {}
         self._down: dict[Address, float] = {}
         self._seen: dict[int, int] = {}
@@ -113,6 +114,8 @@ class Routes:
         return self._seen.get(self.shard_of(slot), 0)
 
     def saw(self, slot: int, version: int) -> None:
+        if not self._learnt:
+            return  # Of which shard it is, is not known. Having seen less is always true, and having seen more is not.
         shard = self.shard_of(slot)
         if version > self._seen.get(shard, 0):
             self._seen[shard] = version
@@ -126,8 +129,8 @@ class Routes:
     def learn(self, slots: list[Any] | None, shard_count: int, asked: Address) -> None:
         """What CLUSTER SLOTS says; None: there is no cluster, and one replica has it all."""
         if shard_count != self.shard_count:
-            self._seen.clear()  # By the shards that were thought to be. Having seen less is always true.
-        self.shard_count = shard_count
+            self._seen.clear()
+        self.shard_count, self._learnt = shard_count, True
         owners: dict[int, Address] = {}
         known = list(self.known)
         for first, last, *nodes in slots or []:
