@@ -1,11 +1,14 @@
 """The client of a replica set: `connect` gives the methods of an embedded store, over the network.
 
-words.py   what is said to a replica, and what its answers and errors mean; no sockets
-routes.py  which replica owns what, who is down, and the numbers that make a write happen once; no sockets
-wire.py    connections, by redis-py, for threads and for event loops; the only importer of redis
-calls.py   every call, once, as a coroutine over whatever carries it: with asyncio's connections it is `aio`
-tables.py  the same for tables; blocks.py: batches and transactions
-store.py   the same calls for threads: it drives those coroutines with connections that block
+    words.py   what is said to a replica, and what its answers and errors mean; no sockets
+    routes.py  which replica owns what, who is down, and the numbers that make a write happen once; no sockets
+    wire.py    connections, by redis-py, for threads and for event loops; the only importer of redis
+    caller.py  how anything is asked: routes, retries, numbers, time
+    calls.py   every call, once, as a coroutine: with asyncio's connections it is `aio`
+    tables.py  the same for tables; blocks.py: batches and transactions
+    store.py   the same calls for threads: it drives those coroutines with connections that block
+
+Importing this brings none of them: redis-py is an extra, and an embedded store does without.
 """
 
 from __future__ import annotations

@@ -13,7 +13,8 @@ from types import TracebackType
 from typing import Any, Generic, NoReturn, Self, TypeVar, overload
 
 from kvsvr.client.blocks import RemoteBatch, RemoteTransaction, Seen
-from kvsvr.client.calls import AsyncRemote, Caller
+from kvsvr.client.caller import Caller
+from kvsvr.client.calls import AsyncRemote
 from kvsvr.client.routes import Routes, addresses_of
 from kvsvr.client.tables import AsyncRemoteTable
 from kvsvr.client.wire import Blocking, Looping, finished

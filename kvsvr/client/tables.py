@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Coroutine, Iterable
 from typing import Any, TypeVar, overload
 
-from kvsvr.client.calls import MANY_COUNT, Caller, listing
+from kvsvr.client.caller import Caller
+from kvsvr.client.calls import MANY_COUNT, listing
 from kvsvr.client.words import Durability, Words, is_data, single, value_of
 from kvsvr.errors import UsageError
 from kvsvr.native import failure, lib, row_of, table_key
