@@ -43,6 +43,8 @@ torture: $(VENV)/tested c-tests-plain
 	KV_CRASH_IMAGES=$(IMAGES) build/plain/test_crash 2>&1 | tee build/torture/images.log
 	KVSVR_KILLS=$(KILLS) $(BIN)/python -m pytest tests/store/test_processes.py -k killed -s 2>&1 | tee build/torture/kills.log
 	KVSVR_FAULT_ROUNDS=500 $(BIN)/python -m pytest tests/cluster/test_faults.py --timeout 7200 2>&1 | tee build/torture/faults.log
+	KVSVR_ONCE_SECONDS=3600 $(BIN)/python -m pytest tests/client/test_once.py -k owners -s --timeout 7200 2>&1 \
+	    | tee build/torture/once.log
 	$(BIN)/python -m tests.cluster.gap --kills 1000 2>&1 | tee build/torture/gap.log
 	KVSVR_THREAD_SECONDS=600 $(BIN)/python -m pytest tests/store/test_threads.py -s 2>&1 | tee build/torture/threads.log
 	KVSVR_HYPOTHESIS_EXAMPLES=20000 $(BIN)/python -m pytest tests/store/test_state_machine.py 2>&1 \

@@ -1,5 +1,7 @@
-"""kvsvr: a log-structured key-value store. `open` gives a store inside this process; the rest are names it uses."""
+"""kvsvr: a log-structured key-value store. `open` gives a store inside this process, `connect` one that a replica set
+keeps; the rest are names they use."""
 
+from kvsvr.client import connect
 from kvsvr.config import Config
 from kvsvr.errors import (
     ClosedError,
@@ -59,6 +61,7 @@ __all__ = [
     "VersionConflict",
     "Versioned",
     "WrongType",
+    "connect",
     "open",
     "restore",
     "salvage",

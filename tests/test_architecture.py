@@ -19,10 +19,12 @@ FLOORS: dict[str, set[str]] = {
     "kvsvr.native": {"kvsvr._native", "kvsvr._quick", *BASE},
     "kvsvr.store": {"kvsvr.native", *BASE},
     "kvsvr.node": {"kvsvr.store", "kvsvr.native", *BASE},
+    "kvsvr.client": {"kvsvr.store", "kvsvr.native", *BASE},
     "kvsvr.services": {"kvsvr.types", "kvsvr.errors"},
     "kvsvr.gateway": {"kvsvr.services", *BASE},
-    "kvsvr.ops": {"kvsvr.gateway", "kvsvr.services", "kvsvr.node", "kvsvr.store", *BASE},
-    "kvsvr": {"kvsvr.store", "kvsvr.node", *BASE},
+    "kvsvr.ops": {"kvsvr.gateway", "kvsvr.services", "kvsvr.node", "kvsvr.client", "kvsvr.store", *BASE},
+    "kvsvr.testing": {"kvsvr.ops", "kvsvr.client", *BASE},
+    "kvsvr": {"kvsvr.store", "kvsvr.node", "kvsvr.client", *BASE},
 }
 
 SOLE_IMPORTERS: dict[str, set[str]] = {
@@ -31,9 +33,10 @@ SOLE_IMPORTERS: dict[str, set[str]] = {
     "cffi": set(),
     "lmdb": {"kvsvr.store.catalog"},
     "pickle": set(),
+    "redis": {"kvsvr.client.wire"},
 }
 SOCKETS = {"socket", "socketserver", "asyncio", "http", "ssl"}
-SOCKET_FLOORS = {"kvsvr.node", "kvsvr.gateway", "kvsvr.ops"}
+SOCKET_FLOORS = {"kvsvr.node", "kvsvr.client", "kvsvr.gateway", "kvsvr.ops", "kvsvr.testing"}
 # An event loop to wait in, and nothing on the network.
 WAITING = {"asyncio": {"kvsvr.store.aio", "kvsvr.store.aio_threads"}}
 
@@ -119,6 +122,8 @@ def test_every_floor_in_use_was_looked_at() -> None:
         ("kvsvr.store.engine", "from kvsvr.ops.records import Record"),
         ("kvsvr.ops.cli.get", "from kvsvr.native import KEY_SIZE_MAX"),
         ("kvsvr.ops.doctor", "import click"),
+        ("kvsvr.client.calls", "import redis"),
+        ("kvsvr.store.engine", "from kvsvr.client import connect"),
     ],
 )
 def test_a_wrong_import_is_seen(module: str, source: str) -> None:

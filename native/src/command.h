@@ -76,6 +76,9 @@ run_function subscribe_run, unsubscribe_run, publish_run, pubsub_run;
 run_function kv_get_run, tbl_get_run, tbl_range_run, tbl_last_run, tbl_version_run;
 begin_function kv_cas_begin, kv_batch_begin, tbl_put_begin, tbl_append_begin;
 answer_function version_answered, row_answered;
+run_function kv_count_run, kv_look_run, kv_page_run, tbl_page_run, tbl_changes_run;
+begin_function kv_once_begin, kv_wait_begin;
+answer_function once_answered, wait_answered;
 
 /* glob.c: as Redis' patterns; the longest beginning without special characters is literal. */
 bool glob_match(text pattern, text name);

@@ -161,6 +161,7 @@ bool link_pass_on(kv_server *server, uint16_t node, const op *o) {
     wire_put64(out, ask->client);
     wire_put_varint(out, ask->number);
     wire_put_varint(out, ask->seen);
+    wire_put8(out, ask->durability);
     wire_put64(out, (uint64_t)ask->argument);
     wire_put64(out, (uint64_t)ask->ttl_ms);
     put_string(out, ask->key, ask->key_size);
@@ -231,6 +232,7 @@ static void pass_receive(kv_server *server, peer_link *l, wire_in *in, uint8_t *
     ask->client = wire_take64(in);
     ask->number = wire_take_varint(in);
     ask->seen = wire_take_varint(in);
+    ask->durability = wire_take8(in) == KV_DURABILITY_DATA ? KV_DURABILITY_DATA : KV_DURABILITY_VERSION;
     ask->argument = (int64_t)wire_take64(in);
     ask->ttl_ms = (int64_t)wire_take64(in);
     ask->key = take_string(in, &ask->key_size);

@@ -8,7 +8,9 @@
 
 static uint64_t token_of(const op *o) { return (uint64_t)o->life << 32 | o->index; }
 
-static bool asks_to_read(const kv_ask *ask) { return ask->kind == KV_REQUEST_GET || ask->kind == KV_REQUEST_READ; }
+static bool asks_to_read(const kv_ask *ask) {
+    return ask->kind == KV_REQUEST_GET || ask->kind == KV_REQUEST_READ || ask->kind == KV_REQUEST_WAIT;
+}
 
 static void put_off(kv_server *server, op *o, list *until) {
     uint32_t *place = list_add(until, sizeof *place);
@@ -55,10 +57,11 @@ static uint64_t ask_size(const kv_ask *ask) {
 void request_ask(kv_server *server, op *o) {
     const kv_ask *ask = &o->ask;
     o->shard = shard_asked(server, ask);
-    o->ask.attempt = 0;
+    bool named = ask->client != 0; /* by the client: command_session.c */
+    if (!named) o->ask.attempt = 0;
     o->ask.follower = 1;
     o->ask.stale = o->client != NULL && o->client->stale && o->phase == PHASE_REQUEST && asks_to_read(ask);
-    if (!asks_to_read(ask) && server->link_count != 0) {
+    if (!named && !asks_to_read(ask) && server->link_count != 0) {
         o->ask.client = server->identity;
         o->ask.lane = o->index;
         o->ask.number = ++server->number;
@@ -106,6 +109,8 @@ void request_answer(kv_server *server, op *o, const kv_reply *reply, const uint8
         op_done(server, o);
     } else if (reply->status == KV_ANSWER_RETRY) {
         ask_again_later(server, o);
+    } else if (reply->status == KV_ANSWER_SEEN && session_is_foreign(server, o)) {
+        session_seen(server, o, reply);
     } else if (reply->status == KV_ANSWER_SEEN) {
         o->ask.seen = reply->version;
         put_off(server, o, &server->following);

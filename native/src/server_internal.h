@@ -304,6 +304,10 @@ const kv_command *command_find(const uint8_t *name, size_t size);
 /* How it is to be kept in order with others of its client. */
 uint32_t command_order(const client *c, const kv_command *command);
 
+/* command_session.c */
+bool session_is_foreign(const kv_server *server, const op *o); /* its client has named the request itself */
+void session_seen(kv_server *server, op *o, const kv_reply *reply);
+
 /* perform.c */
 void perform_begin(kv_server *server, op *o);
 void perform_answered(kv_server *server, op *o, const kv_reply *reply);
