@@ -17,7 +17,7 @@ from tests.sim.seeds import ROOT, Found, command, noticed, program, simulate
 # Rule left out, first seed, count, and how many of them notice at least; at N = 3.
 MUTATIONS = [
     ("ack_before_fsync", 0, 300, 5),
-    ("promise_not_durable", 0, 200, 3),
+    ("promise_not_durable", 0, 400, 3),
     ("round_reused", 0, 250, 3),
     ("count_older", 0, 2000, 3),
     ("no_prev_check", 0, 30, 5),
