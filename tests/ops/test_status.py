@@ -11,9 +11,8 @@ import pytest
 
 from kvsvr.node.report import Report, State
 from kvsvr.ops import status
-from kvsvr.ops.place import Place, make
+from kvsvr.ops.place import Place, free_base, make
 from kvsvr.ops.status import Health, look
-from tests.cluster.conftest import free_base
 
 NOW = time.time()
 
