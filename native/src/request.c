@@ -61,7 +61,7 @@ void request_ask(kv_server *server, op *o) {
     if (!named) o->ask.attempt = 0;
     o->ask.follower = 1;
     o->ask.stale = o->client != NULL && o->client->stale && o->phase == PHASE_REQUEST && asks_to_read(ask);
-    if (!named && !asks_to_read(ask) && server->link_count != 0) {
+    if (!named && !asks_to_read(ask) && server_size(server) != 1) {
         o->ask.client = server->identity;
         o->ask.lane = o->index;
         o->ask.number = ++server->number;
