@@ -41,8 +41,8 @@ NONCE_SIZE: Final = 32
 PROOF_SIZE: Final = 32
 HANDSHAKE_S: Final = 2.0
 TOLD_SIZE_MAX: Final = 1 << 16
-DIAL_S: Final = (0.02, 1.0)
-"""The first pause between two attempts, and the longest."""
+DIAL_S: Final = (0.02, 0.25)
+"""The first pause between two attempts, and the longest: one that comes back is of no use to who has not dialled it yet."""
 
 
 @dataclass(frozen=True, slots=True)

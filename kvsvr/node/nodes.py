@@ -44,7 +44,7 @@ class Nodes:
                 "with, whoever came or went since: say these as members"
             )
         self._learned = {int(node): address(where) for node, where in found.get("addresses", {}).items()}
-        self._gone = set(found.get("gone", [])) | set(config.replaces)
+        self._gone = set(found.get("gone", []))
 
     @property
     def gone(self) -> Sequence[int]:

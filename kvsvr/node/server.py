@@ -55,7 +55,7 @@ class Server:
                 str(config.directory),
                 node=config.node,
                 members=config.members,
-                gone=self._nodes.gone,
+                gone=sorted({*self._nodes.gone, *config.replaces}),
                 shard_count=config.shard_count,
                 client_socket=clients.detach(),
                 log_pipe=self._writer,

@@ -22,11 +22,6 @@ def size_of(directory: Path) -> int:
     return sum(file.stat().st_size for file in (directory / "flow").iterdir())
 
 
-def figure(nodes: Replicas, id_: int, name: str) -> int:
-    report = nodes.report(id_)
-    return 0 if report is None else report.figures.get(name, 0)
-
-
 def write(nodes: Replicas, id_: int, rounds: range, commands: int = 20) -> dict[bytes, bytes]:
     """Each key is written in each round; what stands there afterwards."""
     written = {}
@@ -75,7 +70,7 @@ def test_a_running_replica_gives_disk_back(replicas: Start, count: int) -> None:
     for id_ in nodes.ids:
         until(lambda id_=id_: size_of(nodes.directory / str(id_)) < 24 * MIB)  # type: ignore[misc]
         assert (nodes.directory / str(id_) / "checkpoint").exists()
-        assert figure(nodes, id_, "damaged") == 0
+        assert nodes.figure(id_, "damaged") == 0
 
 
 def test_a_replica_that_was_away_for_long_catches_up_with_what_is_left(replicas: Start) -> None:
@@ -85,7 +80,7 @@ def test_a_replica_that_was_away_for_long_catches_up_with_what_is_left(replicas:
     old = write(nodes, 1, range(1))
     nodes.kill(3)
     new = write(nodes, 1, range(1, 40))
-    assert all(figure(nodes, id_, "segments_removed") > 0 for id_ in (1, 2))
+    assert all(nodes.figure(id_, "segments_removed") > 0 for id_ in (1, 2))
     nodes.start(3)
     until(nodes.served)
     for id_ in (1, 2):

@@ -11,7 +11,9 @@ from contextlib import closing
 
 import pytest
 
-from kvsvr.node.links import HANDSHAKE_S, MAGIC, NONCE_SIZE, Identity, Links, Refused, accept, greet
+from kvsvr.node.config import Address, load
+from kvsvr.node.links import HANDSHAKE_S, MAGIC, NONCE_SIZE, Identity, Links, Refused, accept, greet, hear, say
+from kvsvr.node.nodes import Nodes
 
 SECRET = b"0123456789abcdef"
 
