@@ -1,6 +1,7 @@
 /* keep.c -- giving disk back, and checkpoints, while the server runs: some steps at each tick, between commands.
  *
- *   trim         whenever the oldest segment lies far enough behind: what is live in it is moved (kv_replica_trim)
+ *   trim         while a third of the log is dead, besides what is kept for peers: what is live in the oldest segment is moved
+ *                (kv_replica_trim). Without that bound cold data would go round for ever
  *   checkpoint   each time the log has grown by as much as is kept for peers, SIZE_MAX at most; it takes out what was
  *                emptied, and bounds what the next start has to read
  *   store        its description becomes the file `checkpoint`, by the thread that syncs; then segments go
@@ -15,8 +16,8 @@
 
 #define CHECKPOINT_NAME "checkpoint"
 #define DRAFT_NAME "checkpoint.new"
-enum { STEPS_US = 1000, LOOK_TICKS = 20, FAILED_TICKS = 200, FAILURES_MAX = 6 };
-static const uint64_t SIZE_MAX_BETWEEN = 64 << 20, FILE_SIZE_MAX = (uint64_t)1 << 30;
+enum { DEAD_SHARE = 3, STEPS_US = 1000, LOOK_TICKS = 20, FAILED_TICKS = 200, FAILURES_MAX = 6 };
+static const uint64_t KEPT_DEFAULT = 64 << 20, SIZE_MAX_BETWEEN = 64 << 20, FILE_SIZE_MAX = (uint64_t)1 << 30;
 
 /* --- the file --- */
 
@@ -73,29 +74,46 @@ static void store_begin(kv_server *server) {
 
 /* --- steps --- */
 
-static bool checkpoint_is_due(kv_server *server) {
+static uint64_t kept_size(const kv_server *server) {
     uint64_t kept = server->options.replica.keep_size_max;
-    kv_stats stats;
-    if (kv_store_measure(kv_replica_store(server->replica), &stats) != KV_OK) return false;
-    return stats.since_checkpoint_size >= (kept == 0 || kept > SIZE_MAX_BETWEEN ? SIZE_MAX_BETWEEN : kept);
+    return kept == 0 ? KEPT_DEFAULT : kept;
 }
 
-/* What is looked for is looked for again after a while; KV_MORE: there is something to do at once. */
-static kv_status trim_step(kv_server *server) {
+/* Rows of tables that were dropped count as live until they are swept, which is a part of trimming. */
+static bool trim_is_due(const kv_server *server, const kv_stats *stats) {
+    uint64_t dead = stats->flow_size > stats->live_size ? stats->flow_size - stats->live_size : 0;
+    return kv_replica_store(server->replica)->retired_tables.count != 0 || dead > kept_size(server) + stats->flow_size / DEAD_SHARE;
+}
+
+static bool checkpoint_is_due(const kv_server *server, const kv_stats *stats) {
+    uint64_t kept = kept_size(server);
+    return stats->since_checkpoint_size >= (kept > SIZE_MAX_BETWEEN ? SIZE_MAX_BETWEEN : kept);
+}
+
+/* What there is to do next. KV_MORE: something, at once; KV_EOF: nothing for a while. */
+static kv_status look(kv_server *server) {
     keeping *k = &server->keeping;
+    kv_stats stats;
+    kv_status status = kv_store_measure(kv_replica_store(server->replica), &stats);
+    if (status != KV_OK) return status;
+    if (checkpoint_is_due(server, &stats)) k->phase = KEEP_CHECKPOINT;
+    else if (trim_is_due(server, &stats)) k->phase = KEEP_TRIM;
+    else return KV_EOF;
+    return KV_MORE;
+}
+
+/* A segment, or why none is to be had: then only a checkpoint may help. */
+static kv_status trim_step(kv_server *server) {
     kv_status status = kv_replica_trim(server->replica);
     if (status == KV_MORE) return KV_MORE;
-    if ((status == KV_OK || status == KV_EOF || status == KV_EWAIT) && checkpoint_is_due(server)) {
-        k->phase = KEEP_CHECKPOINT;
-        return KV_MORE;
-    }
+    server->keeping.phase = KEEP_LOOK;
     return status == KV_OK ? KV_MORE : status;
 }
 
 static kv_status checkpoint_step(kv_server *server) {
     keeping *k = &server->keeping;
     kv_status status = kv_replica_checkpoint(server->replica, &k->bytes, &k->size);
-    if (status == KV_EOF) k->phase = KEEP_TRIM;
+    if (status == KV_EOF) k->phase = KEEP_LOOK;
     if (status != KV_OK) return status;
     k->phase = KEEP_STORE;
     store_begin(server);
@@ -109,7 +127,7 @@ static kv_status store_step(kv_server *server) {
     kv_status status = k->stored;
     pthread_mutex_unlock(&server->lock);
     if (!done) return KV_EWAIT;
-    k->phase = KEEP_TRIM;
+    k->phase = KEEP_LOOK;
     if (status == KV_OK) status = kv_replica_published(server->replica);
     if (status == KV_OK) server->figures.checkpoints++;
     return status;
@@ -117,6 +135,7 @@ static kv_status store_step(kv_server *server) {
 
 static kv_status step(kv_server *server) {
     switch (server->keeping.phase) {
+    case KEEP_LOOK: return look(server);
     case KEEP_TRIM: return trim_step(server);
     case KEEP_CHECKPOINT: return checkpoint_step(server);
     default: return store_step(server);
@@ -126,7 +145,7 @@ static kv_status step(kv_server *server) {
 static void failed(kv_server *server, kv_status status) {
     keeping *k = &server->keeping;
     kv_replica_checkpoint_end(server->replica);
-    k->phase = KEEP_TRIM;
+    k->phase = KEEP_LOOK;
     k->again = server->ticks + ((uint64_t)FAILED_TICKS << k->failures);
     if (k->failures < FAILURES_MAX) k->failures++;
     server_event(server, "{\"event\": \"keeps_all\", \"why\": \"%s\"}", kv_status_name(status));
@@ -144,7 +163,7 @@ void keep_tick(kv_server *server) {
     kv_status status = KV_MORE;
     if (server->ticks < k->again || server->leaving) return;
     while (status == KV_MORE && clock_us() < until) status = step(server);
-    if (status == KV_MORE || (k->phase != KEEP_TRIM && status == KV_EWAIT)) return; /* At the next tick. */
+    if (status == KV_MORE || (k->phase != KEEP_LOOK && status == KV_EWAIT)) return; /* At the next tick. */
     if (status == KV_OK || status == KV_EOF || status == KV_EWAIT) {
         k->again = server->ticks + LOOK_TICKS;
         k->failures = 0;

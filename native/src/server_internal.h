@@ -193,7 +193,7 @@ typedef struct replacing {
 } replacing;
 
 /* What keep.c is at. */
-enum keep_phase { KEEP_TRIM = 0, KEEP_CHECKPOINT, KEEP_STORE };
+enum keep_phase { KEEP_LOOK = 0, KEEP_TRIM, KEEP_CHECKPOINT, KEEP_STORE };
 typedef struct keeping {
     enum keep_phase phase;
     uint64_t again;        /* nothing is done before this tick */
