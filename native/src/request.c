@@ -103,7 +103,7 @@ static void ask_again_later(kv_server *server, op *o) {
 /* An answer to what this op asked last. */
 void request_answer(kv_server *server, op *o, const kv_reply *reply, const uint8_t *bytes) {
     uint64_t *seen = &server->seen[o->shard];
-    if (reply->shard_version > *seen) *seen = reply->shard_version;
+        if (reply->shard_version > *seen) *seen = reply->shard_version;
     if (o->from != 0) {
         link_pass_back(server, o, reply, bytes);
         op_done(server, o);

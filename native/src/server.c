@@ -45,6 +45,12 @@ void server_ring(const kv_server *server) {
     (void)written; /* Full: it rings already. */
 }
 
+/* Alone there is nobody to fetch it from, and what is not damaged is better than nothing. */
+bool server_ends(kv_server *server) {
+    server->damaged = server->options.replica.member_count > 1;
+    return server->damaged;
+}
+
 /* --- what waits for the disk --- */
 
 /* Holds the lock, but for the while it takes. */
@@ -169,6 +175,12 @@ static void work_off(kv_server *server) {
     } while (server->asked);
 }
 
+static kv_status damage_tell(kv_fault *fault) {
+    fault->status = KV_ECORRUPT;
+    snprintf(fault->what, sizeof fault->what, "a record that was read is damaged; the next start fetches it from the others");
+    return KV_ECORRUPT;
+}
+
 kv_status kv_server_run(kv_server *server, kv_fault *fault) {
     struct epoll_event events[EVENTS_MAX];
     kv_status status = KV_OK;
@@ -182,6 +194,7 @@ kv_status kv_server_run(kv_server *server, kv_fault *fault) {
         tick(server);
         work_off(server);
         if (status == KV_OK) status = kv_replica_failure(server->replica, fault);
+        if (status == KV_OK && server->damaged) status = damage_tell(fault);
         gone = status == KV_OK && atomic_load(&server->stops) != 0 && leave_step(server);
     }
     kv_status first = status == KV_OK ? KV_OK : kv_flow_poison(kv_replica_flow(server->replica), &fault->os_error);

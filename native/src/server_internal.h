@@ -250,12 +250,14 @@ struct kv_server {
     kv_server_figures shown;
     kv_server_shard *shown_shards;
     atomic_int stops;      /* how often it was told to */
+    bool damaged;          /* a record that was read is */
     bool leaving, draining; /* nobody is let in; no command is read */
     uint64_t leave_until_ms;
     kv_server_figures figures;
 };
 
 /* server.c */
+bool server_ends(kv_server *server); /* a record that was read is damaged: whether the process ends, as a start may mend it */
 void server_ring(const kv_server *server); /* any thread: the loop comes round */
 bool server_watch(kv_server *server, source *one, uint32_t events);
 void server_event(kv_server *server, const char *format, ...) __attribute__((format(printf, 2, 3)));
