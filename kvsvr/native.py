@@ -645,8 +645,8 @@ class Checkpoint:
 
 
 class ServerHandle:
-    """One kv_server. `run` is one thread's, and keeps it until `stop`; `look`, `link` and `part` are any thread's, and end
-    before `free`."""
+    """One kv_server. `run` is one thread's, and keeps it until `stop`; `look`, `link` and `part` are any thread's, and
+    end before `free`."""
 
     __slots__ = ("_path", "_pointer", "_shard_count", "replays_all")
 

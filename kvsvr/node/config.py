@@ -14,10 +14,10 @@ request_ms = 5000                    # after which a command is answered with an
 stop_ms = 3000                       # after which a stop waits for nobody any more
 word_size_max = "512 MiB"            # of one argument of a command
 owed_size_max = "256 MiB"            # to a client that does not read; then it is cut
-keep_size_max = "64 MiB"             # of the log's end, in which records are kept for the others; what is older is tidied up
-inline_max = "4 KiB"                 # larger values go by digest: the quorum decides their version, and the bytes follow
+keep_size_max = "64 MiB"             # of the log's end, where records are kept for the others
+inline_max = "4 KiB"                 # larger values go by digest: their bytes follow their version
 await_hello = false                  # it waits for all the others at its start, not for a majority (decision 0030)
-members = [1, 2, 3]                  # ids that the set began with, for ever; this one and its peers, where it is not said
+members = [1, 2, 3]                  # ids that the set began with; unsaid: its own and its peers'
 replaces = [2]                       # of one that came later: in whose place, and in whose place that one was
 [peers]                              # KVSVR_PEERS="2=host:port,3=host:port", --peer 2=host:port --peer 3=host:port
 2 = "127.0.0.1:7202"
@@ -86,8 +86,8 @@ class Rules:
 
 @dataclass(frozen=True, slots=True)
 class ServerConfig:
-    """One replica's settings, checked. `peers` are the others of the set, by id: where they listen for each other; more may
-    be learned of (kvsvr/node/nodes.py). `members` are those that the set began with."""
+    """One replica's settings, checked. `peers` are the others of the set, by id: where they listen for each other; more
+    may be learned of (kvsvr/node/nodes.py). `members` are those that the set began with."""
 
     node: int
     directory: Path

@@ -42,7 +42,7 @@ PROOF_SIZE: Final = 32
 HANDSHAKE_S: Final = 2.0
 TOLD_SIZE_MAX: Final = 1 << 16
 DIAL_S: Final = (0.02, 0.25)
-"""The first pause between two attempts, and the longest: one that comes back is of no use to who has not dialled it yet."""
+"""The first pause between two attempts, and the longest: who comes back is of no use to those that have not dialled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,8 +131,8 @@ class Links:
         hand_over: Callable[[int, int], None],
         part: Callable[[int], None],
     ) -> None:
-        """`hand_over(node, descriptor)` takes a connection that is proven; the descriptor is its own from then on. `part`
-        hears of nodes that are gone."""
+        """`hand_over(node, descriptor)` takes a connection that is proven; the descriptor is its own from then on.
+        `part` hears of nodes that are gone."""
         self._identity = identity
         self._at = at
         self._nodes = nodes

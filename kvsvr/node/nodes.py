@@ -2,10 +2,11 @@
 
     DIR/nodes.json    {"members": [1, 2, 3], "addresses": {"4": "127.0.0.1:7204"}, "gone": [2]}
 
-`members` are those that the set began with, as they were at the first start: other settings are refused, because records
-of the log are counted among them. `addresses` are of replicas that came later and said so themselves, or of whom another
-one told: who proves to know the secret of the set may come. `gone` will never be back; their ids are not used again. A
-node that is gone stays gone, whoever says otherwise; what settings say of an address counts more than what was told.
+`members` are those that the set began with, as they were at the first start: other settings are refused, because
+records of the log are counted among them. `addresses` are of replicas that came later and said so themselves, or of
+whom another one told: who proves to know the secret of the set may come. `gone` will never be back; their ids are not
+used again. A node that is gone stays gone, whoever says otherwise; what settings say of an address counts more than
+what was told.
 
 The file is replaced as a whole, and synced. Without it a replica knows its settings, and learns the rest again from
 whoever it meets. Any thread.
@@ -40,8 +41,8 @@ class Nodes:
         found = _read(self._file)
         if found.get("members", self._members) != self._members:
             raise UsageError(
-                f"members are {self._members}, and {found['members']} in {self._file}: they are those that the set began "
-                "with, whoever came or went since: say these as members"
+                f"members are {self._members}, and {found['members']} in {self._file}: they are those that the set "
+                "began with, whoever came or went since: say these as members"
             )
         self._learned = {int(node): address(where) for node, where in found.get("addresses", {}).items()}
         self._gone = set(found.get("gone", []))
@@ -76,7 +77,11 @@ class Nodes:
             raise ValueError(f"it tells of nodes in a way that is not known: {error!r}") from None
         with self._lock:
             fresh = gone - self._gone - {self._self}
-            news = {n: a for n, a in others.items() if n not in self._said and n != self._self and self._learned.get(n) != a}
+            news = {
+                node: where
+                for node, where in others.items()
+                if node not in self._said and node != self._self and self._learned.get(node) != where
+            }
             if len(self._learned) + len(news) + len(self._gone) + len(fresh) > COUNT_MAX:
                 return []
             self._gone |= fresh

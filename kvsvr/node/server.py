@@ -19,7 +19,6 @@ from kvsvr.node.log import tell
 from kvsvr.node.monitor import Monitor
 from kvsvr.node.nodes import Nodes
 
-
 WARNINGS: Final = ("link_down", "keeps_all", "too_many")
 
 
@@ -73,9 +72,7 @@ class Server:
         self._links: Links | None = None
         if peers is not None:
             identity = Identity(config.node, config.set_name, config.secret)
-            self._links = Links(
-                identity, config.peer_address, self._nodes, peers, self._handle.link, self._handle.part
-            )
+            self._links = Links(identity, config.peer_address, self._nodes, peers, self._handle.link, self._handle.part)
         self._reader = threading.Thread(target=self._read_events, name="kvsvr-events", daemon=True)
 
     def run(self, ready: Callable[[], None]) -> None:

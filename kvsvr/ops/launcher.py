@@ -144,7 +144,7 @@ class Launcher:
             return
         there = {child.replica.node: child for child in self._children}
         self._children = [
-            there.pop(one.node, None) or Child(one, Log(one.log_file)) for one in self._place.replicas
+            there.pop(one.node) if one.node in there else Child(one, Log(one.log_file)) for one in self._place.replicas
         ]
         for child in self._children:
             child.leaving = child.replica.node in self._place.leaving

@@ -8,10 +8,10 @@
     DIR/1/status.json       what it says of itself (kvsvr/node/report.py)
     DIR/1/log.jsonl         its events
 
-A folder with a replica.toml is a replica of the set; there is no list of them elsewhere. All of them name those that the
-set began with, and who came later says in whose place, so a set that was made in part, or lacks a folder, is refused.
-One that is to be replaced has its folder until it is done; then its replica.toml is called replica.toml.replaced, and its
-data are nobody's any more.
+A folder with a replica.toml is a replica of the set; there is no list of them elsewhere. All of them name those that
+the set began with, and who came later says in whose place, so a set that was made in part, or lacks a folder, is
+refused. One that is to be replaced has its folder until it is done; then its replica.toml is called
+replica.toml.replaced, and its data are nobody's any more.
 """
 
 from __future__ import annotations
@@ -124,9 +124,7 @@ def make_or_find(directory: Path, count: int | None, port: int | None) -> tuple[
     place = find(directory)
     there = len(place.replicas[0].config.members)
     if count is not None and count != there:
-        raise UsageError(
-            f"{directory} has a set of {there}: leave --replicas out, or give another directory"
-        )
+        raise UsageError(f"{directory} has a set of {there}: leave --replicas out, or give another directory")
     first = min(one.config.client_address[1] for one in place.replicas)
     if port is not None and port != first:
         raise UsageError(f"{directory} has a set at port {first}: leave --port out, or correct its replica.toml files")

@@ -5,8 +5,9 @@
     3  if the old one still runs: the others have the bytes of all values that were written until then
     4  the old one ends, and the others part from it
 
-Whoever is asked forgets it after two seconds (native/src/exchange.c), so all of them are asked again and again. Nothing is kept
-here: if this ends half-way, the same command goes on where it was. Shards that are done stay done, whoever owns them next.
+Whoever is asked forgets it after two seconds (native/src/exchange.c), so all of them are asked again and again. Nothing
+is kept here: if this ends half-way, the same command goes on where it was. Shards that are done stay done, whoever owns
+them next.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class Known:
 
 
 class Exchange:
-    """`new` for `old`, in a set whose replicas listen for clients at `where`, by id; the old one is among them if it runs."""
+    """`new` for `old`, in a set whose replicas listen for clients at `where`, by id, the old one's too if it runs."""
 
     def __init__(
         self, where: Mapping[int, Address], old: int, new: int, *, password: bytes, wait_s: float, tell: Tell
@@ -130,7 +131,7 @@ class Exchange:
 
     def _pause(self, what: str) -> None:
         if time.monotonic() > self._deadline:
-            raise KvError(f"{what}, and the time is up: the set goes on as it is, and the same command goes on from here")
+            raise KvError(f"{what}, and the time is up: the set serves as it is, and the same command goes on")
         time.sleep(PAUSE_S)
 
 
@@ -149,7 +150,7 @@ def look(where: Address, password: bytes) -> list[Known]:
 
 
 def replace_elsewhere(at: Address, old: int, new: int, *, password: bytes, wait_s: float, tell: Tell) -> None:
-    """In a set of several machines, where the new one was started by hand; any replica may be asked, who knows the others.
+    """In a set of several machines, where the new one was started by hand. Any replica knows the others.
 
     The old one, if it runs, is left for its own machine to end.
     """
@@ -165,7 +166,9 @@ def replace_elsewhere(at: Address, old: int, new: int, *, password: bytes, wait_
 def replace_here(place: Place, node: int, *, wait_s: float, tell: Tell) -> Replica:
     """In a set that a launcher runs: makes the new one, and ends the old one. What it is called now."""
     if launcher_pid(place) is None:
-        raise UsageError(f"no launcher runs for {place.directory}, and replaces are for sets that serve: kvsvr launch first")
+        raise UsageError(
+            f"no launcher runs for {place.directory}, and only who serves can tell a new one: launch it first"
+        )
     if len(place.replicas) == 1:
         raise UsageError("a set of one has nobody who could tell another one what it knows: back it up instead")
     old = place.replica(node)

@@ -46,7 +46,7 @@ class ReplicaStatus:
     state: State
     shards: int
     voting: int
-    """Shards in which it has a vote: not those that it only learns, nor those with a damaged record that it waits for."""
+    """Shards in which it has a vote: not those that it only learns, nor those with a damaged record it waits for."""
     lag: int | None
     clients: int
     links: int
@@ -81,7 +81,7 @@ def look(place: Place, now: float | None = None) -> SetStatus:
     reports = {one.node: Report.read(one.status_file) for one in place.replicas}
     newest = _newest(report for report in reports.values() if report is not None)
     replicas = [
-        _replica(one, reports[one.node], newest, launcher.get(str(one.node), {}), now, leaving=one.node in place.leaving)
+        _replica(one, reports[one.node], newest, launcher.get(str(one.node), {}), now, one.node in place.leaving)
         for one in place.replicas
     ]
     return SetStatus(
@@ -140,7 +140,7 @@ def _newest(reports: Any) -> list[int]:
 
 
 def _replica(
-    one: Replica, report: Report | None, newest: list[int], told: dict[str, Any], now: float, *, leaving: bool
+    one: Replica, report: Report | None, newest: list[int], told: dict[str, Any], now: float, leaving: bool
 ) -> ReplicaStatus:
     alive = report is not None and _serves(report.pid, one)
     state = State.DOWN if report is None else _state(report, alive, now)

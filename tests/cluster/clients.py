@@ -1,7 +1,5 @@
-"""Clients of a set in processes of their own: each runs workers (work.py) until its stdin ends, and says what they know.
-
-    python -m tests.cluster.clients FIRST COUNT PORT PORT PORT      workers FIRST to FIRST + COUNT - 1
-"""
+"""Clients of a set in processes of their own: each runs workers (work.py) until its stdin ends, and says what they
+know. `python -m tests.cluster.clients FIRST COUNT PORT PORT PORT` runs workers FIRST to FIRST + COUNT - 1."""
 
 from __future__ import annotations
 
@@ -71,7 +69,8 @@ class Clients:
         """What is wrong with what a replica holds."""
         counters = [int(client.get(f"counter:{number}") or 0) for number in range(len(self.records))]
         keys = sorted({key for record in self.records for key in record.elements})
-        sets = {key: (client.get(key) or b"").decode().split() for key in keys}
+        held: dict[str, Any] = {key: client.get(key) for key in keys}
+        sets = {key: (value or b"").decode().split() for key, value in held.items()}
         return judge(self.records, counters, sets)
 
     def told(self) -> str:

@@ -67,7 +67,7 @@ class Replicas:
             self.start(id_)
 
     def join(self, id_: int, *flags: str, but: int) -> None:
-        """One that comes later, with an empty directory, in the place of one that is down. The others' settings stay."""
+        """One that comes later, with an empty directory, in the place of one that is down. Others' settings stay."""
         self.ports[id_], self.peer_ports[id_] = free_ports(2)
         self._own_flags[id_] = flags
         self.ids = [*(other for other in self.ids if other != but), id_]

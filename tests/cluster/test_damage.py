@@ -47,8 +47,8 @@ def damage(data: Path, before: int) -> int:
 
 
 def test_flipped_bits_are_mended_from_the_others(replicas: Start) -> None:
-    """All over the log: no value is read wrong, the replica says what it found, and votes in every shard again; then it can be
-    one of the two that are left."""
+    """All over the log: no value is read wrong, the replica says what it found, and votes in every shard again; then it
+    can be one of the two that are left."""
     nodes = replicas(3)
     marks = fill(nodes)
     assert nodes.stop(2) == 0
@@ -63,8 +63,8 @@ def test_flipped_bits_are_mended_from_the_others(replicas: Start) -> None:
 
 
 def test_what_no_start_has_looked_at_is_found_when_it_is_read(replicas: Start) -> None:
-    """A checkpoint spares a start the look at what lies before. The process ends when it meets the damage, and its next start
-    looks at all there is, and mends it."""
+    """A checkpoint spares a start the look at what lies before. The process ends when it meets the damage, and its next
+    start looks at all there is, and mends it."""
     nodes = replicas(3, "--keep-size-max=1MiB")
     marks = fill(nodes)
     until(lambda: nodes.figure(2, "checkpoints") > 0)

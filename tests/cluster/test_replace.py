@@ -62,7 +62,7 @@ def nodes(tmp_path: Path) -> Iterator[Replaced]:
 
 
 def lose(nodes: Replaced, node: int) -> None:
-    """Its process and all its data, as with a machine. The launcher starts it, the others refuse it, and it is given up."""
+    """Its process and all its data, as with a machine. It is started, the others refuse it, and it is given up."""
     shutil.rmtree(nodes.data(node))
     os.kill(nodes.pid(node), signal.SIGKILL)
     until(lambda: bool(nodes.one(node)["given_up"]), LONG_S)
@@ -77,8 +77,8 @@ def nothing(nodes: Replaced, node: int) -> None:
 def test_a_member_is_replaced_while_clients_work(
     nodes: Replaced, before: Callable[[Replaced, int], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Afterwards the new one counts: with another one killed the two that are left have everything, and so have all after a
-    restart. Then the next one is replaced."""
+    """Afterwards the new one counts: with another one stopped the two that are left have everything, and so have all
+    after a restart. Then the next one is replaced."""
     nodes.launch("--port", nodes.base)
     began = time.monotonic()
     with at_work(list(nodes.ports().values())) as clients:

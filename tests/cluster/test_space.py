@@ -46,8 +46,8 @@ def check(nodes: Replicas, id_: int, written: dict[bytes, bytes]) -> None:
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_a_running_replica_gives_disk_back(replicas: Start, count: int) -> None:
-    """A hundred times what is live is written, and the directory stays bounded. One is killed and one stopped in between: what
-    was kept is enough to start from, with the checkpoint, and from the log alone."""
+    """Ninety times what is live is written, and the directory stays bounded. One is killed and one stopped in between:
+    what was kept is enough to start from, with the checkpoint, and from the log alone."""
     nodes = replicas(count, *KEEP)
     until(nodes.served)
     once = write(nodes, 1, range(1, 2))

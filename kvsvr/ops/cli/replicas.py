@@ -141,17 +141,15 @@ def kill_command(ctx: click.Context, node: int, directory: Path, as_json: bool) 
 @directory_option
 @click.option("--by", type=int, help="On several machines: the id of the one that was started in its place.")
 @click.option("--at", metavar="HOST:PORT", help="On several machines: where clients of some replica go.")
-@click.option("--wait", "wait_s", metavar="SECONDS", type=float, default=600.0, show_default=True, help="At most so long.")
+@click.option("--wait", "wait_s", metavar="SECONDS", type=float, default=600, show_default=True, help="At most.")
 @json_option
-def replace_command(
-    node: int, directory: Path, by: int | None, at: str | None, wait_s: float, as_json: bool
-) -> None:
+def replace_command(node: int, directory: Path, by: int | None, at: str | None, wait_s: float, as_json: bool) -> None:
     """Put another replica in the place of one whose disk is lost, or that is to go, while the set serves.
 
-    The new one has a new id and an empty directory, learns everything from the others, and gets the other one's vote. If
-    that one still runs, it ends when nothing is on it alone any more. If this command ends early, the same one goes on.
-    With --by and --at it does so for replicas that were started by hand, on whatever machines; the password is taken from
-    KVSVR_PASSWORD.
+    The new one has a new id and an empty directory, learns everything from the others, and gets the other one's vote.
+    If that one still runs, it ends when nothing is on it alone any more. If this command ends early, the same one goes
+    on. With --by and --at it does so for replicas that were started by hand, on whatever machines; the password is
+    taken from KVSVR_PASSWORD.
     """
     tell = (lambda _: None) if as_json else say
     if (by is None) != (at is None):
