@@ -16,6 +16,7 @@ word_size_max = "512 MiB"            # of one argument of a command
 owed_size_max = "256 MiB"            # to a client that does not read; then it is cut
 keep_size_max = "64 MiB"             # of the log's end, where records are kept for the others
 inline_max = "4 KiB"                 # larger values go by digest: their bytes follow their version
+silence_ms = 80                      # who is not heard for so long, and did not say that it ends, is taken for gone
 await_hello = false                  # it waits for all the others at its start, not for a majority (decision 0030)
 members = [1, 2, 3]                  # ids that the set began with; unsaid: its own and its peers'
 replaces = [2]                       # of one that came later: in whose place, and in whose place that one was
@@ -50,11 +51,14 @@ DEFAULTS: Final[dict[str, Any]] = {
     "owed_size_max": "256 MiB",
     "keep_size_max": "64 MiB",
     "inline_max": "4 KiB",
+    "silence_ms": 80,
     "await_hello": False,
     "replaces": [],
 }
 NAMES: Final = ("id", "dir", *DEFAULTS, "shards", "secret_file", "password", "status_file", "members")
 SHARDS_DEFAULT: Final = 64
+TICK_MS: Final = 5
+"""As the server has it by itself."""
 PREFIX: Final = "KVSVR_"
 NODE_MAX: Final = 65_535
 SHARDS_MAX: Final = 1024
@@ -81,6 +85,7 @@ class Rules:
 
     keep_size_max: int
     inline_max: int
+    silence_ticks: int
     await_hello: bool
 
 
@@ -147,6 +152,7 @@ def load(file: Path | None, environment: Mapping[str, str], flags: Mapping[str, 
         rules=Rules(
             keep_size_max=said.size("keep_size_max", 1 << 50),
             inline_max=said.size("inline_max", 1 << 20),
+            silence_ticks=said.number("silence_ms", 3_600_000) // TICK_MS + 1,
             await_hello=said.yes("await_hello"),
         ),
         password=said.password(),
