@@ -645,10 +645,10 @@ class Checkpoint:
 
 
 class ServerHandle:
-    """One kv_server. `run` is one thread's, and keeps it until `stop`; `look` and `link` are any thread's, and end
-    before `free`."""
+    """One kv_server. `run` is one thread's, and keeps it until `stop`; `look`, `link` and `part` are any thread's, and
+    end before `free`."""
 
-    __slots__ = ("_path", "_pointer", "_shard_count")
+    __slots__ = ("_path", "_pointer", "_shard_count", "replays_all")
 
     def __init__(
         self,
@@ -656,40 +656,58 @@ class ServerHandle:
         *,
         node: int,
         members: Sequence[int],
+        gone: Sequence[int],
         shard_count: int,
         client_socket: int,
         log_pipe: int,
         limits: Mapping[str, int],
+        rules: Mapping[str, int],
         password: bytes,
         announce: str,
     ) -> None:
-        """`limits`: fields of kv_server_options, by name."""
+        """`limits` and `rules`: fields of kv_server_options and kv_replica_options, by name. What is damaged with the
+        checkpoint may be told by a replay of everything, which is then made: `replays_all`."""
         self._path = path
         self._shard_count = shard_count
-        io, out, fault = ffi.new("kv_io **"), ffi.new("kv_server **"), ffi.new("kv_fault *")
-        status = lib.kv_io_posix_new(os.fsencode(path), True, io)
-        if status != lib.KV_OK:
-            raise failure(
-                status, ffi.new("kv_fault *", {"os_error": ffi.errno, "what": b"opening the directory"}), path
-            )
         options = ffi.new("kv_server_options *")
         replica = options.replica
         replica.node = node
         replica.member_count = len(members)
         replica.members[0 : len(members)] = members
+        replica.joins = node not in members
+        replica.gone_count = min(len(gone), lib.KV_NODES_MAX)
+        replica.gone[0 : replica.gone_count] = gone[-lib.KV_NODES_MAX :]
         replica.shard_count = shard_count
         replica.policy = 1
         replica.store.sync = lib.KV_SYNC_BATCH
         replica.store.background = 0
-        options.client_socket = client_socket
+        for name, value in rules.items():
+            setattr(replica, name, value)
         options.log_pipe = log_pipe
         for name, value in limits.items():
             setattr(options, name, value)
         options.password = password
         options.announce = announce.encode()
+        try:
+            self._open(options, client_socket)
+        except CorruptionError:
+            options.replays_all = 1
+            self._open(options, client_socket)
+        finally:
+            os.close(client_socket)
+        self.replays_all = bool(options.replays_all)
+
+    def _open(self, options: Any, client_socket: int) -> None:
+        options.client_socket = os.dup(client_socket)  # It goes with a server that cannot be opened.
+        io, out, fault = ffi.new("kv_io **"), ffi.new("kv_server **"), ffi.new("kv_fault *")
+        status = lib.kv_io_posix_new(os.fsencode(self._path), True, io)
+        if status != lib.KV_OK:
+            raise failure(
+                status, ffi.new("kv_fault *", {"os_error": ffi.errno, "what": b"opening the directory"}), self._path
+            )
         status = lib.kv_server_new(io[0], options, fault, out)
         if status != lib.KV_OK:
-            raise failure(status, fault, path)
+            raise failure(status, fault, self._path)
         self._pointer = out[0]
 
     def run(self) -> None:
@@ -705,6 +723,10 @@ class ServerHandle:
         status = lib.kv_server_link(self._pointer, node, descriptor)
         if status != lib.KV_OK:
             os.close(descriptor)
+
+    def part(self, node: int) -> None:
+        """It will never be back."""
+        lib.kv_server_part(self._pointer, node)
 
     def look(self, wait_ms: int) -> tuple[dict[str, int], list[tuple[int, int, int]]] | None:
         """Figures, and of each shard commit, applied and owner. None: the loop did not come round in so long."""
@@ -799,6 +821,7 @@ _USAGE: Final = {
 }
 
 _DISK: Final = {
+    lib.KV_EBACKWARDS: "kvsvr replace puts another in its place; its directory is of no use any more",
     lib.KV_EDISK: "look at the disk and the system's log",
     lib.KV_ENOSPC: "the disk is full: reads go on, and writes too once there is room",
     lib.KV_EPOISONED: "an earlier write or sync failed, so nothing more is written: repair the disk, then open again",

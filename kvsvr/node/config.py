@@ -14,6 +14,12 @@ request_ms = 5000                    # after which a command is answered with an
 stop_ms = 3000                       # after which a stop waits for nobody any more
 word_size_max = "512 MiB"            # of one argument of a command
 owed_size_max = "256 MiB"            # to a client that does not read; then it is cut
+keep_size_max = "64 MiB"             # of the log's end, where records are kept for the others
+inline_max = "4 KiB"                 # larger values go by digest: their bytes follow their version
+silence_ms = 80                      # who is not heard for so long, and did not say that it ends, is taken for gone
+await_hello = false                  # it waits for all the others at its start, not for a majority (decision 0030)
+members = [1, 2, 3]                  # ids that the set began with; unsaid: its own and its peers'
+replaces = [2]                       # of one that came later: in whose place, and in whose place that one was
 [peers]                              # KVSVR_PEERS="2=host:port,3=host:port", --peer 2=host:port --peer 3=host:port
 2 = "127.0.0.1:7202"
 3 = "127.0.0.1:7203"
@@ -24,7 +30,7 @@ from __future__ import annotations
 import ipaddress
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -43,9 +49,16 @@ DEFAULTS: Final[dict[str, Any]] = {
     "stop_ms": 3_000,
     "word_size_max": "512 MiB",
     "owed_size_max": "256 MiB",
+    "keep_size_max": "64 MiB",
+    "inline_max": "4 KiB",
+    "silence_ms": 80,
+    "await_hello": False,
+    "replaces": [],
 }
-NAMES: Final = ("id", "dir", *DEFAULTS, "shards", "secret_file", "password", "status_file")
+NAMES: Final = ("id", "dir", *DEFAULTS, "shards", "secret_file", "password", "status_file", "members")
 SHARDS_DEFAULT: Final = 64
+TICK_MS: Final = 5
+"""As the server has it by itself."""
 PREFIX: Final = "KVSVR_"
 NODE_MAX: Final = 65_535
 SHARDS_MAX: Final = 1024
@@ -67,8 +80,19 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
+class Rules:
+    """How the replica works; the names are those of kv_replica_options."""
+
+    keep_size_max: int
+    inline_max: int
+    silence_ticks: int
+    await_hello: bool
+
+
+@dataclass(frozen=True, slots=True)
 class ServerConfig:
-    """One replica's settings, checked. `peers` are the others of the set, by id: where they listen for each other."""
+    """One replica's settings, checked. `peers` are the others of the set, by id: where they listen for each other; more
+    may be learned of (kvsvr/node/nodes.py). `members` are those that the set began with."""
 
     node: int
     directory: Path
@@ -80,7 +104,19 @@ class ServerConfig:
     secret: bytes
     status_file: Path | None
     limits: Limits
+    rules: Rules
     password: bytes
+    members: Sequence[int]
+    replaces: Sequence[int]
+
+    @property
+    def joins(self) -> bool:
+        """It came later: it learns, and is made a member."""
+        return self.node not in self.members
+
+    @property
+    def alone(self) -> bool:
+        return len(self.members) == 1
 
 
 def load(file: Path | None, environment: Mapping[str, str], flags: Mapping[str, Any]) -> ServerConfig:
@@ -113,7 +149,15 @@ def load(file: Path | None, environment: Mapping[str, str], flags: Mapping[str, 
             word_size_max=said.size("word_size_max", 512 << 20),
             owed_size_max=said.size("owed_size_max", 1 << 40),
         ),
+        rules=Rules(
+            keep_size_max=said.size("keep_size_max", 1 << 50),
+            inline_max=said.size("inline_max", 1 << 20),
+            silence_ticks=said.number("silence_ms", 3_600_000) // TICK_MS + 1,
+            await_hello=said.yes("await_hello"),
+        ),
         password=said.password(),
+        members=_members(said),
+        replaces=said.nodes("replaces"),
     )
     _check_set(config, said)
     return config
@@ -133,11 +177,17 @@ def text_of(where: Address) -> str:
 
 def _check_set(config: ServerConfig, said: _Said) -> None:
     """What no setting can be told by itself."""
-    count = len(config.peers) + 1
+    count = len(config.members)
     if config.node in config.peers:
         raise said.wrong("peers", f"name the others of the set; {config.node} is this replica's own id")
-    if count not in SIZES:
+    if count not in SIZES and not said.has("members"):
         raise said.wrong("peers", f"name all the others: a set has 1, 3 or 5 replicas, not {count}")
+    if count not in SIZES:
+        raise said.wrong("members", f"are those that the set began with, 1, 3 or 5 of them, not {count}")
+    if config.joins and (count == 1 or not config.peers):
+        raise said.wrong("members", f"are {shown(list(config.members))}, and nobody can join that with these peers")
+    if not config.joins and config.replaces:
+        raise said.wrong("replaces", f"is for who came later, and {config.node} is one of the members")
     if not _is_loopback(config.client_address) and not config.password:
         raise said.wrong(
             "listen",
@@ -207,6 +257,21 @@ class _Said:
             raise self.wrong(name, f'is a size like 65536 or "64 MiB", at most {limit}, not {shown(value)}')
         return found
 
+    def yes(self, name: str) -> bool:
+        value = self._value(name)
+        if str(value).lower() not in ("true", "false"):
+            raise self.wrong(name, f"is true or false, not {shown(value)}")
+        return str(value).lower() == "true"
+
+    def nodes(self, name: str) -> tuple[int, ...]:
+        """From a list of TOML, or "1,2,3"."""
+        value = self._value(name)
+        parts = value if isinstance(value, Sequence) and not isinstance(value, str) else str(value).split(",")
+        found = [_number(part, NODE_MAX) for part in parts]
+        if None in found or len(set(found)) != len(found):
+            raise self.wrong(name, f"are different ids from 1 to {NODE_MAX}, not {shown(value)}")
+        return tuple(number for number in found if number is not None)
+
     def string(self, name: str) -> str:
         value = self._value(name)
         if not isinstance(value, str | Path) or not str(value):
@@ -268,6 +333,12 @@ def _shard_count(said: _Said) -> int:
     if said.has("shards"):
         return said.number("shards", SHARDS_MAX)
     return SHARDS_DEFAULT if said.peers() else 1
+
+
+def _members(said: _Said) -> Sequence[int]:
+    if said.has("members"):
+        return sorted(said.nodes("members"))
+    return sorted({said.number("id", NODE_MAX), *said.peers()})
 
 
 def _variable(name: str) -> str:

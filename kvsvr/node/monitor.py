@@ -42,7 +42,7 @@ class Monitor:
             node=config.node,
             pid=os.getpid(),
             address=text_of(config.client_address),
-            peer_address=text_of(config.peer_address) if config.peers else "",
+            peer_address="" if config.alone else text_of(config.peer_address),
             started=now,
             time=now,
             state=State.STARTING,

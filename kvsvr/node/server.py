@@ -9,7 +9,7 @@ import socket
 import threading
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Final
 
 from kvsvr.errors import UsageError
 from kvsvr.native import ServerHandle
@@ -17,6 +17,9 @@ from kvsvr.node.config import Address, ServerConfig, text_of
 from kvsvr.node.links import Identity, Links
 from kvsvr.node.log import tell
 from kvsvr.node.monitor import Monitor
+from kvsvr.node.nodes import Nodes
+
+WARNINGS: Final = ("link_down", "keeps_all", "too_many")
 
 
 def listen(name: str, address: Address) -> socket.socket:
@@ -39,9 +42,10 @@ class Server:
 
     def __init__(self, config: ServerConfig) -> None:
         self.config = config
+        self._nodes = Nodes(config)
         clients = listen("listen", config.client_address)
         clients.setblocking(False)
-        peers = listen("peer_listen", config.peer_address) if config.peers else None
+        peers = listen("peer_listen", config.peer_address) if not config.alone else None
         self._monitor = Monitor(config)
         self._events, self._writer = os.pipe()
         os.set_blocking(self._writer, False)
@@ -49,21 +53,26 @@ class Server:
             self._handle = ServerHandle(
                 str(config.directory),
                 node=config.node,
-                members=sorted([config.node, *config.peers]),
+                members=config.members,
+                gone=sorted({*self._nodes.gone, *config.replaces}),
                 shard_count=config.shard_count,
                 client_socket=clients.detach(),
                 log_pipe=self._writer,
                 limits=asdict(config.limits),
+                rules=asdict(config.rules),
                 password=config.password,
                 announce=text_of(config.client_address),
             )
         except BaseException as error:
             self._monitor.ended(error)
             raise
+        if self._handle.replays_all:
+            tell("replayed_all", logging.WARNING, why="a record or the checkpoint is damaged")
+        self._nodes.keep()
         self._links: Links | None = None
         if peers is not None:
             identity = Identity(config.node, config.set_name, config.secret)
-            self._links = Links(identity, config.peers, peers, self._handle.link)
+            self._links = Links(identity, config.peer_address, self._nodes, peers, self._handle.link, self._handle.part)
         self._reader = threading.Thread(target=self._read_events, name="kvsvr-events", daemon=True)
 
     def run(self, ready: Callable[[], None]) -> None:
@@ -100,6 +109,8 @@ class Server:
     def _event(self, event: dict[str, Any]) -> None:
         name, peer = event.pop("event"), event.pop("node", None)
         fields = event if peer is None else {"peer": peer, **event}
-        tell(name, logging.WARNING if name == "link_down" else logging.INFO, **fields)
-        if name == "link_down" and self._links is not None:
+        tell(name, logging.WARNING if name in WARNINGS else logging.INFO, **fields)
+        if name == "parted":
+            self._nodes.part(peer)
+        if name in ("link_down", "parted") and self._links is not None:
             self._links.lost(peer)

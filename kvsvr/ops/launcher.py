@@ -22,10 +22,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
-from kvsvr.errors import LockedError
+from kvsvr.errors import LockedError, UsageError
 from kvsvr.node.config import PREFIX
 from kvsvr.node.report import Report, State
-from kvsvr.ops.place import Place, Replica
+from kvsvr.ops.place import Place, Replica, find
 from kvsvr.ops.restarts import LONGEST_S, Restarts, ending
 from kvsvr.ops.status import Health, SetStatus, launcher_pid, look, running
 
@@ -66,6 +66,8 @@ class Child:
     start_at: float = 0.0
     served_since: float | None = None
     given_up: bool = False
+    leaving: bool = False
+    """Another one takes its place: if it ends, that is that."""
     error: str = ""
 
     def told(self) -> dict[str, Any]:
@@ -86,6 +88,7 @@ class Launcher:
         self._say = say
         self._stopping = False
         self._children: list[Child] = []
+        self._parted: list[subprocess.Popen[bytes]] = []
         self._health = Health.STOPPED
         self._ready = False
         self._looked_at = 0.0
@@ -100,14 +103,17 @@ class Launcher:
             try:
                 for replica in self._place.replicas:
                     self._end_orphan(replica)
-                self._children = [Child(one, Log(one.log_file)) for one in self._place.replicas]
+                self._children = [
+                    Child(one, Log(one.log_file), leaving=one.node in self._place.leaving)
+                    for one in self._place.replicas
+                ]
                 self._write()
                 while not self._stopping and not all(child.given_up for child in self._children):
                     self._round()
                     time.sleep(PAUSE_S)
             finally:
                 self._stop_all()
-        return not any(child.given_up for child in self._children)
+        return not any(child.given_up and not child.leaving for child in self._children)
 
     # --- a round ---
 
@@ -117,12 +123,41 @@ class Launcher:
             code = None if child.process is None else child.process.poll()
             if code is not None:
                 self._died(child, code, now)
-            if child.process is None and not child.given_up and now >= child.start_at:
+            if child.process is None and not child.given_up and not child.leaving and now >= child.start_at:
                 self._start(child)
+        self._parted = [process for process in self._parted if process.poll() is None]
         self._hand_logs_on()
         if now - self._looked_at >= LOOK_S:
             self._looked_at = now
+            self._look_for_others()
             self._see(look(self._place), now)
+
+    def _look_for_others(self) -> None:
+        """`kvsvr replace` makes a folder, and takes one away."""
+        files = {one.config_file for one in self._place.replicas}
+        if set(self._place.directory.glob("*/replica.toml")) == files:
+            return
+        try:
+            self._place = find(self._place.directory)
+        except UsageError as error:
+            self._say("trouble", {"error": str(error)})
+            return
+        there = {child.replica.node: child for child in self._children}
+        self._children = [
+            there.pop(one.node) if one.node in there else Child(one, Log(one.log_file)) for one in self._place.replicas
+        ]
+        for child in self._children:
+            child.leaving = child.replica.node in self._place.leaving
+        for child in there.values():
+            self._drop(child)
+        self._write()
+
+    def _drop(self, child: Child) -> None:
+        child.log.close()
+        if child.process is not None:
+            child.process.terminate()
+            child.process.send_signal(signal.SIGCONT)
+            self._parted.append(child.process)
 
     def _start(self, child: Child) -> None:
         try:
@@ -144,11 +179,12 @@ class Launcher:
         report = Report.read(child.replica.status_file)
         why = report.error if report is not None and report.state is State.FAILED else ""
         child.error = ending(code) + (f": {why}" if why else "")
-        child.given_up = pause is None
+        child.given_up = pause is None or child.leaving
         child.start_at = now + (pause or 0.0)
         fields = {"node": child.replica.node, "error": child.error, "log": str(child.replica.log_file)}
         self._hand_logs_on()
-        self._say("given_up" if child.given_up else "died", {**fields, "pause_s": pause})
+        if not child.leaving:
+            self._say("given_up" if child.given_up else "died", {**fields, "pause_s": pause})
         self._write()
 
     def _hand_logs_on(self) -> None:
@@ -175,7 +211,7 @@ class Launcher:
 
         Who came last owns nothing at first: that shards are spread is waited for, but not long.
         """
-        there = [one for one in status.replicas if not one.given_up]
+        there = [one for one in status.replicas if not one.given_up and not one.leaving]
         if status.state not in (Health.HEALTHY, Health.DEGRADED) or status.owned != status.shard_count:
             return False
         if any(one.state is not State.SERVING for one in there):

@@ -8,8 +8,10 @@
     DIR/1/status.json       what it says of itself (kvsvr/node/report.py)
     DIR/1/log.jsonl         its events
 
-A folder with a replica.toml is a replica of the set; there is no list of them elsewhere. All of them name each other,
-so a set that was made in part, or lacks a folder, is refused.
+A folder with a replica.toml is a replica of the set; there is no list of them elsewhere. All of them name those that
+the set began with, and who came later says in whose place, so a set that was made in part, or lacks a folder, is
+refused. One that is to be replaced has its folder until it is done; then its replica.toml is called
+replica.toml.replaced, and its data are nobody's any more.
 """
 
 from __future__ import annotations
@@ -18,12 +20,14 @@ import json
 import os
 import random
 import secrets
+import shutil
 import socket
+import tomllib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from kvsvr.errors import UsageError
 from kvsvr.node.config import SIZES, ServerConfig, load, text_of
@@ -31,6 +35,7 @@ from kvsvr.node.config import SIZES, ServerConfig, load, text_of
 HOST: Final = "127.0.0.1"
 PORT: Final = 7101
 COUNT: Final = 3
+PORT_MAX: Final = 65_535
 PEER_PORTS: Final = 100
 """Peers are listened for this far above clients, or at the next port that is free."""
 
@@ -69,6 +74,8 @@ class Place:
 
     directory: Path
     replicas: Sequence[Replica]
+    leaving: frozenset[int] = frozenset()
+    """Those whose place somebody takes: they may run, and are not started again."""
 
     @property
     def lock_file(self) -> Path:
@@ -98,8 +105,9 @@ def find(directory: Path) -> Place:
     files = sorted(directory.resolve().glob("*/replica.toml"))
     replicas = sorted((Replica(file.parent, load(file, {}, {})) for file in files), key=lambda one: one.node)
     nodes = {one.node for one in replicas}
+    replaced = {node for one in replicas for node in one.config.replaces}
     for one in replicas:
-        if {one.node, *one.config.peers} != nodes:
+        if not set(one.config.members) - replaced <= nodes or one.config.members != replicas[0].config.members:
             raise UsageError(
                 f"{one.config_file} names other replicas than there are folders in {directory}: bring the folder back "
                 "that is missing; if the set was only just being made, remove the directory"
@@ -107,7 +115,7 @@ def find(directory: Path) -> Place:
         first = replicas[0].config
         if (one.config.set_name, one.config.shard_count) != (first.set_name, first.shard_count):
             raise UsageError(f"{one.config_file} has another set or shards than {replicas[0].config_file}: correct it")
-    return Place(directory.resolve(), replicas)
+    return Place(directory.resolve(), replicas, frozenset(nodes & replaced))
 
 
 def make_or_find(directory: Path, count: int | None, port: int | None) -> tuple[Place, bool]:
@@ -115,11 +123,10 @@ def make_or_find(directory: Path, count: int | None, port: int | None) -> tuple[
     if not any(directory.glob("*/replica.toml")):
         return make(directory, COUNT if count is None else count, PORT if port is None else port), True
     place = find(directory)
-    if count is not None and count != len(place.replicas):
-        raise UsageError(
-            f"{directory} has a set of {len(place.replicas)}: leave --replicas out, or give another directory"
-        )
-    first = place.replicas[0].config.client_address[1]
+    there = len(place.replicas[0].config.members)
+    if count is not None and count != there:
+        raise UsageError(f"{directory} has a set of {there}: leave --replicas out, or give another directory")
+    first = min(one.config.client_address[1] for one in place.replicas)
     if port is not None and port != first:
         raise UsageError(f"{directory} has a set at port {first}: leave --port out, or correct its replica.toml files")
     return place, False
@@ -147,6 +154,56 @@ def make(directory: Path, count: int, port: int) -> Place:
     return find(directory)
 
 
+def make_one(place: Place, old: Replica, *, keep_ports: bool) -> Replica:
+    """A replica that is to take another's place, with its settings but for its id: ids are not used twice.
+
+    It is there as a whole or not at all: whoever looks finds the folder complete.
+    """
+    replaced = (*old.config.replaces, old.node)
+    node = 1 + max(number for one in place.replicas for number in (one.node, *one.config.members, *one.config.replaces))
+    client, peer = old.config.client_address[1], old.config.peer_address[1]
+    if not keep_ports:
+        client, peer = _free_ports(place)
+    found = tomllib.loads(old.config_file.read_text(encoding="utf-8"))
+    others = {one.node: one.config.peer_address for one in place.replicas if one is not old or not keep_ports}
+    found |= {
+        "id": node,
+        "listen": text_of((old.config.client_address[0], client)),
+        "peer_listen": text_of((old.config.peer_address[0], peer)),
+        "shards": old.config.shard_count,
+        "members": list(old.config.members),
+        "replaces": list(replaced),
+        "peers": {str(other): text_of(where) for other, where in others.items()},
+    }
+    draft, folder = place.directory / f".{node}.new", place.directory / str(node)
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir()
+    (draft / "replica.toml").write_text("\n".join(_toml(found)) + "\n", encoding="utf-8")
+    os.replace(draft, folder)
+    return find(place.directory).replica(node)
+
+
+def _toml(settings: dict[str, Any]) -> Iterator[str]:
+    """Texts, numbers and lists of them are said as in JSON, which is TOML, too; the one table comes last."""
+    yield from (f"{name} = {json.dumps(value)}" for name, value in settings.items() if name != "peers")
+    yield "[peers]"
+    yield from (f"{node} = {json.dumps(where)}" for node, where in settings["peers"].items())
+
+
+def _free_ports(place: Place) -> tuple[int, int]:
+    """Behind those of the others. UsageError: there are none."""
+    found = []
+    with ExitStack() as held:
+        for taken in ("client_address", "peer_address"):
+            port = 1 + max(getattr(one.config, taken)[1] for one in place.replicas)
+            while port <= PORT_MAX and not _bind(held, port):
+                port += 1
+            if port > PORT_MAX:
+                raise UsageError(f"no port above {port} is free for another replica")
+            found.append(port)
+    return found[0], found[1]
+
+
 def _settings(node: int, name: str, clients: Sequence[int], peers: Sequence[int]) -> Iterator[str]:
     yield f"id = {node}"
     yield 'dir = "data"'
@@ -171,7 +228,7 @@ def _ports(clients: Sequence[int]) -> list[int]:
                 raise UsageError(f"--port: somebody else listens on {HOST}:{port}: end it, or give another port")
         port = clients[0] + PEER_PORTS
         while len(found) < len(clients):
-            if port > 65_535:
+            if port > PORT_MAX:
                 raise UsageError("--port: no port above it is free for the replicas' own connections: give a lower one")
             if _bind(held, port):
                 found.append(port)

@@ -45,12 +45,16 @@ class ReplicaStatus:
     address: str
     state: State
     shards: int
+    voting: int
+    """Shards in which it has a vote: not those that it only learns, nor those with a damaged record it waits for."""
     lag: int | None
     clients: int
     links: int
     commands: int
     restarts: int
     given_up: bool
+    leaving: bool
+    """Another one takes its place."""
     age: float | None
     """Seconds since it said something; None: it never did."""
     error: str
@@ -77,11 +81,12 @@ def look(place: Place, now: float | None = None) -> SetStatus:
     reports = {one.node: Report.read(one.status_file) for one in place.replicas}
     newest = _newest(report for report in reports.values() if report is not None)
     replicas = [
-        _replica(one, reports[one.node], newest, launcher.get(str(one.node), {}), now) for one in place.replicas
+        _replica(one, reports[one.node], newest, launcher.get(str(one.node), {}), now, one.node in place.leaving)
+        for one in place.replicas
     ]
     return SetStatus(
         directory=str(place.directory),
-        state=_health(replicas),
+        state=_health(replicas, place.replicas[0].config.shard_count),
         launcher=launcher_pid(place),
         shard_count=place.replicas[0].config.shard_count,
         replicas=replicas,
@@ -134,7 +139,9 @@ def _newest(reports: Any) -> list[int]:
     return found
 
 
-def _replica(one: Replica, report: Report | None, newest: list[int], told: dict[str, Any], now: float) -> ReplicaStatus:
+def _replica(
+    one: Replica, report: Report | None, newest: list[int], told: dict[str, Any], now: float, leaving: bool
+) -> ReplicaStatus:
     alive = report is not None and _serves(report.pid, one)
     state = State.DOWN if report is None else _state(report, alive, now)
     figures = report.figures if report is not None and alive else {}
@@ -148,12 +155,14 @@ def _replica(one: Replica, report: Report | None, newest: list[int], told: dict[
         address=one.address,
         state=state,
         shards=figures.get("shards_owned", 0) if state is State.SERVING or state is State.WAITING else 0,
+        voting=figures.get("shards_voting", 0) if state is State.SERVING or state is State.WAITING else 0,
         lag=lag,
         clients=figures.get("clients", 0),
         links=figures.get("links", 0),
         commands=figures.get("commands", 0),
         restarts=int(told.get("restarts", 0)),
         given_up=bool(told.get("given_up", False)),
+        leaving=leaving,
         age=None if report is None else max(0.0, now - report.time),
         error=error or str(told.get("error", "")),
     )
@@ -169,10 +178,12 @@ def _state(report: Report, alive: bool, now: float) -> State:
     return report.state
 
 
-def _health(replicas: Sequence[ReplicaStatus]) -> Health:
-    serving = sum(one.state is State.SERVING for one in replicas)
-    if serving == len(replicas):
+def _health(replicas: Sequence[ReplicaStatus], shard_count: int) -> Health:
+    """Of those that stay; with one that does not vote everywhere yet, the next failure may be one too many."""
+    staying = [one for one in replicas if not one.leaving]
+    serving = sum(one.state is State.SERVING for one in staying)
+    if serving == len(staying) and all(one.voting == shard_count for one in staying):
         return Health.HEALTHY
-    if 2 * serving > len(replicas):
+    if 2 * serving > len(staying):
         return Health.DEGRADED
     return Health.UNAVAILABLE if any(one.pid is not None for one in replicas) else Health.STOPPED

@@ -71,7 +71,8 @@ bool needs_all(const op *o);
 run_function multi_run, discard_run, watch_run, unwatch_run, exec_run;
 begin_function exec_begin;
 run_function ping_run, echo_run, quit_run, select_run, hello_run, auth_run, reset_run, client_run, readonly_run, readwrite_run;
-run_function command_run, info_run, config_run, time_run, role_run, wait_run, shutdown_run, cluster_run;
+run_function command_run, info_run, config_run, time_run, role_run, wait_run, shutdown_run, cluster_run,
+    kv_member_run;
 run_function subscribe_run, unsubscribe_run, publish_run, pubsub_run;
 run_function kv_get_run, tbl_get_run, tbl_range_run, tbl_last_run, tbl_version_run;
 begin_function kv_cas_begin, kv_batch_begin, tbl_put_begin, tbl_append_begin;

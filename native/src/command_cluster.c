@@ -61,17 +61,27 @@ static void put_node(call *c, uint16_t node) {
     resp_put_array(c->out, 0);
 }
 
-/* The members but one whose address is known; how many. */
-static size_t others(const kv_server *server, uint16_t but, uint16_t out[KV_MEMBERS_MAX]) {
-    const kv_replica_options *o = &server->options.replica;
+static size_t member_add(const kv_server *server, uint16_t node, uint16_t *to, size_t count) {
+    for (size_t i = 0; i < count; i++)
+        if (to[i] == node) return count;
+    if (address_of(server, node) != NULL && count < KV_NODES_MAX) to[count++] = node;
+    return count;
+}
+
+/* The members of some shard but one, those whose address is known; how many. While one takes another's place, both may be there. */
+static size_t others(const kv_server *server, uint16_t but, uint16_t out[KV_NODES_MAX]) {
     size_t count = 0;
-    for (uint32_t i = 0; i < o->member_count; i++)
-        if (o->members[i] != but && address_of(server, o->members[i]) != NULL) out[count++] = o->members[i];
+    for (uint32_t i = 0; i < server->shard_count; i++) {
+        kv_shard_state state;
+        kv_replica_shard(server->replica, i, &state);
+        for (uint32_t j = 0; j < state.member_count; j++)
+            if (state.members[j] != but) count = member_add(server, state.members[j], out, count);
+    }
     return count;
 }
 
 static void say_slots(call *c) {
-    uint16_t nodes[KV_MEMBERS_MAX];
+    uint16_t nodes[KV_NODES_MAX];
     size_t count = 0;
     uint32_t end;
     for (uint32_t slot = 0; slot < KV_SLOT_COUNT; slot = end, count++) owned_from(c->server, slot, &end);
@@ -125,7 +135,7 @@ static size_t ranges_of(call *c, uint16_t node, bool put) {
 
 /* What one replica owns is one of Redis' shards: itself the master, the others its replicas. */
 static void say_shards(call *c) {
-    uint16_t owners[KV_MEMBERS_MAX], nodes[KV_MEMBERS_MAX];
+    uint16_t owners[KV_NODES_MAX], nodes[KV_NODES_MAX];
     size_t count = others(c->server, 0, owners), some = 0;
     for (size_t i = 0; i < count; i++)
         if (ranges_of(c, owners[i], false) != 0) owners[some++] = owners[i];
@@ -156,13 +166,13 @@ static void say_cluster_info(call *c) {
     int size = snprintf(lines, sizeof lines,
                         "cluster_enabled:1\r\ncluster_state:%s\r\ncluster_slots_assigned:16384\r\ncluster_known_nodes:%u\r\n"
                         "cluster_size:%u\r\n",
-                        unowned == 0 ? "ok" : "fail", c->server->link_count + 1, c->server->link_count + 1);
+                        unowned == 0 ? "ok" : "fail", server_size(c->server), server_size(c->server));
     resp_put_bulk(c->out, lines, (size_t)size);
 }
 
 void cluster_run(call *c) {
     char id[NODE_TEXT_SIZE];
-    if (c->server->link_count == 0) {
+    if (server_size(c->server) == 1) {
         say(c, "ERR This instance has cluster support disabled");
     } else if (arg_is(c, 1, "SLOTS") && c->count == 2) {
         say_slots(c);

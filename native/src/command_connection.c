@@ -129,7 +129,7 @@ void hello_run(call *c) {
     resp_put_number(c->out, protocol);
     resp_put_text(c->out, "id");
     resp_put_number(c->out, (int64_t)c->client->id);
-    put_pair(c->out, "mode", c->server->link_count == 0 ? "standalone" : "cluster");
+    put_pair(c->out, "mode", server_size(c->server) == 1 ? "standalone" : "cluster");
     put_pair(c->out, "role", "master");
     resp_put_text(c->out, "modules");
     resp_put_array(c->out, 0);

@@ -28,7 +28,7 @@ typedef unsigned long long u64; /* for printf */
 static void info_server(const kv_server *s, wire_out *out) {
     u64 up = (s->now_ms - s->start_ms) / 1000;
     put(out, "redis_version:%s\r\nserver_name:kvsvr\r\nredis_mode:%s\r\n", REDIS_VERSION,
-        s->link_count == 0 ? "standalone" : "cluster");
+        server_size(s) == 1 ? "standalone" : "cluster");
     put(out, "process_id:%d\r\ntcp_port:%s\r\n", (int)getpid(), strrchr(s->options.announce, ':') == NULL ? "0"
         : strrchr(s->options.announce, ':') + 1);
     put(out, "uptime_in_seconds:%llu\r\nuptime_in_days:%llu\r\n", up, up / 86400);
@@ -80,7 +80,7 @@ static uint32_t shards_owned(const kv_server *s) {
 
 static void info_replication(const kv_server *s, wire_out *out) {
     put(out, "role:master\r\nconnected_slaves:0\r\nmaster_repl_offset:0\r\n");
-    put(out, "replica_id:%u\r\nreplicas:%u\r\n", s->options.replica.node, s->link_count + 1);
+    put(out, "replica_id:%u\r\nreplicas:%u\r\n", s->options.replica.node, server_size(s));
     put(out, "links:%llu\r\nshards:%u\r\nshards_owned:%u\r\n", (u64)s->figures.links, s->shard_count, shards_owned(s));
 }
 
@@ -92,7 +92,7 @@ static void info_cpu(const kv_server *s, wire_out *out) {
         (long long)usage.ru_stime.tv_usec, (long long)usage.ru_utime.tv_sec, (long long)usage.ru_utime.tv_usec);
 }
 
-static void info_cluster(const kv_server *s, wire_out *out) { put(out, "cluster_enabled:%d\r\n", s->link_count != 0); }
+static void info_cluster(const kv_server *s, wire_out *out) { put(out, "cluster_enabled:%d\r\n", server_size(s) != 1); }
 
 static void info_keyspace(const kv_server *s, wire_out *out) {
     kv_stats stats;
@@ -152,7 +152,7 @@ static void settings(const kv_server *s, setting out[SETTING_COUNT]) {
                                     {"proto-max-bulk-len", ""}, {"save", ""}, {"timeout", "0"}};
     const char *port = strrchr(s->options.announce, ':');
     memcpy(out, FIXED, sizeof FIXED);
-    snprintf(out[2].value, sizeof out->value, "%s", s->link_count == 0 ? "no" : "yes");
+    snprintf(out[2].value, sizeof out->value, "%s", server_size(s) == 1 ? "no" : "yes");
     snprintf(out[4].value, sizeof out->value, "%u", s->options.client_count_max);
     snprintf(out[7].value, sizeof out->value, "%.8s", port == NULL ? "0" : port + 1);
     snprintf(out[8].value, sizeof out->value, "%llu", (u64)s->options.word_size_max);
@@ -232,7 +232,7 @@ void wait_run(call *c) {
     if (!arg_number(c, 1, &wanted)) return;
     if (!text_number(arg(c, 2), &timeout)) say(c, "ERR timeout is not an integer or out of range");
     else if (timeout < 0) say(c, "ERR timeout is negative");
-    else resp_put_number(c->out, (c->server->link_count + 1) / 2);
+    else resp_put_number(c->out, server_size(c->server) / 2);
 }
 
 void shutdown_run(call *c) {

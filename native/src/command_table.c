@@ -69,6 +69,7 @@ const kv_command COMMANDS[] = {
     {"kv.count", 1, ALL | DIRECT, OF_NONE, kv_count_run, NULL, NULL, "kv", "how many keys have a value, hashes not among them", "not in Redis"},
     {"kv.get", 2, READ, OF_ONE, kv_get_run, NULL, NULL, "kv", "the value of a key, and its version", "not in Redis"},
     {"kv.look", -2, READ, OF_ONE, kv_look_run, NULL, NULL, "kv", "key [row]: what it is, its version, when it ends, its value or how many rows it has", "not in Redis"},
+    {"kv.member", -2, DIRECT, OF_NONE, kv_member_run, NULL, NULL, "server", "members of the set: LIST, MISSING, REPLACE old new, PART node; what `kvsvr replace` asks", "not in Redis"},
     {"kv.once", -8, WRITE | DIRECT, OF_NONE, NULL, kv_once_begin, once_answered, "kv", "client lane number seen flags, and a write: executed once, however often it is sent; for clients that keep numbers", "not in Redis"},
     {"kv.page", 7, ALL | DIRECT, OF_NONE, kv_page_run, NULL, NULL, "kv", "KEYS or TABLES, start stop count values reverse: a page of them in order, behind where the next one resumes", "not in Redis"},
     {"kv.wait", 4, READ | DIRECT, OF_ONE, NULL, kv_wait_begin, wait_answered, "kv", "key version ms: the version it has, once that is newer, or after so long, a second at most", "not in Redis"},

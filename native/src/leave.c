@@ -1,6 +1,5 @@
-/* leave.c -- owners that go: those that are stopped hand over before, and of those that just end somebody hears.
+/* leave.c -- a stop: shards are handed over before.
  *
- * A stop:
  *   1  nobody is let in any more, and every peer is told at each tick which shards it should take over
  *   2  once none is owned, no further command is read, and those under way are answered
  *   3  the loop ends
@@ -8,11 +7,7 @@
  * LEAVE, between peers: count, then so many shards. Whoever gets it takes them over, and hands nothing to the sender.
  *
  * No step waits for what cannot come: where those that stay are no majority, as in a set of one or one that is stopped as a
- * whole, nobody could take over. After stop_ms it is over in any case, and what is left is as after a crash: safe.
- *
- * A process that ends takes its connections with it. So when one is closed, whoever is first in rank for shards that were
- * owned at its other end takes them over, and need not wait for silence. Where only the connection was cut this is one
- * takeover too many, and no harm. */
+ * whole, nobody could take over. After stop_ms it is over in any case, and what is left is as after a crash: safe. */
 #include <stdlib.h>
 #include <sys/epoll.h>
 #include <unistd.h>
@@ -22,7 +17,7 @@
 static peer_link *stays(kv_server *server, uint16_t node) {
     for (uint32_t i = 0; i < server->link_count; i++) {
         peer_link *l = &server->links[i];
-        if (l->node == node) return l->source.fd >= 0 && !l->leaving ? l : NULL;
+        if (l->node == node && node != 0) return l->source.fd >= 0 && !l->leaving ? l : NULL;
     }
     return NULL;
 }
@@ -81,37 +76,6 @@ void leave_receive(kv_server *server, peer_link *l, wire_in *in) {
     if (server->leaving) return;
     kv_replica_takeover(server->replica, shards, count);
     server->asked = true;
-}
-
-/* --- somebody else went --- */
-
-/* The first in rank of those that are still heard, this one among them. */
-static bool is_next(kv_server *server, uint32_t number, const kv_shard_state *state) {
-    uint16_t self = server->options.replica.node;
-    uint32_t rank = kv_owner_rank(state->members, state->member_count, number, self);
-    for (uint32_t i = 0; i < state->member_count; i++) {
-        uint16_t node = state->members[i];
-        bool better = kv_owner_rank(state->members, state->member_count, number, node) < rank;
-        if (node != self && better && stays(server, node) != NULL) return false;
-    }
-    return state->member;
-}
-
-void leave_noticed(kv_server *server) {
-    uint16_t shards[KV_SHARDS_MAX];
-    for (uint32_t j = 0; j < server->link_count; j++) {
-        peer_link *l = &server->links[j];
-        size_t count = 0;
-        for (uint32_t i = 0; l->ended && i < server->shard_count; i++) {
-            kv_shard_state state;
-            kv_replica_shard(server->replica, i, &state);
-            if (state.owner == l->node && is_next(server, i, &state)) shards[count++] = (uint16_t)i;
-        }
-        l->ended = false;
-        if (count == 0) continue;
-        server_event(server, "{\"event\": \"takes_over\", \"node\": %u, \"shards\": %zu}", l->node, count);
-        kv_replica_takeover(server->replica, shards, count);
-    }
 }
 
 /* --- this one goes --- */

@@ -1,5 +1,7 @@
 /* link.c -- connections to peers: frames of the replica, and requests that are passed on.
  *
+ * Whoever a connection is for is known from then on: places are made as nodes come, and freed when they will not be back.
+ *
  * A link may go at any moment, and a frame with it: the replica takes that for a lost message, and whoever passed a request
  * on asks again. A frame is size (4), type (1), body, as docs/protocol/wire.md has it; types from PASS on are the server's:
  *
@@ -19,10 +21,20 @@
 
 enum { LINK_PASS = 200, LINK_PASSED = 201, LINK_ADDRESS = 202, LINK_READ_SIZE = 1 << 18, LINK_OWED_MAX = 64 << 20 };
 
-static peer_link *link_to(kv_server *server, uint16_t node) {
+peer_link *link_to(kv_server *server, uint16_t node) {
     for (uint32_t i = 0; i < server->link_count; i++)
-        if (server->links[i].node == node) return &server->links[i];
+        if (server->links[i].node == node && node != 0) return &server->links[i];
     return NULL;
+}
+
+/* Its place, a free one or a new one; NULL: there is none. */
+static peer_link *link_make(kv_server *server, uint16_t node) {
+    peer_link *l = link_to(server, node);
+    for (uint32_t i = 0; l == NULL && i < server->link_count; i++)
+        if (server->links[i].node == 0) l = &server->links[i];
+    if (l == NULL && server->link_count < KV_NODES_MAX) l = &server->links[server->link_count++];
+    if (l != NULL && l->node != node) *l = (peer_link){.source = {SOURCE_LINK, -1}, .node = node};
+    return l;
 }
 
 void link_close(kv_server *server, peer_link *l, const char *why) {
@@ -37,10 +49,17 @@ void link_close(kv_server *server, peer_link *l, const char *why) {
     requests_link_lost(server, l->node);
 }
 
-kv_status kv_server_link(kv_server *server, uint16_t node, int32_t socket) {
-    if (link_to(server, node) == NULL) return KV_EUSAGE;
+void link_drop(peer_link *l, kv_server *server) {
+    link_close(server, l, "it will not be back");
+    free(l->in.bytes);
+    wire_free(&l->out);
+    *l = (peer_link){.source = {SOURCE_LINK, -1}};
+}
+
+static kv_status arrive(kv_server *server, uint16_t node, int32_t socket) {
+    if (node == 0 || node == server->options.replica.node) return KV_EUSAGE;
     pthread_mutex_lock(&server->lock);
-    bool room = server->arrived_count < KV_MEMBERS_MAX;
+    bool room = server->arrived_count < KV_NODES_MAX;
     if (room) server->arrived[server->arrived_count++] = (arrival){node, socket};
     pthread_mutex_unlock(&server->lock);
     if (!room) return KV_ELIMIT;
@@ -48,13 +67,24 @@ kv_status kv_server_link(kv_server *server, uint16_t node, int32_t socket) {
     return KV_OK;
 }
 
+kv_status kv_server_link(kv_server *server, uint16_t node, int32_t socket) {
+    return socket < 0 ? KV_EUSAGE : arrive(server, node, socket);
+}
+
+kv_status kv_server_part(kv_server *server, uint16_t node) { return arrive(server, node, -1); }
+
 static void link_take(kv_server *server, const arrival *one) {
     int yes = 1;
-    peer_link *l = link_to(server, one->node);
+    peer_link *l = kv_replica_meet(server->replica, one->node) == KV_OK ? link_make(server, one->node) : NULL;
+    if (l == NULL) {
+        close(one->fd);
+        server_event(server, "{\"event\": \"too_many\", \"node\": %u}", one->node);
+        return;
+    }
     link_close(server, l, "another connection took its place");
     setsockopt(one->fd, IPPROTO_TCP, TCP_NODELAY, &yes, sizeof yes);
     l->source.fd = one->fd;
-    l->leaving = l->ended = false;
+    l->leaving = false;
     if (!server_watch(server, &l->source, EPOLLIN)) {
         close(one->fd);
         l->source.fd = -1;
@@ -68,13 +98,24 @@ static void link_take(kv_server *server, const arrival *one) {
 }
 
 void links_arrive(kv_server *server) {
-    arrival taken[KV_MEMBERS_MAX];
+    arrival taken[KV_NODES_MAX];
     pthread_mutex_lock(&server->lock);
     uint32_t count = server->arrived_count;
     memcpy(taken, server->arrived, count * sizeof *taken);
     server->arrived_count = 0;
     pthread_mutex_unlock(&server->lock);
-    for (uint32_t i = 0; i < count; i++) link_take(server, &taken[i]);
+    for (uint32_t i = 0; i < count; i++) {
+        if (taken[i].fd < 0) exchange_part(server, taken[i].node);
+        else link_take(server, &taken[i]);
+    }
+}
+
+/* The other end is gone, or the way to it. A process that ends closes all it has, so the replica does not wait for silence; whether
+ * somebody else still hears that one it asks itself (docs/decisions/0031). */
+static void link_lost(kv_server *server, peer_link *l, const char *why) {
+    link_close(server, l, why);
+    kv_replica_lost(server->replica, l->node);
+    server->asked = true;
 }
 
 /* --- out --- */
@@ -92,8 +133,7 @@ void link_flush(kv_server *server, peer_link *l) {
         if (done < 0 && errno == EINTR) continue;
         if (done < 0 && errno == EAGAIN) break;
         if (done < 0) {
-            l->ended = true;
-            link_close(server, l, "it cannot be written to");
+            link_lost(server, l, "it cannot be written to");
             return;
         }
         l->sent += (size_t)done;
@@ -271,6 +311,7 @@ static void passed_receive(kv_server *server, wire_in *in) {
     const uint8_t *bytes = take_string(in, &size);
     reply.value_size = bytes == NULL ? -1 : (int64_t)size;
     if (o == NULL || in->bad || o->passed_to == 0) return;
+    if (reply.error == KV_ECORRUPT) reply.error = 0; /* There, and not here. */
     o->passed_to = 0;
     request_answer(server, o, &reply, bytes);
 }
@@ -329,8 +370,7 @@ void link_readable(kv_server *server, peer_link *l) {
         got = recv(l->source.fd, l->in.bytes + l->in.end, room, MSG_DONTWAIT);
         if (got < 0 && (errno == EAGAIN || errno == EINTR)) return;
         if (got <= 0) {
-            l->ended = true;
-            link_close(server, l, got == 0 ? "it was closed" : "it was cut");
+            link_lost(server, l, got == 0 ? "it was closed" : "it was cut");
             return;
         }
         l->in.end += (size_t)got;
@@ -345,5 +385,6 @@ void links_free(kv_server *server) {
         free(l->in.bytes);
         wire_free(&l->out);
     }
-    for (uint32_t i = 0; i < server->arrived_count; i++) close(server->arrived[i].fd);
+    for (uint32_t i = 0; i < server->arrived_count; i++)
+        if (server->arrived[i].fd >= 0) close(server->arrived[i].fd);
 }

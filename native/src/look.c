@@ -12,18 +12,34 @@ static bool is_linked(const kv_server *server, uint16_t node) {
     return false;
 }
 
+static void show_replica(const kv_server *server, kv_server_figures *f) {
+    const kv_replica_counts *counts = kv_replica_count(server->replica);
+    kv_replica_lag lag;
+    kv_stats stats;
+    kv_replica_lag_of(server->replica, &lag);
+    f->missing = lag.missing_count;
+    f->takeovers = counts->takeovers;
+    f->damaged = counts->holes + counts->restored;
+    f->repaired = counts->repaired + counts->restored;
+    if (kv_store_measure(kv_replica_store(server->replica), &stats) != KV_OK) return;
+    f->segments_removed = stats.removed_count;
+    f->log_size = stats.flow_size;
+}
+
 void look_show(kv_server *server) {
     kv_server_figures *f = &server->figures;
     f->clients = server->client_count;
     f->syncs = server->sync_count;
-    f->shards_owned = f->shards_served = 0;
+    f->shards_owned = f->shards_served = f->shards_voting = 0;
     for (uint32_t i = 0; i < server->shard_count; i++) {
         kv_shard_state state;
         kv_replica_shard(server->replica, i, &state);
         server->shown_shards[i] = (kv_server_shard){state.commit, state.applied, state.owner};
         f->shards_owned += state.owned;
         f->shards_served += state.owned || is_linked(server, state.owner);
+        f->shards_voting += state.member && state.hole == 0;
     }
+    show_replica(server, f);
     server->shown = *f;
     server->looks_done = server->looks_wanted;
     pthread_cond_broadcast(&server->looked);

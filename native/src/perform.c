@@ -175,6 +175,7 @@ static bool dissolved(kv_server *server, op *o) {
 static void give_up_draft(kv_server *server, op *o) {
     if (o->draft->refused != NULL) request_give_up(server, o, o->draft->refused);
     else if (o->draft->failed == KV_ENOMEM) request_give_up(server, o, NO_MEMORY);
+    else if (o->draft->failed == KV_ECORRUPT && server_ends(server)) return; /* Without an answer: the client asks another one. */
     else request_give_up(server, o, "UNAVAILABLE what is asked for cannot be read here");
 }
 

@@ -645,6 +645,7 @@ void kv_replica_flush(kv_replica *r) {
     lacks_answer(r);
     waits_answer(r);
     if (r->ready) {
+        policy_flush(r);
         digest_pack(r);
         if (r->reads.count != 0 && !reads_wait(r)) reads_check(r); /* Else at the next tick, or when that has its answer. */
         if (r->reads.count != 0) questions_send(r, false);

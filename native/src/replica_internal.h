@@ -372,6 +372,7 @@ struct kv_replica {
     list positions;       /* of told_position */
     wait_set waits;
     uint64_t pinged;      /* policy: a hash of what the last PING said */
+    bool look;            /* policy: who is linked with whom is not as it was */
     contents contents;    /* bytes of values by digest (content.h) */
     list lacking;         /* of lack: reads that wait for bytes */
     list asking;          /* of content *: to be asked for with the next flush */
@@ -617,6 +618,7 @@ void ping_receive(kv_replica *r, peer *p, wire_in *in);
 void policy_parted(kv_replica *r, uint32_t index); /* nothing that it said, or that was said of it, is known any more */
 void policy_refused(kv_replica *r, shard *s);
 void policy_tick(kv_replica *r);
+void policy_flush(kv_replica *r); /* who is linked with whom has changed: nobody waits for the next tick */
 void offer_send(kv_replica *r, const shard *s, uint32_t to);
 void offer_receive(kv_replica *r, peer *p, wire_in *in);
 /* Whoever should have it of those that live, but this one; -1: there is nobody. */

@@ -238,6 +238,11 @@ static bool follows_flow(const kv_replica *r, const shard *s, uint16_t node) {
     return index >= 0 && s->own.match[index] >= s->own.barrier;
 }
 
+bool kv_replica_follows(const kv_replica *r, uint32_t number, uint16_t node) {
+    const shard *s = &r->shards[number];
+    return s->own.ballot != 0 && follows_flow(r, s, node);
+}
+
 /* Whether nothing but time is missing. */
 static bool may_change(const kv_replica *r, const shard *s, const kv_member_change *c) {
     const config *last = s->configs.count == 0 ? NULL : &LIST(config, &s->configs)[s->configs.count - 1];

@@ -238,6 +238,11 @@ static uint32_t by_index(const link_said *all, uint64_t count, uint64_t links) {
     return bits;
 }
 
+/* What is heard of others' connections may be all that a takeover waits for. */
+static bool has_changed(const peer *p, const uint32_t relays[KV_NODES_MAX], uint32_t links) {
+    return p->links != links || memcmp(p->relays, relays, sizeof p->relays) != 0;
+}
+
 void ping_receive(kv_replica *r, peer *p, wire_in *in) {
     link_said all[KV_NODES_MAX];
     uint64_t count = wire_take_varint(in);
@@ -250,6 +255,8 @@ void ping_receive(kv_replica *r, peer *p, wire_in *in) {
         if (i == 0 && node != p->node) in->bad = true;
     }
     if (in->bad) return;
+    uint32_t links = p->links, relays[KV_NODES_MAX];
+    memcpy(relays, p->relays, sizeof relays);
     p->hears_us = false;
     p->links = by_index(all, count, all[0].links);
     memset(p->relays, 0, sizeof p->relays);
@@ -257,6 +264,7 @@ void ping_receive(kv_replica *r, peer *p, wire_in *in) {
         if (all[i].index == (int)r->self) p->hears_us |= (all[i].flags & PING_HEARD) != 0;
         else if (all[i].index >= 0 && all[i].flags == PING_LINKED) p->relays[all[i].index] = by_index(all, count, all[i].links);
     }
+    r->look |= has_changed(p, relays, links);
 }
 
 static void unsay(peer *p) {
@@ -268,7 +276,9 @@ static void unsay(peer *p) {
 
 void kv_replica_lost(kv_replica *r, uint16_t node) {
     int index = peer_of(r, node);
-    if (index >= 0 && (uint32_t)index != r->self) unsay(&r->peers[index]);
+    if (index < 0 || (uint32_t)index == r->self) return;
+    unsay(&r->peers[index]);
+    r->look = true;
 }
 
 void policy_parted(kv_replica *r, uint32_t index) {
@@ -282,9 +292,17 @@ void policy_parted(kv_replica *r, uint32_t index) {
 }
 
 /* What has changed is told at once: others may wait for no more than that to take over. */
+static void look(kv_replica *r, bool due) {
+    r->look = false;
+    if (due || view(r) != r->pinged) ping(r);
+    if (r->votes && r->now >= r->options.silence_ticks) take_ownerless(r); /* Time to hear who is there. */
+}
+
 void policy_tick(kv_replica *r) {
-    if (r->now % r->options.heartbeat_ticks == 0 || view(r) != r->pinged) ping(r);
-    if (!r->votes || r->now < r->options.silence_ticks) return; /* Time to hear who is there. */
-    take_ownerless(r);
-    offer(r);
+    look(r, r->now % r->options.heartbeat_ticks == 0);
+    if (r->votes && r->now >= r->options.silence_ticks) offer(r);
+}
+
+void policy_flush(kv_replica *r) {
+    if (r->look && r->options.policy) look(r, false);
 }

@@ -301,7 +301,8 @@ static void shard_evaluate(kv_replica *r, shard *s, const kv_ask *a) {
         else if (result == KV_ELACKING) answer_lacking(r, a);
         else if (result == kv_ending(KV_EWAIT)) reply_simple(r, a->token, KV_ANSWER_RETRY);
         else if (result == KV_ENOSPC) answer_full(r, a->token);
-        else if (result == KV_ENOMEM || result == KV_ECORRUPT) reply_simple(r, a->token, KV_ANSWER_UNAVAILABLE);
+        else if (result == KV_ENOMEM || result == KV_ECORRUPT)
+            reply_add(r, &(kv_reply){.token = a->token, .status = KV_ANSWER_UNAVAILABLE, .error = (int32_t)result, .value_size = -1});
         else if (result == KV_EPOISONED || result == KV_EDISK) reply_simple(r, a->token, KV_ANSWER_RETRY);
         else reply_add(r, &(kv_reply){.token = a->token, .status = KV_ANSWER_REFUSED, .error = (int32_t)result});
         return;

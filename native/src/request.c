@@ -61,7 +61,7 @@ void request_ask(kv_server *server, op *o) {
     if (!named) o->ask.attempt = 0;
     o->ask.follower = 1;
     o->ask.stale = o->client != NULL && o->client->stale && o->phase == PHASE_REQUEST && asks_to_read(ask);
-    if (!named && !asks_to_read(ask) && server->link_count != 0) {
+    if (!named && !asks_to_read(ask) && server_size(server) != 1) {
         o->ask.client = server->identity;
         o->ask.lane = o->index;
         o->ask.number = ++server->number;
@@ -103,7 +103,7 @@ static void ask_again_later(kv_server *server, op *o) {
 /* An answer to what this op asked last. */
 void request_answer(kv_server *server, op *o, const kv_reply *reply, const uint8_t *bytes) {
     uint64_t *seen = &server->seen[o->shard];
-    if (reply->shard_version > *seen) *seen = reply->shard_version;
+        if (reply->shard_version > *seen) *seen = reply->shard_version;
     if (o->from != 0) {
         link_pass_back(server, o, reply, bytes);
         op_done(server, o);

@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "command.h"
+#include "store_internal.h"
 
 enum { SHARD_COUNT = 64, EVENTS_MAX = 128, CLIENTS_DEFAULT = 10000, TICK_MS = 5, REQUEST_MS = 5000, STOP_MS = 3000 };
 static const uint64_t WORD_SIZE_MAX = (uint64_t)512 << 20, OWED_SIZE_MAX = (uint64_t)256 << 20;
@@ -44,7 +45,24 @@ void server_ring(const kv_server *server) {
     (void)written; /* Full: it rings already. */
 }
 
+/* Alone there is nobody to fetch it from, and what is not damaged is better than nothing. */
+bool server_ends(kv_server *server) {
+    server->damaged = server->options.replica.member_count > 1;
+    return server->damaged;
+}
+
 /* --- what waits for the disk --- */
+
+/* Holds the lock, but for the while it takes. */
+static void store_checkpoint(kv_server *server) {
+    keeping *k = &server->keeping;
+    k->wanted = false;
+    pthread_mutex_unlock(&server->lock);
+    kv_status status = keep_store(server);
+    pthread_mutex_lock(&server->lock);
+    k->stored = status;
+    k->done = true;
+}
 
 /* The next segment is made before it is needed: a sync is the moment when one has become full. */
 static void *sync_run(void *context) {
@@ -52,6 +70,10 @@ static void *sync_run(void *context) {
     kv_flow *flow = kv_replica_flow(server->replica);
     pthread_mutex_lock(&server->lock);
     while (!server->ends) {
+        if (server->keeping.wanted) {
+            store_checkpoint(server);
+            continue;
+        }
         if (server->sync_wanted <= server->synced || server->sync_failed != KV_OK) {
             pthread_cond_wait(&server->wanted, &server->lock);
             continue;
@@ -128,6 +150,8 @@ static void tick(kv_server *server) {
     server->next_tick_ms = server->now_ms + server->options.tick_ms;
     kv_replica_tick(server->replica);
     requests_tick(server);
+    exchange_tick(server);
+    keep_tick(server);
     if (server->leaving) leave_send(server);
 }
 
@@ -151,6 +175,12 @@ static void work_off(kv_server *server) {
     } while (server->asked);
 }
 
+static kv_status damage_tell(kv_fault *fault) {
+    fault->status = KV_ECORRUPT;
+    snprintf(fault->what, sizeof fault->what, "a record that was read is damaged; the next start fetches it from the others");
+    return KV_ECORRUPT;
+}
+
 kv_status kv_server_run(kv_server *server, kv_fault *fault) {
     struct epoll_event events[EVENTS_MAX];
     kv_status status = KV_OK;
@@ -161,10 +191,10 @@ kv_status kv_server_run(kv_server *server, kv_fault *fault) {
         int count = epoll_wait(server->epoll, events, EVENTS_MAX, (int)left);
         server->now_ms = clock_ms();
         for (int i = 0; status == KV_OK && i < count; i++) status = handle(server, events[i].data.ptr, events[i].events);
-        if (!server->leaving) leave_noticed(server);
         tick(server);
         work_off(server);
         if (status == KV_OK) status = kv_replica_failure(server->replica, fault);
+        if (status == KV_OK && server->damaged) status = damage_tell(fault);
         gone = status == KV_OK && atomic_load(&server->stops) != 0 && leave_step(server);
     }
     kv_status first = status == KV_OK ? KV_OK : kv_flow_poison(kv_replica_flow(server->replica), &fault->os_error);
@@ -172,6 +202,7 @@ kv_status kv_server_run(kv_server *server, kv_fault *fault) {
         status = first;
         fault->status = KV_OK;
     }
+    if (status == KV_ECORRUPT) keep_forget(kv_replica_store(server->replica)->io); /* A replay of all may mend what a short one passes by. */
     if (status != KV_OK && fault->status == KV_OK) {
         fault->status = status;
         snprintf(fault->what, sizeof fault->what, "the replica cannot go on: %s", kv_status_name(status));
@@ -212,7 +243,6 @@ static uint32_t *samples_make(uint32_t shard_count) {
 }
 
 static kv_status server_begin(kv_server *server) {
-    const kv_replica_options *replica = &server->options.replica;
     server->shard_count = server->options.replica.shard_count;
     server->seen = calloc(server->shard_count, sizeof *server->seen);
     server->shown_shards = calloc(server->shard_count, sizeof *server->shown_shards);
@@ -223,10 +253,6 @@ static kv_status server_begin(kv_server *server) {
     if (server->seen == NULL || server->samples == NULL || server->leaders == NULL || server->shown_shards == NULL) return KV_ENOMEM;
     if (server->cursors == NULL || server->channels == NULL) return KV_ENOMEM;
     server->start_ms = server->now_ms = clock_ms();
-    for (uint32_t i = 0; i < replica->member_count; i++) {
-        if (replica->members[i] == replica->node) continue;
-        server->links[server->link_count++] = (peer_link){.source = {SOURCE_LINK, -1}, .node = replica->members[i]};
-    }
     server->epoll = epoll_create1(EPOLL_CLOEXEC);
     server->bell = (source){SOURCE_BELL, eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)};
     if (server->epoll < 0 || server->bell.fd < 0) return KV_ELIMIT;
@@ -234,6 +260,18 @@ static kv_status server_begin(kv_server *server) {
     if (pthread_create(&server->syncer, NULL, sync_run, server) != 0) return KV_ELIMIT;
     server->syncer_runs = true;
     return KV_OK;
+}
+
+static kv_status replica_open(kv_server *server, kv_io *io, kv_fault *fault) {
+    kv_replica_options *replica = &server->options.replica;
+    uint8_t *checkpoint = NULL;
+    if (server->options.replays_all) keep_forget(io);
+    else keep_load(io, &checkpoint, &replica->checkpoint_size);
+    replica->checkpoint = checkpoint;
+    kv_status status = kv_replica_open(io, replica, fault, &server->replica);
+    replica->checkpoint = NULL;
+    free(checkpoint);
+    return status;
 }
 
 kv_status kv_server_new(kv_io *io, const kv_server_options *options, kv_fault *fault, kv_server **out) {
@@ -252,7 +290,7 @@ kv_status kv_server_new(kv_io *io, const kv_server_options *options, kv_fault *f
     pthread_cond_init(&server->looked, NULL);
     kv_status status = io->random(io, (uint8_t *)&server->identity, sizeof server->identity);
     if (status != KV_OK) io->free(io);
-    else status = kv_replica_open(io, &server->options.replica, fault, &server->replica);
+    else status = replica_open(server, io, fault);
     if (status == KV_OK) status = server_begin(server);
     if (status != KV_OK) {
         kv_server_free(server);

@@ -4,7 +4,9 @@
  *   client.c       connections of clients: commands in, replies out, in their order
  *   request.c      what is asked of replicas on a client's behalf, here or elsewhere, until there is an answer
  *   link.c         connections to peers: frames of the replica, requests that are passed on
- *   leave.c        a stop: shards are handed over first; peers that end
+ *   leave.c        a stop: shards are handed over first
+ *   keep.c         giving disk back, checkpoints
+ *   exchange.c     whom it knows, and who has a vote: what `kvsvr replace` asks for
  *   look.c         figures, for who asks from outside
  *   op.c           commands from their words to their replies, and what they are kept in
  *   perform.c      a command that reads, decides and writes, from the read to the batch
@@ -170,20 +172,37 @@ typedef struct watched_key {
 
 typedef struct arrival {
     uint16_t node;
-    int fd;
+    int fd;                /* -1: it will never be back */
 } arrival;
 
 typedef struct peer_link {
     source source;         /* fd -1: there is none */
-    uint16_t node;
+    uint16_t node;         /* 0: nobody's, and free */
     input in;
     wire_out out;
     size_t sent;
     bool writing;          /* epoll tells when it can be written */
     bool leaving;          /* it said so: nothing is handed over to it */
-    bool ended;            /* the other end closed it, and nothing has come of that yet */
     char client_address[64]; /* where its clients go, as it said itself; "": not heard */
 } peer_link;
+
+/* Which member is to take another's place, until some tick. */
+typedef struct replacing {
+    uint16_t old, new;
+    uint64_t until;
+} replacing;
+
+/* What keep.c is at. */
+enum keep_phase { KEEP_LOOK = 0, KEEP_TRIM, KEEP_CHECKPOINT, KEEP_STORE };
+typedef struct keeping {
+    enum keep_phase phase;
+    uint64_t again;        /* nothing is done before this tick */
+    uint32_t failures;     /* in a row */
+    const uint8_t *bytes;  /* of a checkpoint, to be stored by the other thread */
+    size_t size;
+    bool wanted, done;     /* under the lock: they are to be stored; it was tried */
+    kv_status stored;
+} keeping;
 
 struct kv_server {
     kv_server_options options;
@@ -209,8 +228,11 @@ struct kv_server {
     cursors *cursors;
     channels *channels;
     uint64_t start_ms;
-    peer_link links[KV_MEMBERS_MAX];
-    uint32_t link_count;
+    peer_link links[KV_NODES_MAX];
+    uint32_t link_count;   /* places, free ones among them */
+    uint16_t parting[KV_NODES_MAX]; /* that will never be back, and are members of something yet; 0: none */
+    replacing replacing;
+    keeping keeping;
 
     /* The other thread. */
     pthread_t syncer;
@@ -221,19 +243,21 @@ struct kv_server {
     kv_status sync_failed;
     uint64_t sync_count;
     bool ends;
-    arrival arrived[KV_MEMBERS_MAX]; /* connections to be taken over; under the lock */
+    arrival arrived[KV_NODES_MAX]; /* connections to be taken over; under the lock */
     uint32_t arrived_count;
     uint64_t looks_wanted, looks_done; /* under the lock, and what was seen last */
     pthread_cond_t looked;
     kv_server_figures shown;
     kv_server_shard *shown_shards;
     atomic_int stops;      /* how often it was told to */
+    bool damaged;          /* a record that was read is */
     bool leaving, draining; /* nobody is let in; no command is read */
     uint64_t leave_until_ms;
     kv_server_figures figures;
 };
 
 /* server.c */
+bool server_ends(kv_server *server); /* a record that was read is damaged: whether the process ends, as a start may mend it */
 void server_ring(const kv_server *server); /* any thread: the loop comes round */
 bool server_watch(kv_server *server, source *one, uint32_t events);
 void server_event(kv_server *server, const char *format, ...) __attribute__((format(printf, 2, 3)));
@@ -286,14 +310,27 @@ void link_flush(kv_server *server, peer_link *l);
 void link_close(kv_server *server, peer_link *l, const char *why);
 bool link_pass_on(kv_server *server, uint16_t node, const op *o);
 void link_pass_back(kv_server *server, const op *o, const kv_reply *reply, const uint8_t *bytes);
+peer_link *link_to(kv_server *server, uint16_t node); /* NULL: there is none */
+void link_drop(peer_link *l, kv_server *server); /* it is known no more */
 void links_free(kv_server *server);
 
 /* leave.c */
 bool leave_step(kv_server *server); /* once a round while it is told to stop; true: it is over */
 void leave_send(kv_server *server); /* at a tick */
 void leave_receive(kv_server *server, peer_link *l, wire_in *in);
-void leave_noticed(kv_server *server); /* once a round */
 enum { LINK_LEAVE = 203 }; /* the type of what it sends */
+
+/* keep.c */
+/* The checkpoint of the directory, if there is one: malloc'ed. */
+void keep_load(kv_io *io, uint8_t **bytes, size_t *size);
+void keep_forget(kv_io *io);          /* it is of no use any more */
+void keep_tick(kv_server *server);
+kv_status keep_store(kv_server *server); /* the other thread's, without the lock */
+
+/* exchange.c */
+void exchange_part(kv_server *server, uint16_t node); /* at a tick, as soon as it is a member of nothing */
+void exchange_tick(kv_server *server);
+uint32_t server_size(const kv_server *server); /* replicas of the set; the members that it began with */
 
 /* look.c */
 void look_show(kv_server *server); /* holds the lock */

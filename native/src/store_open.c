@@ -16,7 +16,7 @@ static const uint64_t SNAPSHOT_SIZE_MAX = (uint64_t)1 << 30;
 /* --- the directory --- */
 
 static bool name_is_ours(const char *name) {
-    static const char *const names[] = {"flow", "values", "index", "runs", "LOCK"};
+    static const char *const names[] = {"flow", "values", "index", "runs", "LOCK", "checkpoint", "checkpoint.new", "nodes.json", "nodes.json.new"};
     for (size_t i = 0; i < sizeof names / sizeof names[0]; i++)
         if (strcmp(name, names[i]) == 0) return true;
     return strncmp(name, "catalog", strlen("catalog")) == 0;

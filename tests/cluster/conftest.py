@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,9 @@ class Replicas:
         """`flags`: for each of them. `wired`: what they tell each other goes through `wires`, by pair, lower first."""
         self.directory = directory
         self.flags = flags
-        self.ids = range(1, count + 1)
+        self._count = count
+        self.ids: Sequence[int] = range(1, count + 1)
+        self._own_flags: dict[int, tuple[str, ...]] = {}
         ports = free_ports(2 * count)
         self.ports = dict(zip(self.ids, ports[:count], strict=True))
         self.peer_ports = dict(zip(self.ids, ports[count:], strict=True))
@@ -45,12 +47,24 @@ class Replicas:
         for id_ in self.ids:
             self.start(id_)
 
+    def join(self, id_: int, *flags: str, but: int) -> None:
+        """One that comes later, with an empty directory, in the place of one that is down. Others' settings stay."""
+        self.ports[id_], self.peer_ports[id_] = free_ports(2)
+        self._own_flags[id_] = flags
+        self.ids = [*(other for other in self.ids if other != but), id_]
+        self.start(id_)
+
+    def command(self, *arguments: object) -> int:
+        """`kvsvr` with these: its exit code."""
+        return subprocess.run([sys.executable, "-m", "kvsvr.ops.cli", *map(str, arguments)], check=False).returncode
+
     def start(self, id_: int) -> None:
-        ports = {other: self.peer_ports[other] for other in self.ids if other != id_}
+        known = self.ids if id_ in self._own_flags else range(1, self._count + 1)
+        ports = {other: self.peer_ports[other] for other in known if other != id_}
         ports |= {low: wire.port for (low, high), wire in self.wires.items() if high == id_}
         peers = [f"--peer={other}=127.0.0.1:{port}" for other, port in ports.items()]
         arguments = ["serve", f"--id={id_}", f"--dir={self.directory / str(id_)}", *peers, *self.flags]
-        arguments += [f"--status-file={self.directory / f'{id_}.status'}"]
+        arguments += [f"--status-file={self.directory / f'{id_}.status'}", *self._own_flags.get(id_, ())]
         arguments += [f"--listen=127.0.0.1:{self.ports[id_]}", f"--peer-listen=127.0.0.1:{self.peer_ports[id_]}"]
         (self.directory / f"{id_}.status").unlink(missing_ok=True)
         with open(self.directory / f"{id_}.log", "a") as log:
@@ -68,6 +82,10 @@ class Replicas:
     def report(self, id_: int) -> Report | None:
         """What it says of itself."""
         return Report.read(self.directory / f"{id_}.status")
+
+    def figure(self, id_: int, name: str) -> int:
+        report = self.report(id_)
+        return 0 if report is None else report.figures.get(name, 0)
 
     def served(self) -> bool:
         """Each of them serves, and each shard has one owner."""

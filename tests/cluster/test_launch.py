@@ -67,7 +67,7 @@ class Set:
         return [str(one["state"]) for one in self.status()["replicas"]]
 
     def pid(self, node: int) -> int:
-        return int(self.status()["replicas"][node - 1]["pid"])
+        return next(int(one["pid"]) for one in self.status()["replicas"] if one["id"] == node)
 
     def client(self, node: int) -> redis.Redis:
         return redis.Redis(port=self.base + node - 1, socket_timeout=10)

@@ -99,27 +99,6 @@ def test_a_stop_waits_for_nobody_for_ever(replicas: Start) -> None:
     assert [nodes.stop(id_) for id_ in (2, 3)] == [0, 0]
 
 
-def test_shards_of_who_was_killed_are_taken_over_before_silence_is_noticed(replicas: Start) -> None:
-    """Its connections end with it. The log of those that are left says that they acted on that."""
-    nodes = replicas(3)
-    until(lambda: nodes.served() and owned(nodes, 3) > 0)
-    nodes.kill(3)
-    until(lambda: taken_over(nodes) > 0)
-    with nodes.client(1) as client:
-        assert all(client.set(f"key:{number}", number) for number in range(100))
-
-
-def owned(nodes: Replicas, id_: int) -> int:
-    report = nodes.report(id_)
-    return 0 if report is None else report.figures.get("shards_owned", 0)
-
-
-def taken_over(nodes: Replicas) -> int:
-    """Shards of replica 3."""
-    events = [event for id_ in (1, 2) for event in nodes.events(id_) if event["event"] == "takes_over"]
-    return sum(int(event["shards"]) for event in events if event["peer"] == 3)
-
-
 # --- the disk ---
 
 

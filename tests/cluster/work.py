@@ -16,18 +16,26 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
-
-from tests.cluster.conftest import Replicas
 
 REPLY_S = 30
 SETTLE_S = 0.1
 DOUBT_S = 60
 SET_SIZE = 40
 """Elements that a worker adds to one set before it goes on to the next."""
+
+
+class Nodes(Protocol):
+    """A set, as far as a client needs to know."""
+
+    @property
+    def ids(self) -> Sequence[int]: ...
+
+    def client(self, id_: int, **options: Any) -> redis.Redis: ...
 
 
 class Doubt(Exception):
@@ -50,7 +58,7 @@ class Record:
 class Worker(threading.Thread):
     """One client. It goes on to the next replica when one fails."""
 
-    def __init__(self, nodes: Replicas, number: int, stop: threading.Event) -> None:
+    def __init__(self, nodes: Nodes, number: int, stop: threading.Event) -> None:
         super().__init__(name=f"worker-{number}")
         self.record = Record()
         self.failure: Exception | None = None

@@ -33,7 +33,7 @@ def report(place: Place, node: int) -> Report:
         started=NOW - 60,
         time=NOW,
         state=State.SERVING,
-        figures={"shards_owned": 20 + node, "clients": 1, "links": 2, "commands": 5},
+        figures={"shards_owned": 20 + node, "clients": 1, "links": 2, "commands": 5, "shards_voting": 64},
         commits=[10] * 64,
         applied=[10] * 64,
         owners=[1] * 64,

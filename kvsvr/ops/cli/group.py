@@ -24,6 +24,7 @@ MODULES: Final = {
     "kill": "replicas:kill_command",
     "launch": "launch:command",
     "put": "put:command",
+    "replace": "replicas:replace_command",
     "restore": "backup:restore_command",
     "scan": "scan:command",
     "serve": "serve:command",

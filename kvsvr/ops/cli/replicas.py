@@ -1,17 +1,21 @@
-"""kvsvr status, stop and kill: of a set that `kvsvr launch` runs. And what all of them say of one."""
+"""kvsvr status, stop, kill and replace: of a set that `kvsvr launch` runs. And what all of them say of one."""
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
 import click
 
+from kvsvr.errors import UsageError
+from kvsvr.node.config import Address, address
 from kvsvr.node.report import State
 from kvsvr.ops import launcher
 from kvsvr.ops.cli.common import DEGRADED, FAILED, json_option, print_json, say
 from kvsvr.ops.place import find
+from kvsvr.ops.replace import replace_elsewhere, replace_here
 from kvsvr.ops.status import Health, ReplicaStatus, SetStatus, look
 
 directory_option = click.option(
@@ -65,6 +69,10 @@ def print_status(status: SetStatus) -> None:
 
 def _note(one: ReplicaStatus) -> str:
     note = "given up" if one.given_up else ""
+    if one.leaving:
+        note = "is being replaced"
+    elif one.state is State.SERVING and one.voting == 0:
+        note = "learns"
     if one.state is State.STUCK and one.age is not None:
         note = f"silent for {one.age:.0f} s"
     last = f"last: {one.error}" if one.error and one.state is State.SERVING else one.error
@@ -72,8 +80,9 @@ def _note(one: ReplicaStatus) -> str:
 
 
 def _words(status: SetStatus) -> str:
-    count = len(status.replicas)
-    serving = sum(one.state is State.SERVING for one in status.replicas)
+    staying = [one for one in status.replicas if not one.leaving]
+    count = len(staying)
+    serving = sum(one.state is State.SERVING for one in staying)
     who = f"{serving} of {count} serve, {status.owned} of {status.shard_count} shards have an owner"
     return who + ("" if status.launcher else "; no launcher runs, so nobody restarts what dies")
 
@@ -125,3 +134,39 @@ def kill_command(ctx: click.Context, node: int, directory: Path, as_json: bool) 
     else:
         say(f"replica {node} was not running" if pid is None else f"replica {node} (process {pid}) is killed")
     ctx.exit(FAILED if pid is None else 0)
+
+
+@click.command("replace")
+@click.argument("node", metavar="ID", type=int)
+@directory_option
+@click.option("--by", type=int, help="On several machines: the id of the one that was started in its place.")
+@click.option("--at", metavar="HOST:PORT", help="On several machines: where clients of some replica go.")
+@click.option("--wait", "wait_s", metavar="SECONDS", type=float, default=600, show_default=True, help="At most.")
+@json_option
+def replace_command(node: int, directory: Path, by: int | None, at: str | None, wait_s: float, as_json: bool) -> None:
+    """Put another replica in the place of one whose disk is lost, or that is to go, while the set serves.
+
+    The new one has a new id and an empty directory, learns everything from the others, and gets the other one's vote.
+    If that one still runs, it ends when nothing is on it alone any more. If this command ends early, the same one goes
+    on. With --by and --at it does so for replicas that were started by hand, on whatever machines; the password is
+    taken from KVSVR_PASSWORD.
+    """
+    tell = (lambda _: None) if as_json else say
+    if (by is None) != (at is None):
+        raise UsageError("--by and --at go together: the new one's id, and where some replica listens for clients")
+    if by is not None and at is not None:
+        password = os.environ.get("KVSVR_PASSWORD", "").encode()
+        replace_elsewhere(_address(at), node, by, password=password, wait_s=wait_s, tell=tell)
+    else:
+        by = replace_here(find(directory), node, wait_s=wait_s, tell=tell).node
+    if as_json:
+        print_json({"old": node, "new": by})
+    else:
+        say(f"replica {by} has taken the place of {node}, whose directory is of no use any more")
+
+
+def _address(text: str) -> Address:
+    try:
+        return address(text)
+    except ValueError as error:
+        raise UsageError(f"--at: {error}") from None

@@ -17,7 +17,7 @@ from kvsvr.errors import CorruptionError, DiskError
 from kvsvr.node.config import load, text_of
 from kvsvr.node.log import log_to_stderr, tell
 from kvsvr.node.server import Server
-from kvsvr.ops.cli.common import DAMAGE
+from kvsvr.ops.cli.common import DAMAGE, FAILED
 
 
 @click.command("serve")
@@ -36,22 +36,32 @@ from kvsvr.ops.cli.common import DAMAGE
 @click.option("--stop-ms", help="After which a stop waits for nobody any more.")
 @click.option("--word-size-max", metavar="SIZE", help="Of one argument of a command.")
 @click.option("--owed-size-max", metavar="SIZE", help="To a client that does not read.")
+@click.option("--keep-size-max", metavar="SIZE", help="Of the log's end, in which records are kept for the others.")
+@click.option("--inline-max", metavar="SIZE", help="Larger values go by digest.")
+@click.option("--silence-ms", help="Who is not heard for so long is taken for gone.")
+@click.option("--await-hello", help="true: a start waits for all the others.")
+@click.option("--members", metavar="ID,ID,ID", help="That the set began with, for one that comes later.")
+@click.option("--replaces", metavar="ID,ID", help="In whose place it comes.")
 def command(config: Path | None, peers: tuple[str, ...], **flags: Any) -> None:
     """Serve one replica until SIGTERM or Ctrl-C; a second one ends it at once.
 
     Clients speak RESP to it, as to Redis. Settings come from a file, from KVSVR_ID, KVSVR_DIR and so on, and from
-    flags; what is said last counts. Events go to stderr, a line of JSON each. Exit codes: 0 stopped, 2 a setting is
-    wrong, 4 the disk failed or is damaged.
+    flags; what is said last counts. Events go to stderr, a line of JSON each. Exit codes: 0 stopped, 1 a restart mends
+    it, 2 a setting is wrong, 4 the disk failed or is damaged.
     """
     settings = load(config, os.environ, {**flags, "peers": ",".join(peers) or None})
     log_to_stderr(settings.node)
     _allow_files(settings.limits.client_count_max)
+    opened = False
     try:
         server = Server(settings)
+        opened = True
         _run(server, f"ready {text_of(settings.client_address)}")
     except (DiskError, CorruptionError) as error:
         click.echo(f"kvsvr: {error}", err=True)
-        raise SystemExit(DAMAGE) from None
+        # A record that goes bad while it runs is fetched back from the others at the next start.
+        mends = opened and isinstance(error, CorruptionError) and not settings.alone
+        raise SystemExit(FAILED if mends else DAMAGE) from None
 
 
 def _run(server: Server, ready: str) -> None:

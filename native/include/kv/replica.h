@@ -146,7 +146,7 @@ void kv_replica_durable(kv_replica *replica, uint64_t upto);
 /* Those of the shards that it does not own and is not taking over already; before it may speak: as soon as it may. */
 void kv_replica_takeover(kv_replica *replica, const uint16_t *shards, size_t count);
 /* The connection to a member broke: with a policy it is taken for gone, until it is heard of again, and without waiting for
- * silence_ticks. What it owns is taken over when nobody else hears it either. */
+ * silence_ticks. What it owns is taken over when nobody else hears it either, in the next flush after they said so. */
 void kv_replica_lost(kv_replica *replica, uint16_t node);
 
 /* There is a replica of that id: it is spoken to and heard from now on, until this one is closed. Who is a member of a shard is
@@ -166,6 +166,8 @@ typedef struct kv_member_change {
 /* RETRY: it is not the owner (one that is to remove itself gives the shard away first), another change is under way, or who
  * is to be added does not follow yet. FAILED, KV_ECONFLICT: the set would be of another size than all members or one less. */
 void kv_replica_member_change(kv_replica *replica, const kv_member_change *change);
+/* Of an owner: whether a node follows its flow, as it has to before it is added. */
+bool kv_replica_follows(const kv_replica *replica, uint32_t shard, uint16_t node);
 
 enum kv_request_kind {
     KV_REQUEST_GET = 1,    /* a key, or a row where there is a table */

@@ -25,6 +25,7 @@ typedef struct kv_server_options {
     uint64_t word_size_max;     /* of a command; 0: 512 MiB, Redis' own */
     uint64_t owed_size_max;     /* to a client that does not read; above it is cut. 0: 256 MiB */
     uint32_t stop_ms;           /* after which a stop waits for nobody any more; 0: 3,000 */
+    int32_t replays_all;        /* bool: the checkpoint of the directory is not used, and forgotten: it, or the index, is damaged */
     char password[128];         /* that clients have to say; "": none */
     char announce[64];          /* host:port where clients find this replica; what others tell theirs */
 } kv_server_options;
@@ -35,8 +36,11 @@ kv_status kv_server_new(kv_io *io, const kv_server_options *options, kv_fault *f
 kv_status kv_server_run(kv_server *server, kv_fault *fault);
 /* Its shards are handed over, what is under way is answered, and kv_server_run returns. The second time: at once. */
 void kv_server_stop(kv_server *server);
-/* A connection to or from a peer, whoever made it; the one there was is closed. KV_EUSAGE: that is no peer. */
+/* A connection to or from a peer, whoever made it; the one there was is closed. Who was not known is from now on, for as long as
+ * the server lives, and gets the flow as a learner: that it may is the caller's word. KV_EUSAGE: it is this one itself. */
 kv_status kv_server_link(kv_server *server, uint16_t node, int32_t socket);
+/* That node will never be back: it is known no more as soon as it is a member of no shard. */
+kv_status kv_server_part(kv_server *server, uint16_t node);
 void kv_server_free(kv_server *server); /* not while it runs; accepts NULL */
 
 /* What the server knows of a command; `flags` as in src/server_internal.h. The number of commands there are. */
@@ -50,7 +54,12 @@ size_t kv_command_look(size_t index, kv_command_facts *out);
 
 typedef struct kv_server_figures {
     uint64_t clients, connections, commands, errors, received_size, sent_size, syncs, shards_owned, links, forwarded, retried,
-        shards_served; /* owned here, or by a replica that there is a connection to */
+        shards_served, /* owned here, or by a replica that there is a connection to */
+        shards_voting, /* of which this one is a member, and in which it has a vote */
+        missing,       /* values whose bytes are not here yet */
+        takeovers, checkpoints,
+        segments_removed, log_size, /* since it started; bytes of all segments */
+        damaged, repaired;          /* records that were found to be, and were fetched back, since it started */
 } kv_server_figures;
 typedef struct kv_server_shard {
     uint64_t commit, applied;
