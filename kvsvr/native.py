@@ -662,8 +662,10 @@ class ServerHandle:
         limits: Mapping[str, int],
         password: bytes,
         announce: str,
+        data: bool,
+        inline_max: int,
     ) -> None:
-        """`limits`: fields of kv_server_options, by name."""
+        """`limits`: fields of kv_server_options, by name. `data`: a majority is to have the bytes of writes, too."""
         self._path = path
         self._shard_count = shard_count
         io, out, fault = ffi.new("kv_io **"), ffi.new("kv_server **"), ffi.new("kv_fault *")
@@ -679,6 +681,7 @@ class ServerHandle:
         replica.members[0 : len(members)] = members
         replica.shard_count = shard_count
         replica.policy = 1
+        replica.inline_max = inline_max or lib.KV_INLINE_NOTHING
         replica.store.sync = lib.KV_SYNC_BATCH
         replica.store.background = 0
         options.client_socket = client_socket
@@ -687,6 +690,7 @@ class ServerHandle:
             setattr(options, name, value)
         options.password = password
         options.announce = announce.encode()
+        options.durability = lib.KV_DURABILITY_DATA if data else lib.KV_DURABILITY_VERSION
         status = lib.kv_server_new(io[0], options, fault, out)
         if status != lib.KV_OK:
             raise failure(status, fault, path)

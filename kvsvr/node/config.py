@@ -14,6 +14,8 @@ request_ms = 5000                    # after which a command is answered with an
 stop_ms = 3000                       # after which a stop waits for nobody any more
 word_size_max = "512 MiB"            # of one argument of a command
 owed_size_max = "256 MiB"            # to a client that does not read; then it is cut
+durability = "version"               # "data": a majority has the bytes of every value, too, whatever a client asks for
+inline_max = "4 KiB"                 # larger values travel beside the vote; 0: all do. At most 1 MiB
 [peers]                              # KVSVR_PEERS="2=host:port,3=host:port", --peer 2=host:port --peer 3=host:port
 2 = "127.0.0.1:7202"
 3 = "127.0.0.1:7203"
@@ -24,7 +26,7 @@ from __future__ import annotations
 import ipaddress
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -43,12 +45,16 @@ DEFAULTS: Final[dict[str, Any]] = {
     "stop_ms": 3_000,
     "word_size_max": "512 MiB",
     "owed_size_max": "256 MiB",
+    "durability": "version",
+    "inline_max": "4 KiB",
 }
 NAMES: Final = ("id", "dir", *DEFAULTS, "shards", "secret_file", "password", "status_file")
 SHARDS_DEFAULT: Final = 64
 PREFIX: Final = "KVSVR_"
 NODE_MAX: Final = 65_535
 SHARDS_MAX: Final = 1024
+DURABILITIES: Final = ("version", "data")
+INLINE_SIZE_MAX: Final = 1 << 20
 SECRET_SIZE_MIN: Final = 16
 PASSWORD_SIZE_MAX: Final = 127
 SIZES: Final = (1, 3, 5)
@@ -81,6 +87,10 @@ class ServerConfig:
     status_file: Path | None
     limits: Limits
     password: bytes
+    durability: str
+    """"data": a write is answered when a majority has the bytes of what it wrote, and not its version alone."""
+    inline_max: int
+    """Values above it travel beside the vote."""
 
 
 def load(file: Path | None, environment: Mapping[str, str], flags: Mapping[str, Any]) -> ServerConfig:
@@ -95,7 +105,7 @@ def load(file: Path | None, environment: Mapping[str, str], flags: Mapping[str, 
         if _variable(name) in environment:
             said.say(name, environment[_variable(name)], _variable(name))
         if flags.get(name) is not None:
-            said.say(name, flags[name], _flag(name))
+            said.say(name, flags[name], flag(name))
     config = ServerConfig(
         node=said.number("id", NODE_MAX),
         directory=said.path("dir"),
@@ -114,6 +124,8 @@ def load(file: Path | None, environment: Mapping[str, str], flags: Mapping[str, 
             owed_size_max=said.size("owed_size_max", 1 << 40),
         ),
         password=said.password(),
+        durability=said.one_of("durability", DURABILITIES),
+        inline_max=said.size("inline_max", INLINE_SIZE_MAX, least=0),
     )
     _check_set(config, said)
     return config
@@ -184,12 +196,12 @@ class _Said:
 
     def wrong(self, name: str, what: str) -> UsageError:
         place = self._values[name][1]
-        cure = f": correct {place}" if place else f": say it in the file, as {_variable(name)} or as {_flag(name)}"
+        cure = f": correct {place}" if place else f": say it in the file, as {_variable(name)} or as {flag(name)}"
         return UsageError(f"{name} {what}{cure}")
 
     def _value(self, name: str) -> Any:
         if name not in self._values:
-            raise UsageError(f"{name} is not said: say it in the file, as {_variable(name)}, or as {_flag(name)}")
+            raise UsageError(f"{name} is not said: say it in the file, as {_variable(name)}, or as {flag(name)}")
         return self._values[name][0]
 
     def number(self, name: str, limit: int) -> int:
@@ -198,14 +210,20 @@ class _Said:
             raise self.wrong(name, f"is a number from 1 to {limit}, not {shown(self._value(name))}")
         return found
 
-    def size(self, name: str, limit: int) -> int:
+    def size(self, name: str, limit: int, *, least: int = 1) -> int:
         """Bytes; of text with a unit, too."""
         value = self._value(name)
         parts = re.fullmatch(r"(\d+) ?([KMG]iB|B|)", str(value), re.IGNORECASE | re.ASCII)
-        found = None if parts is None else _number(int(parts[1]) * UNITS[parts[2].lower()], limit)
+        found = None if parts is None else _number(int(parts[1]) * UNITS[parts[2].lower()], limit, least)
         if found is None or isinstance(value, bool):
             raise self.wrong(name, f'is a size like 65536 or "64 MiB", at most {limit}, not {shown(value)}')
         return found
+
+    def one_of(self, name: str, words: Sequence[str]) -> str:
+        value = self._value(name)
+        if value not in words:
+            raise self.wrong(name, f"is {' or '.join(words)}, not {shown(value)}")
+        return str(value)
 
     def string(self, name: str) -> str:
         value = self._value(name)
@@ -274,13 +292,13 @@ def _variable(name: str) -> str:
     return PREFIX + name.upper()
 
 
-def _flag(name: str) -> str:
+def flag(name: str) -> str:
     return "--peer" if name == "peers" else "--" + name.replace("_", "-")
 
 
-def _number(value: Any, limit: int) -> int | None:
+def _number(value: Any, limit: int, least: int = 1) -> int | None:
     text = str(value)
-    if isinstance(value, bool) or not (text.isascii() and text.isdigit()) or not 1 <= int(text) <= limit:
+    if isinstance(value, bool) or not (text.isascii() and text.isdigit()) or not least <= int(text) <= limit:
         return None
     return int(text)
 

@@ -56,6 +56,8 @@ class Server:
                 limits=asdict(config.limits),
                 password=config.password,
                 announce=text_of(config.client_address),
+                data=config.durability == "data",
+                inline_max=config.inline_max,
             )
         except BaseException as error:
             self._monitor.ended(error)

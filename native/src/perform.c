@@ -172,8 +172,10 @@ static bool dissolved(kv_server *server, op *o) {
     return true;
 }
 
+/* It cannot be answered now; it is asked again if all it lacks is bytes that are elsewhere. */
 static void give_up_draft(kv_server *server, op *o) {
-    if (o->draft->refused != NULL) request_give_up(server, o, o->draft->refused);
+    if (o->draft->failed == KV_ELACKING) request_fetch(server, o);
+    else if (o->draft->refused != NULL) request_give_up(server, o, o->draft->refused);
     else if (o->draft->failed == KV_ENOMEM) request_give_up(server, o, NO_MEMORY);
     else request_give_up(server, o, "UNAVAILABLE what is asked for cannot be read here");
 }
@@ -211,7 +213,8 @@ static void has_read(kv_server *server, op *o) {
     draft *v = o->draft;
     run_all(server, o);
     if (!draft_finish(v)) {
-        if (!dissolved(server, o)) give_up_draft(server, o);
+        bool waits = v->failed == KV_ELACKING && !request_is_over(server, o);
+        if (waits || !dissolved(server, o)) give_up_draft(server, o);
     } else if (v->operations.count == 0) {
         all_done(server, o);
     } else {
@@ -225,10 +228,6 @@ static void has_read(kv_server *server, op *o) {
     }
 }
 
-static bool time_is_over(const kv_server *server, const op *o) {
-    return (server->ticks - o->since) * server->options.tick_ms >= server->options.request_ms;
-}
-
 /* A hash became a string, or the other way round: as if a version had changed. Nothing to be done: all of it stands. */
 static void has_written(kv_server *server, op *o, const kv_reply *reply) {
     bool stands = reply->status == KV_ANSWER_OK || (reply->status == KV_ANSWER_FAILED && reply->error == KV_ABSENT);
@@ -236,7 +235,7 @@ static void has_written(kv_server *server, op *o, const kv_reply *reply) {
     if (stands) all_done(server, o);
     else if (!conflict && !dissolved(server, o)) request_give_up(server, o, words_of(reply->error));
     else if (!conflict) return;
-    else if (time_is_over(server, o)) request_give_up(server, o, "TRYAGAIN others write to these keys all the time");
+    else if (request_is_over(server, o)) request_give_up(server, o, "TRYAGAIN others write to these keys all the time");
     else ask_read(server, o);
 }
 
@@ -247,7 +246,14 @@ void perform_answered(kv_server *server, op *o, const kv_reply *reply) {
     else has_read(server, o);
 }
 
-/* Without a batch behind it. False: it has been given up. */
+/* Of a shard after the other, where it is about all of them: what they hold may be another by now. */
+void perform_again(kv_server *server, op *o) {
+    o->waits = false;
+    if ((o->command->flags & COMMAND_ALL) != 0) parts_make_sure(server, o);
+    else ask_read(server, o);
+}
+
+/* Without a batch behind it. False: it has been given up, or put off. */
 bool perform_run(kv_server *server, op *o) {
     run_all(server, o);
     bool good = draft_finish(o->draft);

@@ -93,6 +93,7 @@ enum op_phase {
     PHASE_WRITE,       /* it has run, and what it writes is asked for */
     PHASE_SURE,        /* a part: the shard is made sure of, and that is all */
     PHASE_PARTS,       /* it waits for its parts */
+    PHASE_LACKS,       /* bytes of a value were sent for: at the next tick it begins anew */
 };
 
 struct op {
@@ -268,6 +269,9 @@ void client_unwatch(client *c);
 void request_ask(kv_server *server, op *o);
 void request_pass(kv_server *server, op *o); /* as whoever passed it on asks it */
 void request_give_up(kv_server *server, op *o, const char *why);
+bool request_is_over(const kv_server *server, const op *o); /* its time */
+/* The store has just said KV_ELACKING of something that it reads: it reads again when the bytes may have come. */
+void request_fetch(kv_server *server, op *o);
 void requests_answered(kv_server *server);
 void request_answer(kv_server *server, op *o, const kv_reply *reply, const uint8_t *bytes);
 void requests_tick(kv_server *server);
@@ -312,6 +316,7 @@ void session_seen(kv_server *server, op *o, const kv_reply *reply);
 void perform_begin(kv_server *server, op *o);
 void perform_answered(kv_server *server, op *o, const kv_reply *reply);
 bool perform_run(kv_server *server, op *o);
+void perform_again(kv_server *server, op *o);
 void perform_release(kv_server *server, op *leader); /* it is done: who waited for it is next */
 /* parts.c */
 enum { PART_KEYS_MAX = 512 };

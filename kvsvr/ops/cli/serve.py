@@ -36,6 +36,8 @@ from kvsvr.ops.cli.common import DAMAGE
 @click.option("--stop-ms", help="After which a stop waits for nobody any more.")
 @click.option("--word-size-max", metavar="SIZE", help="Of one argument of a command.")
 @click.option("--owed-size-max", metavar="SIZE", help="To a client that does not read.")
+@click.option("--durability", metavar="version|data", help="Of what is written: data, a majority has the bytes, too.")
+@click.option("--inline-max", metavar="SIZE", help="Larger values travel beside the vote.")
 def command(config: Path | None, peers: tuple[str, ...], **flags: Any) -> None:
     """Serve one replica until SIGTERM or Ctrl-C; a second one ends it at once.
 
