@@ -18,7 +18,7 @@
 
 #include "command.h"
 
-enum { NAMES_MAX = 1024, GROUP_MAX = 64 };
+enum { NAMES_MAX = 1024 };
 
 static void ask_read(kv_server *server, op *o);
 
@@ -115,12 +115,21 @@ static void all_done(kv_server *server, op *o) {
 
 /* --- who is under way in a slot --- */
 
+bool group_takes(group_size *size, const op *o) {
+    size->count++;
+    size->bytes += o->bytes.size;
+    return size->count <= GROUP_MAX && size->bytes <= GROUP_SIZE_MAX;
+}
+
 /* A transaction goes alone: what it watches is to be as the store has it, and not as others before it left it. */
 static void lead(kv_server *server, op *o) {
     op **last = &o->group;
+    group_size size = {0};
     server->leaders[o->slot] = o;
     o->leads = true;
-    for (size_t count = 1; count < GROUP_MAX && !is_exec(o) && o->behind != NULL && !is_exec(o->behind); count++) {
+    group_takes(&size, o);
+    for (; *last != NULL; last = &(*last)->mate) group_takes(&size, *last); /* Those of its client that come with it. */
+    while (!is_exec(o) && o->behind != NULL && !is_exec(o->behind) && group_takes(&size, o->behind)) {
         *last = o->behind;
         last = &o->behind->mate;
         o->behind = o->behind->mate;
@@ -155,8 +164,10 @@ static void take_turn(kv_server *server, op *o) {
         lead(server, o);
         return;
     }
+    o->mate = o->group;
+    o->group = NULL;
     *leader->behind_last = o;
-    leader->behind_last = &o->mate;
+    while (*leader->behind_last != NULL) leader->behind_last = &(*leader->behind_last)->mate;
 }
 
 /* One of them cannot be done together with the others, or at all: the first goes alone, and then the rest. */

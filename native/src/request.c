@@ -77,6 +77,12 @@ void request_ask(kv_server *server, op *o) {
     else ask_now(server, o);
 }
 
+/* It begins when the answers at hand have been looked at. */
+void request_put_off(kv_server *server, op *o) {
+    server->asked = true;
+    put_off(server, o, &server->following);
+}
+
 void request_pass(kv_server *server, op *o) {
     o->shard = shard_asked(server, &o->ask);
     o->ask.attempt--;
@@ -159,7 +165,8 @@ static void ask_all(kv_server *server, list *put) {
     for (size_t i = 0; i < due.count; i++) {
         op *o = LIST(op *, &server->ops)[LIST(uint32_t, &due)[i]];
         if (!o->waits || o->done) continue;
-        if (o->phase == PHASE_LACKS) perform_again(server, o);
+        if (o->phase == PHASE_TURN) turn_begins(server, o);
+        else if (o->phase == PHASE_LACKS) perform_again(server, o);
         else ask_now(server, o);
     }
     list_free(&due);

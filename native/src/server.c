@@ -214,11 +214,12 @@ static kv_status server_begin(kv_server *server) {
     server->seen = calloc(server->shard_count, sizeof *server->seen);
     server->shown_shards = calloc(server->shard_count, sizeof *server->shown_shards);
     server->leaders = calloc(KV_SLOT_COUNT, sizeof(op *));
+    server->turns = calloc(TURNS_SIZE, sizeof(op *));
     server->samples = samples_make(server->shard_count);
     server->cursors = cursors_new((uint64_t)time(NULL) << 22);
     server->channels = channels_new();
     if (server->seen == NULL || server->samples == NULL || server->leaders == NULL || server->shown_shards == NULL) return KV_ENOMEM;
-    if (server->cursors == NULL || server->channels == NULL) return KV_ENOMEM;
+    if (server->turns == NULL || server->cursors == NULL || server->channels == NULL) return KV_ENOMEM;
     server->start_ms = server->now_ms = clock_ms();
     for (uint32_t i = 0; i < replica->member_count; i++) {
         if (replica->members[i] == replica->node) continue;
@@ -280,6 +281,7 @@ void kv_server_free(kv_server *server) {
     channels_free(server->channels);
     free(server->samples);
     free(server->leaders);
+    free(server->turns);
     free(server->seen);
     free(server->shown_shards);
     pthread_mutex_destroy(&server->lock);
