@@ -106,6 +106,7 @@ static void run_all(kv_server *server, op *o) {
 static void all_done(kv_server *server, op *o) {
     op *mate = o->group;
     o->group = NULL;
+    channels_say(server, &o->draft->messages);
     op_done(server, o);
     for (op *next; mate != NULL; mate = next) {
         next = mate->mate;
@@ -268,7 +269,8 @@ void perform_again(kv_server *server, op *o) {
 bool perform_run(kv_server *server, op *o) {
     run_all(server, o);
     bool good = draft_finish(o->draft);
-    if (!good) give_up_draft(server, o);
+    if (good) channels_say(server, &o->draft->messages);
+    else give_up_draft(server, o);
     return good;
 }
 

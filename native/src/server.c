@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "command.h"
+#include "kv/xxh64.h"
 
 enum { SHARD_COUNT = 64, EVENTS_MAX = 128, CLIENTS_DEFAULT = 10000, TICK_MS = 5, REQUEST_MS = 5000, STOP_MS = 3000 };
 static const uint64_t WORD_SIZE_MAX = (uint64_t)512 << 20, OWED_SIZE_MAX = (uint64_t)256 << 20;
@@ -42,6 +43,11 @@ void server_ring(const kv_server *server) {
     uint64_t one = 1;
     ssize_t written = write(server->bell.fd, &one, sizeof one);
     (void)written; /* Full: it rings already. */
+}
+
+uint64_t server_lot(kv_server *server) {
+    server->lots++;
+    return kv_xxh64((const uint8_t *)&server->lots, sizeof server->lots, server->identity);
 }
 
 /* --- what waits for the disk --- */

@@ -210,6 +210,7 @@ struct kv_server {
     list following;        /* of uint32_t: ops whose next request waits for the answers to have been looked at */
     uint64_t identity;     /* as a client of replicas; a random number, so that no life is taken for another */
     uint64_t number;       /* of the last request */
+    uint64_t lots;         /* random numbers given out */
     bool answering;        /* the replica's answers are being looked at: it must not be asked */
     bool asked;            /* since it was last flushed */
     uint32_t shard_count;
@@ -246,6 +247,7 @@ struct kv_server {
 
 /* server.c */
 void server_ring(const kv_server *server); /* any thread: the loop comes round */
+uint64_t server_lot(kv_server *server); /* a random number, of no worth to who wants a secret one */
 bool server_watch(kv_server *server, source *one, uint32_t events);
 void server_event(kv_server *server, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
@@ -292,6 +294,8 @@ op *op_of(kv_server *server, uint64_t token);
 
 /* channels.c */
 void channels_leave(kv_server *server, client *c); /* all of them */
+void channels_tell(kv_server *server, text channel, text message); /* those that listen here */
+void channels_say(kv_server *server, const list *messages); /* everywhere; of a draft */
 
 /* link.c */
 void links_arrive(kv_server *server);
@@ -300,6 +304,8 @@ void links_send(kv_server *server);
 void link_flush(kv_server *server, peer_link *l);
 void link_close(kv_server *server, peer_link *l, const char *why);
 bool link_pass_on(kv_server *server, uint16_t node, const op *o);
+/* To those who listen at other replicas, of those that can be reached and take it in. */
+void links_publish(kv_server *server, text channel, text message);
 void link_pass_back(kv_server *server, const op *o, const kv_reply *reply, const uint8_t *bytes);
 void links_free(kv_server *server);
 

@@ -23,9 +23,8 @@ GROUPS: Final = {
 }
 
 MISSING: Final = {
-    "generic": "copy dump migrate move object randomkey rename renamenx restore sort sort_ro",
+    "generic": "dump migrate move object restore sort sort_ro",
     "string": "lcs",
-    "hash": "hrandfield",
     "cluster": "asking",
     "pubsub": "spublish ssubscribe sunsubscribe",
     "server": "acl bgrewriteaof bgsave debug failover lastsave latency lolwut memory module monitor psync replconf "
