@@ -55,15 +55,15 @@ def print_status(status: SetStatus) -> None:
             one.address,
             "-" if one.pid is None else str(one.pid),
             *("-" if number is None else f"{number:,}" for number in numbers),
-            Text(_note(one)),
+            Text(note(one)),
         )
     console = Console(highlight=False)
     console.print(table)
     colour = "green" if status.state is Health.HEALTHY else "bold red"
-    console.print(Text.assemble("the set is ", (status.state, colour), f": {_words(status)}"), soft_wrap=True)
+    console.print(Text.assemble("the set is ", (status.state, colour), f": {words(status)}"), soft_wrap=True)
 
 
-def _note(one: ReplicaStatus) -> str:
+def note(one: ReplicaStatus) -> str:
     note = "given up" if one.given_up else ""
     if one.state is State.STUCK and one.age is not None:
         note = f"silent for {one.age:.0f} s"
@@ -71,7 +71,7 @@ def _note(one: ReplicaStatus) -> str:
     return ": ".join(text for text in (note, last) if text)
 
 
-def _words(status: SetStatus) -> str:
+def words(status: SetStatus) -> str:
     count = len(status.replicas)
     serving = sum(one.state is State.SERVING for one in status.replicas)
     who = f"{serving} of {count} serve, {status.owned} of {status.shard_count} shards have an owner"
