@@ -664,9 +664,12 @@ class ServerHandle:
         rules: Mapping[str, int],
         password: bytes,
         announce: str,
+        data: bool,
+        inline_max: int,
     ) -> None:
         """`limits` and `rules`: fields of kv_server_options and kv_replica_options, by name. What is damaged with the
-        checkpoint may be told by a replay of everything, which is then made: `replays_all`."""
+        checkpoint may be told by a replay of everything, which is then made: `replays_all`. `data`: a majority is to
+        have the bytes of writes, too."""
         self._path = path
         self._shard_count = shard_count
         options = ffi.new("kv_server_options *")
@@ -679,6 +682,7 @@ class ServerHandle:
         replica.gone[0 : replica.gone_count] = gone[-lib.KV_NODES_MAX :]
         replica.shard_count = shard_count
         replica.policy = 1
+        replica.inline_max = inline_max or lib.KV_INLINE_NOTHING
         replica.store.sync = lib.KV_SYNC_BATCH
         replica.store.background = 0
         for name, value in rules.items():
@@ -688,6 +692,7 @@ class ServerHandle:
             setattr(options, name, value)
         options.password = password
         options.announce = announce.encode()
+        options.durability = lib.KV_DURABILITY_DATA if data else lib.KV_DURABILITY_VERSION
         try:
             self._open(options, client_socket)
         except CorruptionError:

@@ -22,7 +22,7 @@ from bench.load import Load, Snapshot
 from bench.results import Figure, Limit, best_peer, rotated
 from bench.servers import cells as table
 from bench.servers import generator, kills
-from bench.servers.cells import LARGE, NOT_YET, WORKS, Work
+from bench.servers.cells import LARGE, WORKS, Work
 from bench.servers.generator import Outcome
 from bench.servers.kills import Kills
 from bench.servers.processes import ServerFailed
@@ -200,7 +200,7 @@ def document_of(
             name: Peer(versions[name], system.settings, "-", system.survives, name != SUBJECT)
             for name, system in peers.items()
         },
-        skipped={**skipped, **NOT_YET},
+        skipped=dict(skipped),
         cells=[row for row in rows if row is not None],
         limits=limits,
         repetitions=[_facts(sample) for sample in found.samples]

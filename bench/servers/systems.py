@@ -132,6 +132,7 @@ class Kvsvr(System):
     survives = "acknowledged after fdatasync at a majority: power loss of all machines, loss of one"
     dialects: ClassVar = {"put": "resp", "get": "resp", "stale": "resp-readonly"}
     count = 3
+    flags: ClassVar[Sequence[str]] = ()
 
     @classmethod
     def version(cls) -> str | None:
@@ -148,7 +149,7 @@ class Kvsvr(System):
         for number, (port, peer_port) in enumerate(zip(self.ports, peer_ports, strict=True)):
             peers = [f"--peer={other + 1}=127.0.0.1:{of}" for other, of in enumerate(peer_ports) if of != peer_port]
             arguments = [sys.executable, "-c", "from kvsvr.ops.cli import main; main()", "serve", f"--id={number + 1}"]
-            arguments += [f"--dir={self._place(number)}", *peers]
+            arguments += [f"--dir={self._place(number)}", *peers, *self.flags]
             arguments += [f"--listen=127.0.0.1:{port}", f"--peer-listen=127.0.0.1:{peer_port}"]
             self._run(arguments, number)
         self.wait_whole()
@@ -160,6 +161,22 @@ class Kvsvr(System):
 class KvsvrOne(Kvsvr):
     name = "kvsvr-one"
     count = 1
+
+
+class KvsvrData(Kvsvr):
+    """A peer of itself, as it would be if the quorum had to have the bytes."""
+
+    name = peer = "kvsvr-data"
+    settings = 'kvsvr serve with durability = "data": a majority has the bytes when a SET is acknowledged'
+    flags = ("--durability=data",)
+
+
+class KvsvrDigests(Kvsvr):
+    """Another: no byte of a value is ever in a record that is voted on."""
+
+    name = peer = "kvsvr-digests"
+    settings = "kvsvr serve with inline_max = 0: every value travels beside the vote, named by its digest"
+    flags = ("--inline-max=0",)
 
 
 class Redis(System):
@@ -336,5 +353,7 @@ class Nats(System):
         return "seq" in nats(port, "$KV.bench.probe", {})
 
 
-SYSTEMS: Mapping[str, type[System]] = {one.name: one for one in (Kvsvr, KvsvrOne, Etcd, Nats, RedisWait, Redis)}
+SYSTEMS: Mapping[str, type[System]] = {
+    one.name: one for one in (Kvsvr, KvsvrOne, KvsvrData, KvsvrDigests, Etcd, Nats, RedisWait, Redis)
+}
 PEERS: Sequence[str] = tuple(dict.fromkeys(one.peer for one in SYSTEMS.values()))

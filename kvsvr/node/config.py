@@ -15,11 +15,12 @@ stop_ms = 3000                       # after which a stop waits for nobody any m
 word_size_max = "512 MiB"            # of one argument of a command
 owed_size_max = "256 MiB"            # to a client that does not read; then it is cut
 keep_size_max = "64 MiB"             # of the log's end, where records are kept for the others
-inline_max = "4 KiB"                 # larger values go by digest: their bytes follow their version
 silence_ms = 80                      # who is not heard for so long, and did not say that it ends, is taken for gone
 await_hello = false                  # it waits for all the others at its start, not for a majority (decision 0030)
 members = [1, 2, 3]                  # ids that the set began with; unsaid: its own and its peers'
 replaces = [2]                       # of one that came later: in whose place, and in whose place that one was
+durability = "version"               # "data": a majority has the bytes of every value, too, whatever a client asks for
+inline_max = "4 KiB"                 # larger values travel beside the vote; 0: all do. At most 1 MiB
 [peers]                              # KVSVR_PEERS="2=host:port,3=host:port", --peer 2=host:port --peer 3=host:port
 2 = "127.0.0.1:7202"
 3 = "127.0.0.1:7203"
@@ -50,10 +51,11 @@ DEFAULTS: Final[dict[str, Any]] = {
     "word_size_max": "512 MiB",
     "owed_size_max": "256 MiB",
     "keep_size_max": "64 MiB",
-    "inline_max": "4 KiB",
     "silence_ms": 80,
     "await_hello": False,
     "replaces": [],
+    "durability": "version",
+    "inline_max": "4 KiB",
 }
 NAMES: Final = ("id", "dir", *DEFAULTS, "shards", "secret_file", "password", "status_file", "members")
 SHARDS_DEFAULT: Final = 64
@@ -62,6 +64,8 @@ TICK_MS: Final = 5
 PREFIX: Final = "KVSVR_"
 NODE_MAX: Final = 65_535
 SHARDS_MAX: Final = 1024
+DURABILITIES: Final = ("version", "data")
+INLINE_SIZE_MAX: Final = 1 << 20
 SECRET_SIZE_MIN: Final = 16
 PASSWORD_SIZE_MAX: Final = 127
 SIZES: Final = (1, 3, 5)
@@ -84,7 +88,6 @@ class Rules:
     """How the replica works; the names are those of kv_replica_options."""
 
     keep_size_max: int
-    inline_max: int
     silence_ticks: int
     await_hello: bool
 
@@ -117,6 +120,10 @@ class ServerConfig:
     @property
     def alone(self) -> bool:
         return len(self.members) == 1
+    durability: str
+    """"data": a write is answered when a majority has the bytes of what it wrote, and not its version alone."""
+    inline_max: int
+    """Values above it travel beside the vote."""
 
 
 def load(file: Path | None, environment: Mapping[str, str], flags: Mapping[str, Any]) -> ServerConfig:
@@ -131,7 +138,7 @@ def load(file: Path | None, environment: Mapping[str, str], flags: Mapping[str, 
         if _variable(name) in environment:
             said.say(name, environment[_variable(name)], _variable(name))
         if flags.get(name) is not None:
-            said.say(name, flags[name], _flag(name))
+            said.say(name, flags[name], flag(name))
     config = ServerConfig(
         node=said.number("id", NODE_MAX),
         directory=said.path("dir"),
@@ -151,13 +158,14 @@ def load(file: Path | None, environment: Mapping[str, str], flags: Mapping[str, 
         ),
         rules=Rules(
             keep_size_max=said.size("keep_size_max", 1 << 50),
-            inline_max=said.size("inline_max", 1 << 20),
             silence_ticks=said.number("silence_ms", 3_600_000) // TICK_MS + 1,
             await_hello=said.yes("await_hello"),
         ),
         password=said.password(),
         members=_members(said),
         replaces=said.nodes("replaces"),
+        durability=said.one_of("durability", DURABILITIES),
+        inline_max=said.size("inline_max", INLINE_SIZE_MAX, least=0),
     )
     _check_set(config, said)
     return config
@@ -234,12 +242,12 @@ class _Said:
 
     def wrong(self, name: str, what: str) -> UsageError:
         place = self._values[name][1]
-        cure = f": correct {place}" if place else f": say it in the file, as {_variable(name)} or as {_flag(name)}"
+        cure = f": correct {place}" if place else f": say it in the file, as {_variable(name)} or as {flag(name)}"
         return UsageError(f"{name} {what}{cure}")
 
     def _value(self, name: str) -> Any:
         if name not in self._values:
-            raise UsageError(f"{name} is not said: say it in the file, as {_variable(name)}, or as {_flag(name)}")
+            raise UsageError(f"{name} is not said: say it in the file, as {_variable(name)}, or as {flag(name)}")
         return self._values[name][0]
 
     def number(self, name: str, limit: int) -> int:
@@ -248,11 +256,11 @@ class _Said:
             raise self.wrong(name, f"is a number from 1 to {limit}, not {shown(self._value(name))}")
         return found
 
-    def size(self, name: str, limit: int) -> int:
+    def size(self, name: str, limit: int, *, least: int = 1) -> int:
         """Bytes; of text with a unit, too."""
         value = self._value(name)
         parts = re.fullmatch(r"(\d+) ?([KMG]iB|B|)", str(value), re.IGNORECASE | re.ASCII)
-        found = None if parts is None else _number(int(parts[1]) * UNITS[parts[2].lower()], limit)
+        found = None if parts is None else _number(int(parts[1]) * UNITS[parts[2].lower()], limit, least)
         if found is None or isinstance(value, bool):
             raise self.wrong(name, f'is a size like 65536 or "64 MiB", at most {limit}, not {shown(value)}')
         return found
@@ -271,6 +279,11 @@ class _Said:
         if None in found or len(set(found)) != len(found):
             raise self.wrong(name, f"are different ids from 1 to {NODE_MAX}, not {shown(value)}")
         return tuple(number for number in found if number is not None)
+    def one_of(self, name: str, words: Sequence[str]) -> str:
+        value = self._value(name)
+        if value not in words:
+            raise self.wrong(name, f"is {' or '.join(words)}, not {shown(value)}")
+        return str(value)
 
     def string(self, name: str) -> str:
         value = self._value(name)
@@ -345,13 +358,13 @@ def _variable(name: str) -> str:
     return PREFIX + name.upper()
 
 
-def _flag(name: str) -> str:
+def flag(name: str) -> str:
     return "--peer" if name == "peers" else "--" + name.replace("_", "-")
 
 
-def _number(value: Any, limit: int) -> int | None:
+def _number(value: Any, limit: int, least: int = 1) -> int | None:
     text = str(value)
-    if isinstance(value, bool) or not (text.isascii() and text.isdigit()) or not 1 <= int(text) <= limit:
+    if isinstance(value, bool) or not (text.isascii() and text.isdigit()) or not least <= int(text) <= limit:
         return None
     return int(text)
 

@@ -62,6 +62,8 @@ class Server:
                 rules=asdict(config.rules),
                 password=config.password,
                 announce=text_of(config.client_address),
+                data=config.durability == "data",
+                inline_max=config.inline_max,
             )
         except BaseException as error:
             self._monitor.ended(error)

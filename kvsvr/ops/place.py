@@ -23,14 +23,14 @@ import secrets
 import shutil
 import socket
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from kvsvr.errors import UsageError
-from kvsvr.node.config import SIZES, ServerConfig, load, text_of
+from kvsvr.node.config import SIZES, ServerConfig, flag, load, text_of
 
 HOST: Final = "127.0.0.1"
 PORT: Final = 7101
@@ -118,10 +118,17 @@ def find(directory: Path) -> Place:
     return Place(directory.resolve(), replicas, frozenset(nodes & replaced))
 
 
-def make_or_find(directory: Path, count: int | None, port: int | None) -> tuple[Place, bool]:
-    """The set, and whether it was made now. Of one that is there, what is wanted has to be what it is."""
+def make_or_find(
+    directory: Path, count: int | None, port: int | None, settings: Mapping[str, str] | None = None
+) -> tuple[Place, bool]:
+    """The set, and whether it was made now. Of one that is there, what is wanted has to be what it is.
+
+    `settings` go into all its replica.toml files: what of kvsvr serve is not by replica.
+    """
+    settings = settings or {}
+    wanted = load(None, {}, {"id": 1, "dir": ".", **settings})  # What is wrong is said before anything is made.
     if not any(directory.glob("*/replica.toml")):
-        return make(directory, COUNT if count is None else count, PORT if port is None else port), True
+        return make(directory, COUNT if count is None else count, PORT if port is None else port, settings), True
     place = find(directory)
     there = len(place.replicas[0].config.members)
     if count is not None and count != there:
@@ -129,10 +136,15 @@ def make_or_find(directory: Path, count: int | None, port: int | None) -> tuple[
     first = min(one.config.client_address[1] for one in place.replicas)
     if port is not None and port != first:
         raise UsageError(f"{directory} has a set at port {first}: leave --port out, or correct its replica.toml files")
+    for name in settings:
+        if getattr(wanted, name) != getattr(place.replicas[0].config, name):
+            raise UsageError(
+                f"{directory} has a set with another {name}: leave {flag(name)} out, or correct its replica.toml files"
+            )
     return place, False
 
 
-def make(directory: Path, count: int, port: int) -> Place:
+def make(directory: Path, count: int, port: int, settings: Mapping[str, str] | None = None) -> Place:
     if count not in SIZES:
         raise UsageError(f"--replicas: a set has 1, 3 or 5 replicas, not {count}")
     directory.mkdir(parents=True, exist_ok=True)
@@ -150,7 +162,8 @@ def make(directory: Path, count: int, port: int) -> Place:
     for node in range(1, count + 1):
         folder = directory / str(node)
         folder.mkdir()
-        (folder / "replica.toml").write_text("\n".join(_settings(node, name, clients, peers)) + "\n", encoding="utf-8")
+        lines = [*_settings(node, name, clients, peers, settings or {})]
+        (folder / "replica.toml").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return find(directory)
 
 
@@ -204,7 +217,9 @@ def _free_ports(place: Place) -> tuple[int, int]:
     return found[0], found[1]
 
 
-def _settings(node: int, name: str, clients: Sequence[int], peers: Sequence[int]) -> Iterator[str]:
+def _settings(
+    node: int, name: str, clients: Sequence[int], peers: Sequence[int], settings: Mapping[str, str]
+) -> Iterator[str]:
     yield f"id = {node}"
     yield 'dir = "data"'
     yield f'listen = "{HOST}:{clients[node - 1]}"'
@@ -212,6 +227,7 @@ def _settings(node: int, name: str, clients: Sequence[int], peers: Sequence[int]
     yield f"set = {json.dumps(name)}"
     yield 'secret_file = "../secret"'
     yield 'status_file = "status.json"'
+    yield from (f"{setting} = {json.dumps(value)}" for setting, value in settings.items())
     yield "[peers]"
     yield from (f'{other} = "{HOST}:{port}"' for other, port in enumerate(peers, 1) if other != node)
 

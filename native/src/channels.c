@@ -2,7 +2,8 @@
  *
  * A channel's listeners hang in a chain by the hash of its name; those to patterns in one list, which every message goes
  * through. A message goes into each listener's output at once, between two replies; one that does not read it is cut like
- * anybody (client.c). Messages stay on the replica where they were published. */
+ * anybody (client.c). What is published goes to the other replicas over the links (link.c), as far as these take it: nobody
+ * waits for that, nothing is kept, and what a broken link had on it is lost. */
 #include <stdlib.h>
 
 #include "command.h"
@@ -136,20 +137,41 @@ static void deliver(kv_server *server, const listener *to, bool pattern, text ch
     client_dirty(server, c);
 }
 
-void publish_run(call *c) {
+/* How many there are; `tell`: and they are told. */
+static int64_t listeners(kv_server *server, text name, text message, bool tell) {
     int64_t count = 0;
-    text name = arg(c, 1);
-    for (const listener *one = *chain_of(c->server->channels, false, name); one != NULL; one = one->next) {
+    for (const listener *one = *chain_of(server->channels, false, name); one != NULL; one = one->next) {
         if (!same(name_of(one), name)) continue;
-        deliver(c->server, one, false, name, arg(c, 2));
+        if (tell) deliver(server, one, false, name, message);
         count++;
     }
-    for (const listener *one = c->server->channels->patterns; one != NULL; one = one->next) {
+    for (const listener *one = server->channels->patterns; one != NULL; one = one->next) {
         if (!glob_match(name_of(one), name)) continue;
-        deliver(c->server, one, true, name, arg(c, 2));
+        if (tell) deliver(server, one, true, name, message);
         count++;
     }
-    resp_put_number(c->out, count);
+    return count;
+}
+
+void channels_tell(kv_server *server, text channel, text message) { listeners(server, channel, message, true); }
+
+void channels_say(kv_server *server, const list *messages) {
+    for (size_t i = 0; i < messages->count; i++) {
+        const draft_message *one = &LIST(draft_message, messages)[i];
+        channels_tell(server, one->channel, one->message);
+        links_publish(server, one->channel, one->message);
+    }
+}
+
+/* As in Redis Cluster, who listens elsewhere is told and not counted. It is told once this stands: a transaction may run again. */
+void publish_run(call *c) {
+    draft_message *one = list_add(&c->draft->messages, sizeof *one);
+    if (one == NULL) {
+        c->draft->failed = KV_ENOMEM;
+        return;
+    }
+    *one = (draft_message){arg(c, 1), arg(c, 2)};
+    resp_put_number(c->out, listeners(c->server, one->channel, one->message, false));
 }
 
 /* --- PUBSUB --- */

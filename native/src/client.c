@@ -145,7 +145,7 @@ static void interest(kv_server *server, client *c) {
 /* Whether a command may begin beside those of its client that are under way. */
 static bool may_begin(const client *c, const kv_command *command) {
     if (c->first == NULL) return true;
-    uint32_t kind = command_order(c, command);
+    uint32_t kind = command_order(c, command, c->reader.count);
     if (kind == 0) return true; /* It is answered in its place. */
     return !((c->running | kind) & COMMAND_ALONE) && (c->running == 0 || c->running == kind);
 }
@@ -181,7 +181,7 @@ void client_go_on(kv_server *server, client *c) {
         if (o == NULL) continue;
         o->command = command;
         server->figures.commands++;
-        c->running |= command_order(c, command);
+        c->running |= command_order(c, command, o->word_count);
         command_begin(server, o);
     }
 }

@@ -115,9 +115,14 @@ static bool is_queued(const client *c, const kv_command *command) {
     return c->multi && command != NULL && (command->flags & COMMAND_NOW) == 0;
 }
 
-/* A queued one does nothing yet, and is answered in its place. */
-uint32_t command_order(const client *c, const kv_command *command) {
-    return command == NULL || is_queued(c, command) ? 0 : command->flags & COMMAND_ORDER;
+bool command_has_turn(const kv_command *command, size_t word_count) {
+    return (command->flags & COMMAND_WRITE) != 0 && command_key_count(command, word_count) == 1;
+}
+
+/* A queued one does nothing yet, and is answered in its place. What is about one key needs to be alone in its slot only. */
+uint32_t command_order(const client *c, const kv_command *command, size_t word_count) {
+    if (command == NULL || is_queued(c, command)) return 0;
+    return command_has_turn(command, word_count) ? COMMAND_WRITE : command->flags & COMMAND_ORDER;
 }
 
 /* The words of a command that is not known, as Redis repeats them. */
@@ -183,6 +188,10 @@ static void queue(kv_server *server, op *o) {
     op_done(server, o);
 }
 
+void command_start(kv_server *server, op *o) {
+    if (o->command->begin == NULL || !o->command->begin(server, o)) perform_begin(server, o);
+}
+
 void command_begin(kv_server *server, op *o) {
     client *c = o->client;
     c->last_command = o->command;
@@ -190,7 +199,7 @@ void command_begin(kv_server *server, op *o) {
         c->spoilt = c->multi;
     } else if (is_queued(c, o->command)) {
         queue(server, o);
-    } else if (o->command->begin == NULL || !o->command->begin(server, o)) {
-        perform_begin(server, o);
+    } else if (!command_has_turn(o->command, o->word_count) || !turn_waits(server, o)) {
+        command_start(server, o);
     }
 }

@@ -63,6 +63,7 @@ answer_function value_answered, length_answered, ok_answered, deleted_answered, 
 
 run_function get_run, set_run, setex_run, setnx_run, getset_run, getdel_run, getex_run, mget_run, mset_run, msetnx_run,
     append_run, strlen_run, getrange_run, setrange_run, incr_run, incrbyfloat_run;
+run_function rename_run, copy_run, randomkey_run, hrandfield_run;
 run_function del_run, exists_run, type_run, expire_run, ttl_run, persist_run;
 run_function hset_run, hsetnx_run, hmset_run, hget_run, hmget_run, hgetall_run, hdel_run, hlen_run, hexists_run, hkeys_run,
     hvals_run, hincrby_run, hincrbyfloat_run, hstrlen_run, hscan_run;

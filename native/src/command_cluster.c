@@ -153,6 +153,45 @@ static void say_shards(call *c) {
     }
 }
 
+/* --- NODES --- */
+
+static void put_ranges(call *c, uint16_t node, wire_out *out) {
+    char word[32];
+    uint32_t end;
+    for (uint32_t slot = 0; slot < KV_SLOT_COUNT; slot = end) {
+        if (owned_from(c->server, slot, &end) != node) continue;
+        int size = end - 1 == slot ? snprintf(word, sizeof word, " %u", slot)
+                                   : snprintf(word, sizeof word, " %u-%u", slot, end - 1);
+        wire_put_bytes(out, (const uint8_t *)word, (size_t)size);
+    }
+}
+
+/* A line for each member, all of them masters. Nobody gossips: the port for that is 0, and so are its times. */
+static void put_line(call *c, uint16_t node, wire_out *out) {
+    const kv_server *server = c->server;
+    bool self = node == server->options.replica.node, linked = self;
+    const char *address = address_of(server, node);
+    char line[256], host[64] = "", id[NODE_TEXT_SIZE];
+    int port = 0;
+    for (uint32_t i = 0; i < server->link_count; i++) linked |= server->links[i].node == node && server->links[i].source.fd >= 0;
+    if (address != NULL) host_of(address, host, &port);
+    node_text(node, id);
+    int size = snprintf(line, sizeof line, "%s %s:%d@0 %s%s - 0 0 0 %s", id, host, port, self ? "myself,master" : "master",
+                        address == NULL ? ",noaddr" : "", linked ? "connected" : "disconnected");
+    wire_put_bytes(out, (const uint8_t *)line, (size_t)size);
+    put_ranges(c, node, out);
+    wire_put_bytes(out, (const uint8_t *)"\n", 1);
+}
+
+static void say_nodes(call *c) {
+    const kv_replica_options *o = &c->server->options.replica;
+    wire_out lines = {0};
+    for (uint32_t i = 0; i < o->member_count; i++) put_line(c, o->members[i], &lines);
+    resp_put_bulk(c->out, lines.bytes, lines.size);
+    c->out->failed |= lines.failed;
+    wire_free(&lines);
+}
+
 /* --- INFO --- */
 
 static void say_cluster_info(call *c) {
@@ -178,6 +217,8 @@ void cluster_run(call *c) {
         say_slots(c);
     } else if (arg_is(c, 1, "SHARDS") && c->count == 2) {
         say_shards(c);
+    } else if (arg_is(c, 1, "NODES") && c->count == 2) {
+        say_nodes(c);
     } else if (arg_is(c, 1, "INFO") && c->count == 2) {
         say_cluster_info(c);
     } else if (arg_is(c, 1, "KEYSLOT") && c->count == 3) {

@@ -117,6 +117,47 @@ void hvals_run(call *c) {
     for (size_t i = 0; i < count; i++) say_value(c, pairs[i].value);
 }
 
+/* --- by lot --- */
+
+enum { LOTS_MAX = 1 << 20 };
+
+static void say_drawn(call *c, const draft_pair *one, bool values) {
+    if (values && c->protocol == RESP_3) resp_put_array(c->out, 2);
+    say_value(c, one->row);
+    if (values) say_value(c, one->value);
+}
+
+/* Each once, in an order drawn by lot; or, of a count below 0, with repetition. */
+static void say_lots(call *c, const draft_pair *pairs, size_t count, int64_t wanted, bool values) {
+    bool again = wanted < 0;
+    size_t said = again ? (size_t)-wanted : (size_t)wanted < count ? (size_t)wanted : count;
+    draft_pair *left = (draft_pair *)(void *)draft_room(c->draft, (count + 1) * sizeof *left);
+    if (left == NULL) return;
+    if (count == 0) said = 0;
+    else memcpy(left, pairs, count * sizeof *left);
+    resp_put_array(c->out, values && c->protocol != RESP_3 ? 2 * said : said);
+    for (size_t i = 0; i < said; i++) {
+        size_t at = server_lot(c->server) % count;
+        say_drawn(c, &left[at], values);
+        if (!again) left[at] = left[--count];
+    }
+}
+
+/* HRANDFIELD key [count [WITHVALUES]]. */
+void hrandfield_run(call *c) {
+    const draft_pair *pairs;
+    size_t count;
+    int64_t wanted = 0;
+    bool values = c->count == 4;
+    if (c->count >= 3 && !arg_number(c, 2, &wanted)) return;
+    if (c->count > 4 || (values && !arg_is(c, 3, "WITHVALUES"))) say(c, SYNTAX);
+    else if (wanted < -LOTS_MAX) say(c, "ERR value is out of range");
+    else if (!all_of(c, &pairs, &count)) return;
+    else if (c->count > 2) say_lots(c, pairs, count, wanted, values);
+    else if (count == 0) resp_put_null(c->out, c->protocol);
+    else say_value(c, pairs[server_lot(c->server) % count].row);
+}
+
 /* --- numbers --- */
 
 void hincrby_run(call *c) {

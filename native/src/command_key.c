@@ -25,6 +25,69 @@ void type_run(call *c) {
     resp_put_simple(c->out, NAMES[draft_key(c->draft, arg(c, 1))->is]);
 }
 
+/* --- under another name --- */
+
+/* What is at `from` is at `to`, too, and nothing else is. */
+static void copy_to(call *c, entry *from, entry *to) {
+    const draft_pair *pairs;
+    int64_t expires_ms = from->expires_ms;
+    if (from->is == KIND_STRING) {
+        draft_set(c->draft, to, draft_value(c->draft, from), expires_ms);
+        return;
+    }
+    size_t count = draft_rows(c->draft, from, &pairs);
+    if (to->is != KIND_NONE) draft_delete(c->draft, to);
+    for (size_t i = 0; i < count; i++) draft_row_set(c->draft, draft_row(c->draft, to, pairs[i].row), pairs[i].value);
+    if (expires_ms != 0) draft_expire(c->draft, to, expires_ms);
+}
+
+/* RENAME and RENAMENX. */
+void rename_run(call *c) {
+    bool careful = c->command->name[6] == 'n';
+    entry *from = draft_key(c->draft, arg(c, 1)), *to = draft_key(c->draft, arg(c, 2));
+    if (from->is == KIND_NONE) {
+        say(c, "ERR no such key");
+        return;
+    }
+    bool done = from != to && !(careful && to->is != KIND_NONE);
+    if (done) copy_to(c, from, to);
+    if (done) draft_delete(c->draft, from);
+    if (careful) resp_put_number(c->out, done);
+    else say_ok(c);
+}
+
+static bool copy_options(call *c, bool *replace) {
+    int64_t number;
+    for (size_t i = 3; i < c->count; i++) {
+        if (arg_is(c, i, "REPLACE")) {
+            *replace = true;
+        } else if (arg_is(c, i, "DB") && i + 1 < c->count) {
+            if (!arg_number(c, ++i, &number)) return false;
+            if (number == 0) continue;
+            say(c, "ERR DB index is out of range");
+            return false;
+        } else {
+            say(c, SYNTAX);
+            return false;
+        }
+    }
+    return true;
+}
+
+/* COPY source destination [DB 0] [REPLACE]. */
+void copy_run(call *c) {
+    bool replace = false;
+    if (!copy_options(c, &replace)) return;
+    entry *from = draft_key(c->draft, arg(c, 1)), *to = draft_key(c->draft, arg(c, 2));
+    if (from == to) {
+        say(c, "ERR source and destination objects are the same");
+        return;
+    }
+    bool done = from->is != KIND_NONE && (replace || to->is == KIND_NONE);
+    if (done) copy_to(c, from, to);
+    resp_put_number(c->out, done);
+}
+
 /* --- when they end --- */
 
 typedef struct expire_when {

@@ -236,6 +236,24 @@ void dbsize_run(call *c) {
     else resp_put_number(c->out, (int64_t)(stats.key_count + stats.table_count));
 }
 
+/* By lot among what the index has: a hash without fields is none, and then it is somebody else's turn. */
+void randomkey_run(call *c) {
+    enum { TRIES = 16 };
+    kv_caller *caller = c->draft->caller;
+    const kv_answer *answer = kv_caller_answer(caller);
+    for (int i = 0; i < TRIES; i++) {
+        uint64_t place = server_lot(c->server), lot = server_lot(c->server);
+        kv_result size = kv_pick(caller, place, lot);
+        if (size < 0 && size != kv_ending(KV_ABSENT)) fail(c, size);
+        if (size < 0) break;
+        text name = draft_copy(c->draft, size <= KV_SMALL_SIZE ? answer->small : answer->large, (size_t)size);
+        if (draft_find(c->draft, name)->is == KIND_NONE) continue;
+        say_value(c, name);
+        return;
+    }
+    resp_put_null(c->out, c->protocol);
+}
+
 static bool flush_part(call *c, text name) {
     static const char DEL[] = "DEL";
     op *part = op_part(c->server, c->op);

@@ -11,20 +11,23 @@
 #define HERE COMMAND_LISTENER
 
 #define OF_ONE 1, 1, 1
+#define OF_TWO 1, 2, 1
 #define OF_ALL 1, -1, 1
 #define OF_PAIRS 1, -1, 2
 #define OF_NONE 0, 0, 0
 
 static const char PER_SLOT[] = "keys of several slots: done for each slot by itself, not as one; with one replica, as one up to 512 keys";
+static const char TWO_NAMES[] = "with several replicas both names are of one slot; a hash is written anew, up to 32 MiB, and not in place of a string";
 static const char SECONDS_OF_OWNER[] = "a key ends by the clock of the replica that owns it";
 
 const kv_command COMMANDS[] = {
     {"append", 3, WRITE, OF_ONE, append_run, append_begin, number_answered, "string", "adds bytes to the end of a value", NULL},
     {"auth", -2, COMMAND_STRANGER | DIRECT, OF_NONE, auth_run, NULL, NULL, "connection", "says the password", "there is one user, `default`"},
     {"client", -2, 0, OF_NONE, client_run, NULL, NULL, "connection", "this connection and the others: ID GETNAME SETNAME SETINFO LIST INFO KILL NO-EVICT", "no other subcommands; KILL takes an address, ID, ADDR and SKIPME"},
-    {"cluster", -2, 0, OF_NONE, cluster_run, NULL, NULL, "server", "who owns which slots: SLOTS SHARDS INFO KEYSLOT MYID", "any replica takes any command, and no MOVED is ever sent; with one replica there is no cluster"},
+    {"cluster", -2, 0, OF_NONE, cluster_run, NULL, NULL, "server", "who owns which slots: SLOTS SHARDS NODES INFO KEYSLOT MYID", "any replica takes any command, and no MOVED is ever sent; with one replica there is no cluster"},
     {"command", -1, 0, OF_NONE, command_run, NULL, NULL, "server", "what commands there are: COUNT INFO DOCS LIST GETKEYS", NULL},
     {"config", -2, 0, OF_NONE, config_run, NULL, NULL, "server", "settings: GET SET RESETSTAT", "SET is always refused: settings are read when a replica starts"},
+    {"copy", -3, CHANGE, OF_TWO, copy_run, NULL, NULL, "generic", "writes under another name what a key holds", TWO_NAMES},
     {"dbsize", 1, ALL, OF_NONE, dbsize_run, NULL, NULL, "server", "how many keys there are", "counts what is over and not deleted yet"},
     {"decr", 2, WRITE, OF_ONE, incr_run, incr_begin, number_answered, "string", "takes one from a number", NULL},
     {"decrby", 3, WRITE, OF_ONE, incr_run, incr_begin, number_answered, "string", "takes from a number", NULL},
@@ -54,6 +57,7 @@ const kv_command COMMANDS[] = {
     {"hlen", 2, READ, OF_ONE, hlen_run, NULL, NULL, "hash", "how many fields there are", NULL},
     {"hmget", -3, READ, OF_ONE, hmget_run, NULL, NULL, "hash", "the values of some fields", NULL},
     {"hmset", -4, CHANGE, OF_ONE, hset_run, NULL, NULL, "hash", "writes fields", NULL},
+    {"hrandfield", -2, READ, OF_ONE, hrandfield_run, NULL, NULL, "hash", "some fields, drawn by lot", "at most 1,048,576 with repetition"},
     {"hscan", -3, READ, OF_ONE, hscan_run, NULL, NULL, "hash", "the fields, a page at a time", "in the order of their names; a small hash comes in pages, too; a cursor belongs to the replica that gave it"},
     {"hset", -4, CHANGE, OF_ONE, hset_run, NULL, NULL, "hash", "writes fields", NULL},
     {"hsetnx", 4, CHANGE, OF_ONE, hsetnx_run, NULL, NULL, "hash", "writes a field that is not there", NULL},
@@ -83,14 +87,17 @@ const kv_command COMMANDS[] = {
     {"pexpiretime", 2, READ, OF_ONE, ttl_run, NULL, NULL, "generic", "the millisecond at which a key ends", NULL},
     {"ping", -1, HERE, OF_NONE, ping_run, NULL, NULL, "connection", "is somebody there?", NULL},
     {"psetex", 4, CHANGE, OF_ONE, setex_run, NULL, NULL, "string", "writes a value that ends in so many milliseconds", NULL},
-    {"psubscribe", -2, COMMAND_ALONE | HERE, OF_NONE, subscribe_run, NULL, NULL, "pubsub", "listens to channels that fit a pattern", "hears what is published at this replica"},
+    {"psubscribe", -2, COMMAND_ALONE | HERE, OF_NONE, subscribe_run, NULL, NULL, "pubsub", "listens to channels that fit a pattern", NULL},
     {"pttl", 2, READ, OF_ONE, ttl_run, NULL, NULL, "generic", "the milliseconds that a key has left", NULL},
-    {"publish", 3, COMMAND_ALONE, OF_NONE, publish_run, NULL, NULL, "pubsub", "says something to those who listen to a channel", "reaches those who listen at this replica"},
+    {"publish", 3, COMMAND_ALONE, OF_NONE, publish_run, NULL, NULL, "pubsub", "says something to those who listen to a channel", "reaches those who listen at other replicas, too, and counts those at this one; a replica that is owed more than 16 MiB is passed over"},
     {"pubsub", -2, 0, OF_NONE, pubsub_run, NULL, NULL, "pubsub", "who listens, at this replica: CHANNELS NUMSUB NUMPAT", NULL},
     {"punsubscribe", -1, COMMAND_ALONE | HERE, OF_NONE, unsubscribe_run, NULL, NULL, "pubsub", "listens to a pattern no more", NULL},
     {"quit", -1, COMMAND_STRANGER | NOW | HERE, OF_NONE, quit_run, NULL, NULL, "connection", "ends the connection", NULL},
+    {"randomkey", 1, ALL, OF_NONE, randomkey_run, NULL, NULL, "generic", "some key, drawn by lot", NULL},
     {"readonly", 1, 0, OF_NONE, readonly_run, NULL, NULL, "connection", "GET, STRLEN and MGET of one key are answered at once from what this replica has, which may be old", "other reads stay linearizable"},
     {"readwrite", 1, 0, OF_NONE, readwrite_run, NULL, NULL, "connection", "reads are linearizable again", NULL},
+    {"rename", 3, CHANGE, OF_TWO, rename_run, NULL, NULL, "generic", "gives a key another name", TWO_NAMES},
+    {"renamenx", 3, CHANGE, OF_TWO, rename_run, NULL, NULL, "generic", "gives a key another name that is not taken", TWO_NAMES},
     {"reset", 1, COMMAND_STRANGER | NOW | HERE | COMMAND_ALONE, OF_NONE, reset_run, NULL, NULL, "connection", "the connection is as if it were new", NULL},
     {"role", 1, 0, OF_NONE, role_run, NULL, NULL, "server", "what this replica is", "always a master: any replica takes any command"},
     {"scan", -2, ALL, OF_NONE, scan_run, NULL, NULL, "generic", "the keys, a page at a time", "as KEYS in order; a cursor belongs to the replica that gave it, and one of long ago is refused"},
@@ -101,7 +108,7 @@ const kv_command COMMANDS[] = {
     {"setrange", 4, CHANGE, OF_ONE, setrange_run, NULL, NULL, "string", "writes over a part of a value", NULL},
     {"shutdown", -1, DIRECT, OF_NONE, shutdown_run, NULL, NULL, "server", "ends this replica", "NOSAVE and SAVE are taken and mean nothing: what was answered is durable; no ABORT"},
     {"strlen", 2, READ, OF_ONE, strlen_run, get_begin, length_answered, "string", "the length of a value", NULL},
-    {"subscribe", -2, COMMAND_ALONE | HERE, OF_NONE, subscribe_run, NULL, NULL, "pubsub", "listens to channels", "hears what is published at this replica"},
+    {"subscribe", -2, COMMAND_ALONE | HERE, OF_NONE, subscribe_run, NULL, NULL, "pubsub", "listens to channels", NULL},
     {"substr", 4, READ, OF_ONE, getrange_run, NULL, NULL, "string", "a part of a value", NULL},
     {"tbl.append", -3, WRITE | DIRECT, OF_ONE, NULL, tbl_append_begin, row_answered, "table", "table value [PX ms]: a row under the next number: its name, eight bytes", "not in Redis"},
     {"tbl.changes", 5, READ | DIRECT, OF_ONE, tbl_changes_run, NULL, NULL, "table", "table since began count: what changed above a version, a page of it", "not in Redis"},

@@ -70,6 +70,7 @@ void draft_begin(draft *v, kv_caller *caller, int64_t now_ms) {
     list_empty(&v->entries);
     list_empty(&v->operations);
     list_empty(&v->expectations);
+    list_empty(&v->messages);
     if (v->slot_count > SLOTS_MIN) {
         free(v->slots);
         v->slots = NULL;
@@ -88,6 +89,7 @@ void draft_free(draft *v) {
     list_free(&v->entries);
     list_free(&v->operations);
     list_free(&v->expectations);
+    list_free(&v->messages);
     *v = (draft){0};
 }
 

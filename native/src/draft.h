@@ -45,6 +45,10 @@ typedef struct draft_pair {
     text row, value;
 } draft_pair;
 
+typedef struct draft_message {
+    text channel, message;
+} draft_message;
+
 typedef struct draft_block draft_block;
 typedef struct draft {
     kv_caller *caller;
@@ -56,6 +60,7 @@ typedef struct draft {
     size_t slot_count;
     draft_block *blocks;
     list operations, expectations; /* after draft_finish() */
+    list messages;       /* of draft_message: what a transaction publishes, once it stands */
     entry spare;         /* what is handed out when there is no memory; it is used for nothing */
     kv_operation spare_operation;
 } draft;

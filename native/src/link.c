@@ -8,7 +8,8 @@
  *     PASS     token 8, then the request                  to the owner of its shard
  *     PASSED   token 8, then the answer                   back
  *     ADDRESS  where clients of this one go               when the link is new
- *     LEAVE    leave.c */
+ *     LEAVE    leave.c
+ *     PUBLISH  the channel's size (varint), channel, message; never answered, and dropped where much is owed */
 #include <errno.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
@@ -19,7 +20,8 @@
 
 #include "server_internal.h"
 
-enum { LINK_PASS = 200, LINK_PASSED = 201, LINK_ADDRESS = 202, LINK_READ_SIZE = 1 << 18, LINK_OWED_MAX = 64 << 20 };
+enum { LINK_PASS = 200, LINK_PASSED = 201, LINK_ADDRESS = 202, LINK_PUBLISH = 204, LINK_READ_SIZE = 1 << 18, LINK_OWED_MAX = 64 << 20,
+       PUBLISH_OWED_MAX = 16 << 20 };
 
 peer_link *link_to(kv_server *server, uint16_t node) {
     for (uint32_t i = 0; i < server->link_count; i++)
@@ -323,6 +325,28 @@ static void address_receive(peer_link *l, const wire_in *in) {
     l->client_address[size] = 0;
 }
 
+/* --- channels --- */
+
+/* Room is left for what the set lives on: a link that owes much takes no messages. */
+void links_publish(kv_server *server, text channel, text message) {
+    for (uint32_t i = 0; i < server->link_count; i++) {
+        peer_link *l = &server->links[i];
+        if (l->source.fd < 0 || l->out.size - l->sent + channel.size + message.size > PUBLISH_OWED_MAX) continue;
+        wire_begin(&l->out, (enum wire_type)LINK_PUBLISH);
+        wire_put_varint(&l->out, channel.size);
+        wire_put_bytes(&l->out, channel.at, channel.size);
+        wire_put_bytes(&l->out, message.at, message.size);
+        wire_end(&l->out);
+        server->asked = true;
+    }
+}
+
+static void publish_receive(kv_server *server, wire_in *in) {
+    uint64_t size = wire_take_varint(in);
+    text channel = {wire_take_bytes(in, size), (size_t)size};
+    if (!in->bad) channels_tell(server, channel, (text){in->at, (size_t)(in->end - in->at)});
+}
+
 /* --- in --- */
 
 /* Frames of the replica that follow one another go to it in one piece. */
@@ -342,6 +366,7 @@ static bool frames_take(kv_server *server, peer_link *l) {
             else if (type == LINK_PASSED) passed_receive(server, &body);
             else if (type == LINK_ADDRESS) address_receive(l, &body);
             else if (type == LINK_LEAVE) leave_receive(server, l, &body);
+            else if (type == LINK_PUBLISH) publish_receive(server, &body);
             run = next;
         }
         at = next;

@@ -60,7 +60,9 @@ static op *op_begin(kv_server *server, const uint8_t *bytes, size_t size, const 
     o->parent = o->parts = o->queue = NULL;
     o->mate = o->group = o->behind = NULL;
     o->behind_last = &o->behind;
-    o->leads = false;
+    o->leads = o->in_turn = false;
+    o->later = NULL;
+    o->later_last = &o->later;
     o->part_count = 0;
     o->since = server->ticks;
     o->ask = (kv_ask){0};
@@ -149,6 +151,7 @@ static void replies_move(kv_server *server, client *c) {
 
 void op_done(kv_server *server, op *o) {
     if (o->leads) perform_release(server, o);
+    if (o->in_turn) turn_ends(server, o);
     if (o->reply.failed && o->client != NULL) client_close(server, o->client); /* It would get half a reply. */
     if (o->reply.failed && o->parent != NULL) o->parent->reply.failed = true;
     o->reply.failed = false;

@@ -18,7 +18,7 @@
 
 #include "command.h"
 
-enum { NAMES_MAX = 1024, GROUP_MAX = 64 };
+enum { NAMES_MAX = 1024 };
 
 static void ask_read(kv_server *server, op *o);
 
@@ -106,6 +106,7 @@ static void run_all(kv_server *server, op *o) {
 static void all_done(kv_server *server, op *o) {
     op *mate = o->group;
     o->group = NULL;
+    channels_say(server, &o->draft->messages);
     op_done(server, o);
     for (op *next; mate != NULL; mate = next) {
         next = mate->mate;
@@ -115,12 +116,21 @@ static void all_done(kv_server *server, op *o) {
 
 /* --- who is under way in a slot --- */
 
+bool group_takes(group_size *size, const op *o) {
+    size->count++;
+    size->bytes += o->bytes.size;
+    return size->count <= GROUP_MAX && size->bytes <= GROUP_SIZE_MAX;
+}
+
 /* A transaction goes alone: what it watches is to be as the store has it, and not as others before it left it. */
 static void lead(kv_server *server, op *o) {
     op **last = &o->group;
+    group_size size = {0};
     server->leaders[o->slot] = o;
     o->leads = true;
-    for (size_t count = 1; count < GROUP_MAX && !is_exec(o) && o->behind != NULL && !is_exec(o->behind); count++) {
+    group_takes(&size, o);
+    for (; *last != NULL; last = &(*last)->mate) group_takes(&size, *last); /* Those of its client that come with it. */
+    while (!is_exec(o) && o->behind != NULL && !is_exec(o->behind) && group_takes(&size, o->behind)) {
         *last = o->behind;
         last = &o->behind->mate;
         o->behind = o->behind->mate;
@@ -155,8 +165,10 @@ static void take_turn(kv_server *server, op *o) {
         lead(server, o);
         return;
     }
+    o->mate = o->group;
+    o->group = NULL;
     *leader->behind_last = o;
-    leader->behind_last = &o->mate;
+    while (*leader->behind_last != NULL) leader->behind_last = &(*leader->behind_last)->mate;
 }
 
 /* One of them cannot be done together with the others, or at all: the first goes alone, and then the rest. */
@@ -172,8 +184,10 @@ static bool dissolved(kv_server *server, op *o) {
     return true;
 }
 
+/* It cannot be answered now; it is asked again if all it lacks is bytes that are elsewhere. */
 static void give_up_draft(kv_server *server, op *o) {
-    if (o->draft->refused != NULL) request_give_up(server, o, o->draft->refused);
+    if (o->draft->failed == KV_ELACKING) request_fetch(server, o);
+    else if (o->draft->refused != NULL) request_give_up(server, o, o->draft->refused);
     else if (o->draft->failed == KV_ENOMEM) request_give_up(server, o, NO_MEMORY);
     else if (o->draft->failed == KV_ECORRUPT && server_ends(server)) return; /* Without an answer: the client asks another one. */
     else request_give_up(server, o, "UNAVAILABLE what is asked for cannot be read here");
@@ -212,7 +226,8 @@ static void has_read(kv_server *server, op *o) {
     draft *v = o->draft;
     run_all(server, o);
     if (!draft_finish(v)) {
-        if (!dissolved(server, o)) give_up_draft(server, o);
+        bool waits = v->failed == KV_ELACKING && !request_is_over(server, o);
+        if (waits || !dissolved(server, o)) give_up_draft(server, o);
     } else if (v->operations.count == 0) {
         all_done(server, o);
     } else {
@@ -226,10 +241,6 @@ static void has_read(kv_server *server, op *o) {
     }
 }
 
-static bool time_is_over(const kv_server *server, const op *o) {
-    return (server->ticks - o->since) * server->options.tick_ms >= server->options.request_ms;
-}
-
 /* A hash became a string, or the other way round: as if a version had changed. Nothing to be done: all of it stands. */
 static void has_written(kv_server *server, op *o, const kv_reply *reply) {
     bool stands = reply->status == KV_ANSWER_OK || (reply->status == KV_ANSWER_FAILED && reply->error == KV_ABSENT);
@@ -237,7 +248,7 @@ static void has_written(kv_server *server, op *o, const kv_reply *reply) {
     if (stands) all_done(server, o);
     else if (!conflict && !dissolved(server, o)) request_give_up(server, o, words_of(reply->error));
     else if (!conflict) return;
-    else if (time_is_over(server, o)) request_give_up(server, o, "TRYAGAIN others write to these keys all the time");
+    else if (request_is_over(server, o)) request_give_up(server, o, "TRYAGAIN others write to these keys all the time");
     else ask_read(server, o);
 }
 
@@ -248,11 +259,19 @@ void perform_answered(kv_server *server, op *o, const kv_reply *reply) {
     else has_read(server, o);
 }
 
-/* Without a batch behind it. False: it has been given up. */
+/* Of a shard after the other, where it is about all of them: what they hold may be another by now. */
+void perform_again(kv_server *server, op *o) {
+    o->waits = false;
+    if ((o->command->flags & COMMAND_ALL) != 0) parts_make_sure(server, o);
+    else ask_read(server, o);
+}
+
+/* Without a batch behind it. False: it has been given up, or put off. */
 bool perform_run(kv_server *server, op *o) {
     run_all(server, o);
     bool good = draft_finish(o->draft);
-    if (!good) give_up_draft(server, o);
+    if (good) channels_say(server, &o->draft->messages);
+    else give_up_draft(server, o);
     return good;
 }
 

@@ -462,7 +462,8 @@ static void held_ask(kv_replica *r, uint32_t index) {
     wire_end(out);
 }
 
-/* Some of those behind which something is kept; the next time it is the others' turn. */
+/* Some of those behind which something is kept; the next time it is the others' turn. One that settles takes with it what is kept
+ * behind it, so the list may end sooner than it was long. */
 static void holders_ask(kv_replica *r) {
     contents *t = &r->contents;
     for (uint32_t i = 0; i < r->peer_count; i++)
@@ -470,6 +471,7 @@ static void holders_ask(kv_replica *r) {
     uint64_t count = t->lists[CONTENT_UNSETTLED].count;
     for (uint64_t i = 0; i < NAMES_MAX && i < count; i++) {
         content *c = t->lists[CONTENT_UNSETTLED].first;
+        if (c == NULL) return;
         content_requeue(t, CONTENT_UNSETTLED, c);
         settle_if_held(r, c);
     }

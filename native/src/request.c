@@ -12,6 +12,9 @@ static bool asks_to_read(const kv_ask *ask) {
     return ask->kind == KV_REQUEST_GET || ask->kind == KV_REQUEST_READ || ask->kind == KV_REQUEST_WAIT;
 }
 
+static const char NOT_SERVED[] = "CLUSTERDOWN Hash slot not served";
+static const char LACKING[] = "UNAVAILABLE the bytes of a value are elsewhere, and could not be had in time";
+
 static void put_off(kv_server *server, op *o, list *until) {
     uint32_t *place = list_add(until, sizeof *place);
     o->waits = place != NULL;
@@ -60,6 +63,7 @@ void request_ask(kv_server *server, op *o) {
     bool named = ask->client != 0; /* by the client: command_session.c */
     if (!named) o->ask.attempt = 0;
     o->ask.follower = 1;
+    if (server->options.durability > o->ask.durability) o->ask.durability = (uint8_t)server->options.durability;
     o->ask.stale = o->client != NULL && o->client->stale && o->phase == PHASE_REQUEST && asks_to_read(ask);
     if (!named && !asks_to_read(ask) && server_size(server) != 1) {
         o->ask.client = server->identity;
@@ -71,6 +75,12 @@ void request_ask(kv_server *server, op *o) {
     if (!fits) request_give_up(server, o, "ERR it is larger than a request between replicas may be");
     else if (server->answering) put_off(server, o, &server->following);
     else ask_now(server, o);
+}
+
+/* It begins when the answers at hand have been looked at. */
+void request_put_off(kv_server *server, op *o) {
+    server->asked = true;
+    put_off(server, o, &server->following);
 }
 
 void request_pass(kv_server *server, op *o) {
@@ -92,12 +102,21 @@ void request_give_up(kv_server *server, op *o, const char *why) {
     op_done(server, o);
 }
 
-static void ask_again_later(kv_server *server, op *o) {
-    bool over = (server->ticks - o->since) * server->options.tick_ms >= server->options.request_ms;
+bool request_is_over(const kv_server *server, const op *o) {
+    return (server->ticks - o->since) * server->options.tick_ms >= server->options.request_ms;
+}
+
+static void ask_again_later(kv_server *server, op *o, const char *why) {
     server->figures.retried++;
     /* Who passed it on asks again himself: by then another one may be the owner. */
-    if (over || o->from != 0) request_give_up(server, o, "CLUSTERDOWN Hash slot not served");
+    if (request_is_over(server, o) || o->from != 0) request_give_up(server, o, why);
     else put_off(server, o, &server->waiting);
+}
+
+void request_fetch(kv_server *server, op *o) {
+    kv_replica_fetch(server->replica);
+    o->phase = PHASE_LACKS;
+    ask_again_later(server, o, LACKING);
 }
 
 /* An answer to what this op asked last. */
@@ -108,7 +127,9 @@ void request_answer(kv_server *server, op *o, const kv_reply *reply, const uint8
         link_pass_back(server, o, reply, bytes);
         op_done(server, o);
     } else if (reply->status == KV_ANSWER_RETRY) {
-        ask_again_later(server, o);
+        ask_again_later(server, o, NOT_SERVED);
+    } else if (reply->status == KV_ANSWER_UNAVAILABLE && reply->error == KV_ELACKING) {
+        ask_again_later(server, o, LACKING); /* They were sent for: a copy of them may be one that comes back. */
     } else if (reply->status == KV_ANSWER_SEEN && session_is_foreign(server, o)) {
         session_seen(server, o, reply);
     } else if (reply->status == KV_ANSWER_SEEN) {
@@ -143,7 +164,10 @@ static void ask_all(kv_server *server, list *put) {
     *put = (list){0};
     for (size_t i = 0; i < due.count; i++) {
         op *o = LIST(op *, &server->ops)[LIST(uint32_t, &due)[i]];
-        if (o->waits && !o->done) ask_now(server, o);
+        if (!o->waits || o->done) continue;
+        if (o->phase == PHASE_TURN) turn_begins(server, o);
+        else if (o->phase == PHASE_LACKS) perform_again(server, o);
+        else ask_now(server, o);
     }
     list_free(&due);
 }
@@ -161,6 +185,6 @@ void requests_link_lost(kv_server *server, uint16_t node) {
         op *o = LIST(op *, &server->ops)[i];
         if (o->passed_to != node || o->done) continue;
         o->passed_to = 0;
-        ask_again_later(server, o);
+        ask_again_later(server, o, NOT_SERVED);
     }
 }

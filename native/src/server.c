@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "command.h"
+#include "kv/xxh64.h"
 #include "store_internal.h"
 
 enum { SHARD_COUNT = 64, EVENTS_MAX = 128, CLIENTS_DEFAULT = 10000, TICK_MS = 5, REQUEST_MS = 5000, STOP_MS = 3000 };
@@ -49,6 +50,11 @@ void server_ring(const kv_server *server) {
 bool server_ends(kv_server *server) {
     server->damaged = server->options.replica.member_count > 1;
     return server->damaged;
+}
+
+uint64_t server_lot(kv_server *server) {
+    server->lots++;
+    return kv_xxh64((const uint8_t *)&server->lots, sizeof server->lots, server->identity);
 }
 
 /* --- what waits for the disk --- */
@@ -247,11 +253,12 @@ static kv_status server_begin(kv_server *server) {
     server->seen = calloc(server->shard_count, sizeof *server->seen);
     server->shown_shards = calloc(server->shard_count, sizeof *server->shown_shards);
     server->leaders = calloc(KV_SLOT_COUNT, sizeof(op *));
+    server->turns = calloc(TURNS_SIZE, sizeof(op *));
     server->samples = samples_make(server->shard_count);
     server->cursors = cursors_new((uint64_t)time(NULL) << 22);
     server->channels = channels_new();
     if (server->seen == NULL || server->samples == NULL || server->leaders == NULL || server->shown_shards == NULL) return KV_ENOMEM;
-    if (server->cursors == NULL || server->channels == NULL) return KV_ENOMEM;
+    if (server->turns == NULL || server->cursors == NULL || server->channels == NULL) return KV_ENOMEM;
     server->start_ms = server->now_ms = clock_ms();
     server->epoll = epoll_create1(EPOLL_CLOEXEC);
     server->bell = (source){SOURCE_BELL, eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)};
@@ -321,6 +328,7 @@ void kv_server_free(kv_server *server) {
     channels_free(server->channels);
     free(server->samples);
     free(server->leaders);
+    free(server->turns);
     free(server->seen);
     free(server->shown_shards);
     pthread_mutex_destroy(&server->lock);

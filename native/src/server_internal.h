@@ -12,13 +12,15 @@
  *   perform.c      a command that reads, decides and writes, from the read to the batch
  *   parts.c        a command of several slots, or about all keys
  *   draft.c         what such a command sees and would write
+ *   in_turn.c       writes of one client to one slot, one after the other
  *   cursors.c      where SCANs are; channels.c: who listens to what
  *   command*.c     the commands, by what they are about; command.c has what they share, command_table.c their table
  *
  * A command is an `op`, from its first word to its reply: one request to the replica (GET, SET, INCR), or performed over a
  * draft (docs/decisions/0034). Ops of a client end in any order and are answered in the order
  * they came. A client that sends without waiting has its reads in flight together, or its writes, but never both: else a
- * read could see a write that stands behind it, or miss one that stands before. */
+ * read could see a write that stands behind it, or miss one that stands before. Of its writes to one slot the next begins
+ * when the one before it is answered: else one that has to be asked again would be overtaken. */
 #ifndef KV_SERVER_INTERNAL_H
 #define KV_SERVER_INTERNAL_H
 
@@ -50,7 +52,7 @@ typedef struct input {
 enum command_flags {
     COMMAND_READ = 1,
     COMMAND_WRITE = 2,
-    COMMAND_ALONE = 4,     /* reads and writes: nothing of the client beside it */
+    COMMAND_ALONE = 4,     /* reads and writes: nothing of the client beside it, unless it is about one key */
     COMMAND_STRANGER = 8,  /* also before AUTH */
     COMMAND_DIRECT = 16,   /* not in a transaction, where EXEC is no EXEC without it */
     COMMAND_NOW = 32,      /* within a transaction it is not queued either, but done */
@@ -95,6 +97,8 @@ enum op_phase {
     PHASE_WRITE,       /* it has run, and what it writes is asked for */
     PHASE_SURE,        /* a part: the shard is made sure of, and that is all */
     PHASE_PARTS,       /* it waits for its parts */
+    PHASE_LACKS,       /* bytes of a value were sent for: at the next tick it begins anew */
+    PHASE_TURN,        /* the one before it, of its client and slot, has ended: it begins when answers were looked at */
 };
 
 struct op {
@@ -124,6 +128,12 @@ struct op {
     op *mate;              /* the next in one of these: */
     op *group;             /* those that run with it, over one draft */
     op *behind, **behind_last; /* those that wait for it */
+
+    /* in_turn.c. */
+    bool in_turn;          /* it is among those that end before the next may begin, and the last of them */
+    uint64_t client_id;
+    op *turn_next;         /* in the table */
+    op *later, **later_last; /* what waits for it, by `mate` */
 
     /* What is asked of the replica. */
     kv_ask ask;
@@ -219,11 +229,13 @@ struct kv_server {
     list following;        /* of uint32_t: ops whose next request waits for the answers to have been looked at */
     uint64_t identity;     /* as a client of replicas; a random number, so that no life is taken for another */
     uint64_t number;       /* of the last request */
+    uint64_t lots;         /* random numbers given out */
     bool answering;        /* the replica's answers are being looked at: it must not be asked */
     bool asked;            /* since it was last flushed */
     uint32_t shard_count;
     uint64_t *seen;        /* by shard: the highest version heard of */
     op **leaders;          /* by slot: what reads and writes there now; NULL: nothing */
+    op **turns;            /* by client and slot: writes under way (in_turn.c) */
     uint32_t *samples;     /* by shard: a number which, as a key, lies in it */
     cursors *cursors;
     channels *channels;
@@ -259,6 +271,7 @@ struct kv_server {
 /* server.c */
 bool server_ends(kv_server *server); /* a record that was read is damaged: whether the process ends, as a start may mend it */
 void server_ring(const kv_server *server); /* any thread: the loop comes round */
+uint64_t server_lot(kv_server *server); /* a random number, of no worth to who wants a secret one */
 bool server_watch(kv_server *server, source *one, uint32_t events);
 void server_event(kv_server *server, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
@@ -290,8 +303,12 @@ void client_unwatch(client *c);
 
 /* request.c */
 void request_ask(kv_server *server, op *o);
+void request_put_off(kv_server *server, op *o);
 void request_pass(kv_server *server, op *o); /* as whoever passed it on asks it */
 void request_give_up(kv_server *server, op *o, const char *why);
+bool request_is_over(const kv_server *server, const op *o); /* its time */
+/* The store has just said KV_ELACKING of something that it reads: it reads again when the bytes may have come. */
+void request_fetch(kv_server *server, op *o);
 void requests_answered(kv_server *server);
 void request_answer(kv_server *server, op *o, const kv_reply *reply, const uint8_t *bytes);
 void requests_tick(kv_server *server);
@@ -301,6 +318,8 @@ op *op_of(kv_server *server, uint64_t token);
 
 /* channels.c */
 void channels_leave(kv_server *server, client *c); /* all of them */
+void channels_tell(kv_server *server, text channel, text message); /* those that listen here */
+void channels_say(kv_server *server, const list *messages); /* everywhere; of a draft */
 
 /* link.c */
 void links_arrive(kv_server *server);
@@ -309,6 +328,8 @@ void links_send(kv_server *server);
 void link_flush(kv_server *server, peer_link *l);
 void link_close(kv_server *server, peer_link *l, const char *why);
 bool link_pass_on(kv_server *server, uint16_t node, const op *o);
+/* To those who listen at other replicas, of those that can be reached and take it in. */
+void links_publish(kv_server *server, text channel, text message);
 void link_pass_back(kv_server *server, const op *o, const kv_reply *reply, const uint8_t *bytes);
 peer_link *link_to(kv_server *server, uint16_t node); /* NULL: there is none */
 void link_drop(peer_link *l, kv_server *server); /* it is known no more */
@@ -339,16 +360,31 @@ void look_show(kv_server *server); /* holds the lock */
 void command_begin(kv_server *server, op *o);
 const kv_command *command_find(const uint8_t *name, size_t size);
 /* How it is to be kept in order with others of its client. */
-uint32_t command_order(const client *c, const kv_command *command);
+uint32_t command_order(const client *c, const kv_command *command, size_t word_count);
+bool command_has_turn(const kv_command *command, size_t word_count); /* a write about one key */
+void command_start(kv_server *server, op *o); /* it may be done, and now is */
 
 /* command_session.c */
 bool session_is_foreign(const kv_server *server, const op *o); /* its client has named the request itself */
 void session_seen(kv_server *server, op *o, const kv_reply *reply);
 
+/* in_turn.c */
+enum { TURNS_SIZE = 4096 };
+bool turn_waits(kv_server *server, op *o); /* one of its client is under way in its slot; else it is, now */
+void turn_ends(kv_server *server, op *o);
+void turn_begins(kv_server *server, op *o); /* of one in PHASE_TURN */
+
 /* perform.c */
+/* Commands that go together over one draft, and their bytes: far below what one batch takes. */
+enum { GROUP_MAX = 64, GROUP_SIZE_MAX = 4 << 20 };
+typedef struct group_size {
+    size_t count, bytes;
+} group_size;
+bool group_takes(group_size *size, const op *o);
 void perform_begin(kv_server *server, op *o);
 void perform_answered(kv_server *server, op *o, const kv_reply *reply);
 bool perform_run(kv_server *server, op *o);
+void perform_again(kv_server *server, op *o);
 void perform_release(kv_server *server, op *leader); /* it is done: who waited for it is next */
 /* parts.c */
 enum { PART_KEYS_MAX = 512 };

@@ -522,6 +522,25 @@ TEST(who_has_gone_is_not_asked_for_bytes_any_more) {
     end(s);
 }
 
+/* More are kept, one behind the other, than are asked for at once: with the newest that is held all behind it go. */
+TEST(a_long_row_of_versions_settles_at_once) {
+    set *s = begin();
+    char value[16];
+    lane(s, false);
+    for (int i = 0; i < 400; i++) {
+        snprintf(value, sizeof value, "value %d", i);
+        put(s, 1, value, 0);
+    }
+    ticks(s, 24);
+    lane(s, true);
+    ticks(s, 60);
+    for (uint16_t i = 1; i <= s->n; i++) {
+        CHECK_EQ(lag(s, i).kept_count, 0);
+        CHECK(gets(s, i, true, "value 399"));
+    }
+    end(s);
+}
+
 /* Whoever follows a table waits for bytes as a reader of his own does, and loses nothing. */
 TEST(a_page_of_changes_waits_for_bytes) {
     set *s = begin();
@@ -824,6 +843,7 @@ int main(void) {
     RUN(the_bytes_before_stay_until_a_majority_has_the_new_ones);
     RUN(bytes_that_a_removed_member_has_are_given_away_and_are_not_held);
     RUN(who_has_gone_is_not_asked_for_bytes_any_more);
+    RUN(a_long_row_of_versions_settles_at_once);
     RUN(a_page_of_changes_waits_for_bytes);
     RUN(forget_falls_back_to_what_is_held);
     RUN(forget_is_for_what_is_lost_and_has_something_behind_it);

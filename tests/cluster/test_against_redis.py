@@ -74,6 +74,8 @@ EXPIRIES: Final = [
 SET_OPTIONS: Final = [*EXPIRIES, *(command(name) for name in ("NX", "XX", "GET", "KEEPTTL", "nx", "BAD"))]
 EXPIRE_OPTIONS: Final = [command(name) for name in ("NX", "XX", "GT", "LT", "BAD")]
 
+COPY_OPTIONS: Final = [command("REPLACE"), command("BAD"), command("DB", st.sampled_from([b"0", b"99", b"x"]))]
+
 STRINGS: Final = [
     optional(command("SET", KEYS, TEXTS), *SET_OPTIONS),
     command("SET", KEYS, TEXTS),
@@ -102,6 +104,9 @@ GENERIC: Final = [
     optional(command("PEXPIRE", KEYS, SECONDS), *EXPIRE_OPTIONS),
     optional(command("EXPIREAT", KEYS, MOMENTS), *EXPIRE_OPTIONS),
     optional(command("PEXPIREAT", KEYS, MOMENTS_MS), *EXPIRE_OPTIONS),
+    command("RENAME", KEYS, KEYS),
+    command("RENAMENX", KEYS, KEYS),
+    optional(command("COPY", KEYS, KEYS), *COPY_OPTIONS),
     *(command(name, KEYS) for name in ("TTL", "PTTL", "EXPIRETIME", "PEXPIRETIME", "PERSIST")),
 ]
 SPREAD: Final = [
@@ -121,9 +126,13 @@ HASHES: Final = [
     *(command(name, KEYS, FIELDS) for name in ("HEXISTS", "HSTRLEN")),
     command("HINCRBY", KEYS, FIELDS, NUMBERS),
     command("HINCRBYFLOAT", KEYS, FIELDS, FLOATS),
+    command("HRANDFIELD", KEYS),
+    command("HRANDFIELD", KEYS, SMALL),
+    command("HRANDFIELD", KEYS, SMALL, st.sampled_from([b"WITHVALUES", b"BAD"])),
 ]
 ALL_KEYS: Final = [
     command("DBSIZE"),
+    command("RANDOMKEY"),
     command("KEYS", st.sampled_from([b"*", b"{t}*", b"?", b"{t}[a-b]", b"\\{t}h", b"[^x]", b"none"])),
 ]
 OTHER: Final = [
@@ -140,6 +149,7 @@ TRANSACTION: Final = st.one_of(*STRINGS, *GENERIC, *HASHES)
 """What a transaction of one slot may hold."""
 
 UNORDERED: Final = {b"KEYS", b"HKEYS", b"HVALS"}
+LOTS: Final = {b"RANDOMKEY", b"HRANDFIELD"}
 TIMES: Final = {b"TTL": 1000, b"EXPIRETIME": 1000, b"PTTL": 1, b"PEXPIRETIME": 1}
 
 
@@ -192,6 +202,8 @@ def alike(words: Command, theirs: Any, ours: Any) -> bool:
     name = words[0].upper()
     if name in TIMES and isinstance(theirs, int) and isinstance(ours, int) and theirs > 0 and ours > 0:
         return abs(theirs - ours) * TIMES[name] <= CLOCK_SLACK_MS
+    if name in LOTS and type(theirs) is type(ours) and not isinstance(theirs, str):
+        return not isinstance(theirs, list) or len(theirs) == len(ours)
     if isinstance(theirs, list) and isinstance(ours, list):
         if name in UNORDERED:
             return sorted(theirs) == sorted(ours)

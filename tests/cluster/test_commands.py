@@ -295,6 +295,41 @@ def test_who_listens_hears_what_is_published_here(nodes: Replicas, client: Any) 
             until(lambda: client.publish("news", "hello") == 0)
 
 
+def test_what_is_published_is_heard_at_every_replica(replicas: Callable[[int], Replicas]) -> None:
+    """In the order in which one client published it, once; of a transaction when it stands; and after a kill again."""
+    nodes = replicas(3)
+    until(nodes.served)
+    clients: list[Any] = [nodes.client(id_) for id_ in nodes.ids]
+    listeners = [one.pubsub() for one in clients]
+    for listener in listeners:
+        listener.subscribe("news")
+        listener.psubscribe("n*")
+        assert [listener.get_message(timeout=5)["data"] for _ in range(2)] == [1, 2]
+    for number in range(50):
+        assert clients[0].publish("news", number) == 2
+    with clients[1].pipeline() as pipe:
+        assert pipe.set("key", 1).publish("news", "of a transaction").execute() == [True, 2]
+        pipe.watch("key")
+        pipe.multi()
+        clients[2].set("key", 2)
+        with pytest.raises(redis.WatchError):
+            pipe.publish("news", "never").get("key").execute()
+    clients[2].publish("news", b"x" * 1_000_000)
+    expected = [str(number).encode() for number in range(50)]
+    for listener in listeners:
+        heard = [listener.get_message(timeout=5) for _ in range(2 * 52)]
+        for kind in ("message", "pmessage"):
+            said = [one["data"] for one in heard if one["type"] == kind]
+            assert [one for one in said if len(one) < 3] == expected
+            assert sorted(map(len, said))[-2:] == [len("of a transaction"), 1_000_000]
+        assert listener.get_message(timeout=0.1) is None
+    nodes.kill(2)
+    nodes.start(2)
+    until(nodes.served)
+    assert clients[1].publish("news", "back") == 0
+    assert [listeners[at].get_message(timeout=5)["data"] for at in (0, 2)] == [b"back"] * 2
+
+
 @SET
 def test_transactions_end_as_in_redis(client: Any) -> None:
     pool = client.connection_pool
@@ -336,6 +371,12 @@ def test_cluster_clients_go_to_the_owner(replicas: Callable[[int], Replicas]) ->
             assert cluster.set(f"key:{number}", number)
         assert [cluster.get(f"key:{number}") for number in range(30)] == [b"%d" % number for number in range(30)]
         assert cluster.cluster_keyslot("{tag}key") == cluster.keyslot("{tag}key")
+        found = cluster.cluster_nodes()
+        assert set(found) == {f"127.0.0.1:{port}" for port in nodes.ports.values()}
+        ranges = [(int(first), int(last)) for one in found.values() for first, last in one["slots"]]
+        assert sum(last - first + 1 for first, last in ranges) == 16384
+        assert [one["connected"] for one in found.values()] == [True] * 3
+        assert sum("myself" in one["flags"] for one in found.values()) == 1
         assert cluster.cluster_info(target_nodes="random")["cluster_state"] == "ok"
     with nodes.client(2) as one:
         slots = one.execute_command("CLUSTER SLOTS")
@@ -343,6 +384,43 @@ def test_cluster_clients_go_to_the_owner(replicas: Callable[[int], Replicas]) ->
         shards = one.execute_command("CLUSTER SHARDS")
         assert len(shards) == 3
         assert one.execute_command("READONLY")
+
+
+@SET
+def test_every_key_and_field_may_be_drawn(client: Any) -> None:
+    keys = {f"key:{number}".encode() for number in range(20)} | {b"hash"}
+    assert client.randomkey() is None
+    for key in keys - {b"hash"}:
+        client.set(key, 1)
+    client.hset("hash", mapping={f"f{number}": number for number in range(10)})
+    with client.pipeline(transaction=False) as pipe:
+        for _ in range(1000):
+            pipe.randomkey()
+        assert set(pipe.execute()) == keys
+    fields = {f"f{number}".encode() for number in range(10)}
+    drawn = client.hrandfield("hash", 8)
+    assert len(set(drawn)) == 8
+    assert set(drawn) < fields
+    assert set(client.hrandfield("hash", -500)) == fields
+    assert sorted(client.hrandfield("hash", 99)) == sorted(fields)
+    values = client.execute_command("HRANDFIELD", "hash", 10, "WITHVALUES")
+    flat = values if isinstance(values[0], bytes) else [word for pair in values for word in pair]
+    assert dict(zip(flat[::2], flat[1::2], strict=True)) == client.hgetall("hash")
+    client.delete(*keys)
+    assert client.randomkey() is None
+
+
+def test_names_of_two_slots_do_not_change_places(replicas: Callable[[int], Replicas]) -> None:
+    with replicas(3).client(1) as client:
+        client.set("a", 1)
+        for words in (("RENAME", "a", "b"), ("RENAMENX", "a", "b"), ("COPY", "a", "b")):
+            with pytest.raises(redis.ResponseError, match="don't hash to the same slot"):
+                client.execute_command(*words)
+        client.hset("{x}h", mapping={f"f{number}": "v" * number for number in range(300)})
+        client.expire("{x}h", 1000)
+        assert client.rename("{x}h", "{x}i")
+        assert (client.hlen("{x}i"), client.exists("{x}h"), client.ttl("{x}i") > 990) == (300, 0, True)
+        assert client.execute_command("TBL.VERSION", "{x}i") > 0
 
 
 def test_shutdown_ends_a_replica(replicas: Callable[[int], Replicas]) -> None:

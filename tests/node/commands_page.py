@@ -23,9 +23,8 @@ GROUPS: Final = {
 }
 
 MISSING: Final = {
-    "generic": "copy dump migrate move object randomkey rename renamenx restore sort sort_ro",
+    "generic": "dump migrate move object restore sort sort_ro",
     "string": "lcs",
-    "hash": "hrandfield",
     "cluster": "asking",
     "pubsub": "spublish ssubscribe sunsubscribe",
     "server": "acl bgrewriteaof bgsave debug failover lastsave latency lolwut memory module monitor psync replconf "
@@ -68,8 +67,11 @@ transaction, as those of Django and aiocache do.
 
 **Commands that read and then write** (all but SET, GET, DEL of one key, INCR, APPEND and their like) run again when
 another write came between, until `request_ms` is over: then TRYAGAIN, and nothing was done ([decision
-0034](decisions/0034-a-command-is-a-function-over-a-draft.md)). They are not sent ahead of each other: a pipeline of
-them is done one by one. So is one that has reads among writes.
+0034](decisions/0034-a-command-is-a-function-over-a-draft.md)).
+**Pipelines.** What one connection sends without waiting takes effect in its order as far as one slot goes, through
+takeovers, too, and side by side otherwise ([decision 0050](decisions/0050-writes-of-a-client-take-turns.md)). Reads
+wait for the writes before them, and writes for reads, so a pipeline that alternates is done one by one. Commands of
+several keys, transactions and PUBLISH wait for all before them.
 
 **Limits.** A key has 1 to 65,535 bytes, a value 16 MiB, a batch or a transaction 32 MiB. A transaction cannot make a
 hash of what was a string before it. Expired keys are deleted by the replica that owns them, by its clock.

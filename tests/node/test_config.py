@@ -30,6 +30,7 @@ def test_a_file_says_all(tmp_path: Path) -> None:
     assert config.secret == b""
     assert config.status_file is None
     assert config.limits == Limits(10_000, 5_000, 3_000, 512 << 20, 256 << 20)
+    assert (config.durability, config.inline_max) == ("version", 4096)
 
 
 def test_paths_in_a_file_begin_where_it_is(tmp_path: Path) -> None:
@@ -56,6 +57,16 @@ def test_the_environment_goes_over_the_file_and_flags_over_both(tmp_path: Path) 
     config = load(file, environment, {"shards": "64", "id": None})
     assert (config.node, config.directory, config.shard_count) == (1, Path("elsewhere"), 64)
     assert config.peers == {4: ("::1", 1), 5: ("h", 2)}
+
+
+def test_how_values_travel_is_said_like_all_else(tmp_path: Path) -> None:
+    file = tmp_path / "kvsvr.toml"
+    file.write_text('durability = "data"\ninline_max = "64 KiB"\n' + FILE)
+    config = load(file, {}, {})
+    assert (config.durability, config.inline_max) == ("data", 65536)
+    config = load(file, {"KVSVR_INLINE_MAX": "0", "KVSVR_DURABILITY": "version"}, {"inline_max": "1 MiB"})
+    assert (config.durability, config.inline_max) == ("version", 1 << 20)
+    assert load(file, {"KVSVR_INLINE_MAX": "0"}, {}).inline_max == 0
 
 
 def test_a_password_lets_a_replica_be_reached_from_elsewhere() -> None:
@@ -108,6 +119,11 @@ def test_a_secret_is_what_a_file_holds(tmp_path: Path) -> None:
         ({"id": 1, "dir": "d", "word_size_max": "1 TiB"}, "size like 65536"),
         ({"id": 1, "dir": "d", "word_size_max": "513 MiB"}, "at most 536870912, not '513 MiB'"),
         ({"id": 1, "dir": "d", "owed_size_max": True}, "size like 65536"),
+        ({"id": 1, "dir": "d", "owed_size_max": 0}, "size like 65536"),
+        ({"id": 1, "dir": "d", "inline_max": "2 MiB"}, "at most 1048576, not '2 MiB'"),
+        ({"id": 1, "dir": "d", "inline_max": -1}, "size like 65536"),
+        ({"id": 1, "dir": "d", "durability": "both"}, "durability is version or data, not 'both'"),
+        ({"id": 1, "dir": "d", "durability": ["data"]}, "durability is version or data"),
         ({"id": 1, "dir": "d", "clients_max": 0}, "clients_max is a number from 1 to 1000000, not 0"),
     ],
 )

@@ -56,6 +56,18 @@ def test_what_is_asked_of_a_set_that_is_there_has_to_be_what_it_is(tmp_path: Pat
         make_or_find(tmp_path / "set", None, base + 1)
 
 
+def test_settings_of_a_set_go_to_all_its_replicas(tmp_path: Path) -> None:
+    settings = {"durability": "data", "inline_max": "64 KiB"}
+    place, _ = make_or_find(tmp_path / "set", 3, free_base(3), settings)
+    assert {(one.config.durability, one.config.inline_max) for one in place.replicas} == {("data", 65536)}
+    assert not make_or_find(tmp_path / "set", None, None, {"inline_max": "65536"})[1]
+    with pytest.raises(UsageError, match="another durability: leave --durability out"):
+        make_or_find(tmp_path / "set", None, None, {"durability": "version"})
+    with pytest.raises(UsageError, match=r"inline_max is a size .* correct --inline-max"):
+        make_or_find(tmp_path / "other", 3, free_base(3), {"inline_max": "much"})
+    assert not (tmp_path / "other").exists()
+
+
 def test_a_directory_with_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(UsageError, match="is not empty, and holds no set"):

@@ -32,6 +32,7 @@ MODULES: Final = {
     "status": "replicas:status_command",
     "stop": "replicas:stop_command",
     "table": "table:command",
+    "top": "top:command",
     "verify": "verify:command",
 }
 

@@ -33,6 +33,8 @@ QUIET: Final = ("starting", "serving", "waiting", "stopping", "left", "stopped",
     type=click.IntRange(1, 65_535),
     help="Clients' port of the first, 7101 where a set is made; the others follow.",
 )
+@click.option("--durability", metavar="version|data", help="Where a set is made: as of kvsvr serve.")
+@click.option("--inline-max", metavar="SIZE", help="Where a set is made: as of kvsvr serve.")
 @click.option("--detach", is_flag=True, help="Leave it running, and come back when it is a set.")
 @click.option(
     "--wait",
@@ -57,6 +59,8 @@ def command(
     verbose: bool,
     with_stdin: bool,
     as_json: bool,
+    durability: str | None,
+    inline_max: str | None,
 ) -> None:
     """Run a set of replicas on this machine: make it where there is none, start it, restart what dies, until Ctrl-C.
 
@@ -64,7 +68,9 @@ def command(
     is run again by the same command. Exit code 3: a replica died too often, or in a way that no restart mends, and was
     given up.
     """
-    place, made = make_or_find(directory, count, port)
+    settings = {"durability": durability, "inline_max": inline_max}
+    wanted = {name: value for name, value in settings.items() if value is not None}
+    place, made = make_or_find(directory, count, port, wanted)
     say(f"{'made' if made else 'found'} a set of {len(place.replicas)} in {place.directory}")
     if detach:
         status = _detach(place, wait_s)

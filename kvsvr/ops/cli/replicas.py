@@ -59,15 +59,15 @@ def print_status(status: SetStatus) -> None:
             one.address,
             "-" if one.pid is None else str(one.pid),
             *("-" if number is None else f"{number:,}" for number in numbers),
-            Text(_note(one)),
+            Text(note(one)),
         )
     console = Console(highlight=False)
     console.print(table)
     colour = "green" if status.state is Health.HEALTHY else "bold red"
-    console.print(Text.assemble("the set is ", (status.state, colour), f": {_words(status)}"), soft_wrap=True)
+    console.print(Text.assemble("the set is ", (status.state, colour), f": {words(status)}"), soft_wrap=True)
 
 
-def _note(one: ReplicaStatus) -> str:
+def note(one: ReplicaStatus) -> str:
     note = "given up" if one.given_up else ""
     if one.leaving:
         note = "is being replaced"
@@ -79,7 +79,7 @@ def _note(one: ReplicaStatus) -> str:
     return ": ".join(text for text in (note, last) if text)
 
 
-def _words(status: SetStatus) -> str:
+def words(status: SetStatus) -> str:
     staying = [one for one in status.replicas if not one.leaving]
     count = len(staying)
     serving = sum(one.state is State.SERVING for one in staying)

@@ -37,11 +37,12 @@ from kvsvr.ops.cli.common import DAMAGE, FAILED
 @click.option("--word-size-max", metavar="SIZE", help="Of one argument of a command.")
 @click.option("--owed-size-max", metavar="SIZE", help="To a client that does not read.")
 @click.option("--keep-size-max", metavar="SIZE", help="Of the log's end, in which records are kept for the others.")
-@click.option("--inline-max", metavar="SIZE", help="Larger values go by digest.")
 @click.option("--silence-ms", help="Who is not heard for so long is taken for gone.")
 @click.option("--await-hello", help="true: a start waits for all the others.")
 @click.option("--members", metavar="ID,ID,ID", help="That the set began with, for one that comes later.")
 @click.option("--replaces", metavar="ID,ID", help="In whose place it comes.")
+@click.option("--durability", metavar="version|data", help="Of what is written: data, a majority has the bytes, too.")
+@click.option("--inline-max", metavar="SIZE", help="Larger values travel beside the vote.")
 def command(config: Path | None, peers: tuple[str, ...], **flags: Any) -> None:
     """Serve one replica until SIGTERM or Ctrl-C; a second one ends it at once.
 

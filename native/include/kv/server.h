@@ -26,6 +26,7 @@ typedef struct kv_server_options {
     uint64_t owed_size_max;     /* to a client that does not read; above it is cut. 0: 256 MiB */
     uint32_t stop_ms;           /* after which a stop waits for nobody any more; 0: 3,000 */
     int32_t replays_all;        /* bool: the checkpoint of the directory is not used, and forgotten: it, or the index, is damaged */
+    int32_t durability;         /* enum kv_durability: of every write at least, whatever it says itself */
     char password[128];         /* that clients have to say; "": none */
     char announce[64];          /* host:port where clients find this replica; what others tell theirs */
 } kv_server_options;

@@ -215,6 +215,8 @@ typedef struct kv_page {
 } kv_page;
 /* size + resume_size; small or large. The next page: `start` is that key and a zero byte; in reverse `stop` is the key. */
 kv_result kv_scan(kv_caller *c, const kv_range *range, kv_page *page);
+/* Some key, or name of a table: size; small or large. `place` and `lot` are random numbers. KV_ABSENT: there is none. */
+kv_result kv_pick(kv_caller *c, uint64_t place, uint64_t lot);
 
 /* --- the sweep: rows of dropped tables leave index and counters, some at a time. One at a time, by one thread, and
  * freed before the store is closed. step until KV_EOF: there is nothing to sweep, or snapshots still want it. --- */
