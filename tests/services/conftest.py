@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,3 +52,41 @@ def store(request: pytest.FixtureRequest) -> Iterator[Any]:
         return
     with request.getfixturevalue("three").connect() as remote:
         yield remote
+
+
+class Interposed:
+    """A store in which something happens once, right before or behind a call of a table: a race, made to happen."""
+
+    def __init__(self, db: Any, call: str, key: bytes, what: Callable[[], None], *, behind: bool) -> None:
+        self._db, self._call, self._key, self._what, self._behind = db, call, key, what, behind
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._db, name)
+        return self._table if name == "table" else found
+
+    def _table(self, key: bytes) -> Any:
+        table = self._db.table(key)
+        return _Between(table, self) if key == self._key else table
+
+    def between(self, name: str, call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+        if name != self._call:
+            return call(*arguments, **named)
+        what, self._what = self._what, lambda: None
+        if not self._behind:
+            what()
+        found = call(*arguments, **named)
+        if self._behind:
+            what()
+        return found
+
+
+class _Between:
+    def __init__(self, table: Any, interposed: Interposed) -> None:
+        self._inner, self._interposed = table, interposed
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._inner, name)
+        return partial(self._interposed.between, name, found) if callable(found) else found
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._inner)
