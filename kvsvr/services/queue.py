@@ -285,6 +285,12 @@ class Queue:
             len(ready), len(self._db.table(prefix + b"held")), len(self._db.table(prefix + b"dead")), round(age, 6)
         )
 
+    def bodies(self, topic: str) -> list[bytes]:
+        """Of all tasks that have not ended, dead ones apart."""
+        prefix = prefix_of(topic)
+        contents = [content for name in (b"ready", b"held") for _, content in self._db.table(prefix + name).rows()]
+        return [_stored.decode(content).body for content in contents]
+
     def dead(self, topic: str, limit: int = 100) -> list[Task]:
         """Those that were given up, oldest first."""
         rows = self._db.table(prefix_of(topic) + b"dead").rows(limit=limit)

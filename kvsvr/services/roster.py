@@ -7,8 +7,9 @@ for a worker to look at each (docs/decisions/0040).
     roster.round(handle, "w-1")      a worker: each topic in the roster, until it is empty
 
 A topic leaves when it was found empty GRACE_S or more behind its last entry, and nobody has entered it since (delete at
-a version). So a writer has that long between enter() and its transaction; one that stops for longer, and then dies
-between the transaction and ring(), leaves a task until somebody enters the topic again.
+a version). Who enters one that has just been entered writes nothing, so a writer has at least half of that between
+enter() and its transaction; one that stops for longer, and then dies between the transaction and ring(), leaves a task
+until somebody enters the topic again.
 
 One table, in a slot of its own: entering is a single write, and who waits is woken by it.
 """
@@ -38,9 +39,12 @@ class Roster:
         self._lease = lease
 
     def enter(self, topic: str) -> None:
-        self._table.put(topic.encode(), id_after(None, self._clock()))
+        found = self._table.get(topic.encode())
+        if found is None or abs(self._clock() - seconds_of(found)) > GRACE_S / 2:
+            self.ring(topic)
 
-    ring = enter
+    def ring(self, topic: str) -> None:
+        self._table.put(topic.encode(), id_after(None, self._clock()))
 
     def round(self, handle: Callable[[Task], None], worker: str, *, limit: int | None = None) -> int:
         """Does what there is, up to `limit` tasks; how many were done. A handler that raises has its task given back,

@@ -172,7 +172,7 @@ class Sync:
         self._secrets = list(given) if given is not None else [_kept_secret(db)]
         if not self._secrets or any(len(one) < SECRET_SIZE_MIN for one in self._secrets):
             raise UsageError(f"a secret has at least {SECRET_SIZE_MIN} bytes")
-        self._lease = lease
+        self.lease = lease
         self._clock = clock
 
     # --- writing ---
@@ -325,9 +325,9 @@ class Sync:
         state = self._read_state(user)
         known = state.devices.get(device)
         same = known is not None and (known.head, known.behind) == (had.head, behind)
-        if known is not None and same and known.until - now > self._lease / 2:
+        if known is not None and same and known.until - now > self.lease / 2:
             return state
-        entry = Device(now + self._lease, had.head, behind)
+        entry = Device(now + self.lease, had.head, behind)
         return self._db.run(partial(_enter_device, user=user, device=name_of(device, "a device"), entry=entry, now=now))
 
     def devices(self, user: str) -> Mapping[str, Device]:

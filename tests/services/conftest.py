@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -90,3 +91,51 @@ class _Between:
 
     def __iter__(self) -> Iterator[bytes]:
         return iter(self._inner)
+
+
+class Killed(BaseException):
+    """What stands for kill -9 between two calls of the store."""
+
+
+class Dying:
+    """A store whose process dies at its n-th write: the write is made, or it is not, and no more follows."""
+
+    def __init__(self, db: Any, left: int, *, before: bool) -> None:
+        self._db, self._left, self._before = db, left, before
+
+    def count(self, call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+        self._left -= 1
+        if self._left == 0 and self._before:
+            raise Killed
+        found = call(*arguments, **named)
+        if self._left == 0:
+            raise Killed
+        return found
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._db, name)
+        return partial(self.count, found) if name in ("run", "put", "delete", "cas") else found
+
+    def table(self, key: bytes) -> Any:
+        return _DyingTable(self._db.table(key), self)
+
+    @contextmanager
+    def batch(self) -> Iterator[Any]:
+        batch = self._db.batch()
+        yield batch.__enter__()
+        self.count(batch.__exit__, None, None, None)
+
+
+class _DyingTable:
+    def __init__(self, table: Any, dying: Dying) -> None:
+        self._inner, self._dying = table, dying
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._inner, name)
+        return partial(self._dying.count, found) if name in ("put", "delete", "cas") else found
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._inner)
+
+    def __len__(self) -> int:
+        return len(self._inner)

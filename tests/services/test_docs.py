@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 DOCS = Path(__file__).parents[2] / "docs"
-PAGES = ["queue.md", "sync.md"]
+PAGES = ["queue.md", "sync.md", "messaging.md"]
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 EXAMPLES = [
     pytest.param(source, id=f"{page}-{number}")

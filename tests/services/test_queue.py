@@ -15,7 +15,7 @@ import pytest
 
 import kvsvr
 from kvsvr.queue import Put, Queue, Roster, Task
-from tests.services.conftest import Turned
+from tests.services.conftest import Dying, Interposed, Killed, Turned
 
 TOPIC = "mail"
 
@@ -170,52 +170,14 @@ def test_finish_of_what_nobody_has(queue: Queue) -> None:
     assert not queue.finish(TOPIC, id_)
 
 
-class Killed(BaseException):
-    """What stands for kill -9 between two calls of the store."""
-
-
-class Dying:
-    """A store whose process dies at its n-th write: the write is made, or it is not, and no more follows."""
-
-    def __init__(self, db: Any, left: int, *, before: bool) -> None:
-        self._db, self.left, self._before = db, left, before
-
-    def _count(self, call: Any, *arguments: Any, **named: Any) -> Any:
-        self.left -= 1
-        if self.left == 0 and self._before:
-            raise Killed
-        found = call(*arguments, **named)
-        if self.left == 0:
-            raise Killed
-        return found
-
-    def __getattr__(self, name: str) -> Any:
-        found = getattr(self._db, name)
-        if name == "table":
-            return lambda key: Dying._of(found(key), self)
-        return (lambda *a, **n: self._count(found, *a, **n)) if name in ("run", "put", "delete") else found
-
-    @staticmethod
-    def _of(table: Any, dying: Dying) -> Any:
-        class Rows:
-            def __getattr__(self, name: str) -> Any:
-                found = getattr(table, name)
-                writes = name in ("put", "delete", "cas")
-                return (lambda *a, **n: dying._count(found, *a, **n)) if writes else found
-
-            def __len__(self) -> int:
-                return len(table)
-
-        return Rows()
-
-
 @pytest.mark.parametrize("before", [True, False])
 @pytest.mark.parametrize("at", range(1, 9))
 def test_a_kill_at_each_write(strict: kvsvr.Engine, clock: Turned, at: int, before: bool) -> None:
     """A task that ends with others here and elsewhere: after a kill at any write, when a worker goes on, each of them
     was queued exactly once."""
     Queue(strict, clock=clock).put(TOPIC, b"first", key=b"k")
-    dying = Queue(Dying(strict, at, before=before), clock=clock)
+    killed: Any = Dying(strict, at, before=before)
+    dying = Queue(killed, clock=clock)
     try:
         for task in dying.pull(TOPIC, "w"):
             dying.ack(task, then=[Put(TOPIC, b"near"), Put("far", b"far"), Put("far", b"keyed", b"own")])
@@ -339,6 +301,35 @@ def test_the_roster(strict: kvsvr.Engine, clock: Turned) -> None:
     queue.put("{u/ann}out", b"3")
     assert roster.round(lambda task: None, "w") == 0, "it has left, and nobody entered it again"
     roster.ring("{u/ann}out")
+    assert roster.round(lambda task: None, "w") == 1
+
+
+def test_entered_again_while_it_is_taken_out(strict: kvsvr.Engine, clock: Turned) -> None:
+    """Between the last look and the delete: it stays."""
+    queue = Queue(strict, clock=clock)
+    roster = Roster(strict, queue, "test", clock=clock)
+    roster.enter("{u/ann}out")
+    clock.turn(61)
+    db: Any = Interposed(strict, "delete", b"{roster/test}", lambda: roster.ring("{u/ann}out"), behind=False)
+    assert Roster(db, queue, "test", clock=clock).round(lambda task: None, "w") == 0
+    queue.put("{u/ann}out", b"x")
+    assert roster.round(lambda task: None, "w") == 1
+
+
+def test_who_has_just_entered_writes_nothing(strict: kvsvr.Engine, clock: Turned) -> None:
+    """And has half a minute left at least, whoever entered before."""
+    queue = Queue(strict, clock=clock)
+    roster = Roster(strict, queue, "test", clock=clock)
+    roster.enter("{u/ann}out")
+    version = roster.wait(0, 0)
+    clock.turn(29)
+    roster.enter("{u/ann}out")
+    assert roster.wait(0, 0) == version
+    clock.turn(2)
+    roster.enter("{u/ann}out")
+    clock.turn(30)
+    assert roster.round(lambda task: None, "w") == 0
+    queue.put("{u/ann}out", b"x")
     assert roster.round(lambda task: None, "w") == 1
 
 
