@@ -98,17 +98,20 @@ class Killed(BaseException):
 
 
 class Dying:
-    """A store whose process dies at its n-th write: the write is made, or it is not, and no more follows."""
+    """A store whose process dies at its n-th write: the write is made, or it is not, and no more follows. 0: never."""
 
     def __init__(self, db: Any, left: int, *, before: bool) -> None:
         self._db, self._left, self._before = db, left, before
+        self.dead = False
 
     def count(self, call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
         self._left -= 1
-        if self._left == 0 and self._before:
+        if self.dead or (self._left == 0 and self._before):
+            self.dead = True
             raise Killed
         found = call(*arguments, **named)
         if self._left == 0:
+            self.dead = True
             raise Killed
         return found
 
