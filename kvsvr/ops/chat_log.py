@@ -21,7 +21,7 @@ import random
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal, NamedTuple
@@ -116,17 +116,28 @@ class Device:
         return [(sender, text) for _, sender, text in own]
 
 
+@dataclass
+class Devices:
+    """Of all users, over all logs of a run: those that sync as it goes, and those that come at the end of a log."""
+
+    early: dict[str, Device] = field(default_factory=dict)
+    late: dict[str, Device] = field(default_factory=dict)
+
+    def of(self, users: Collection[str]) -> list[Device]:
+        return [kind[user] for user in users for kind in (self.early, self.late) if user in kind]
+
+
 class Replay:
     """One log into one store."""
 
-    def __init__(self, chat: Messaging, file: Path, seed: int) -> None:
+    def __init__(self, chat: Messaging, file: Path, seed: int, devices: Devices) -> None:
         self.file = file
         self.events = read(file)
         self.group = channel_of(self.events, file)
         self.counts: Counter[str] = Counter()
         self.seconds: Counter[str] = Counter()
-        self.early: dict[str, Device] = {}
-        self.late: dict[str, Device] = {}
+        self.users: set[str] = set()
+        self._devices = devices
         self._chat = chat
         self._random = random.Random(f"{seed} {file.name}")
         self._present: set[str] = set()
@@ -141,8 +152,8 @@ class Replay:
             self._play(number, event)
             if self._random.random() < DELIVERY_ODDS:
                 self._chat.deliver(limit=self._random.randint(1, 20))
-            if self._random.random() < SYNC_ODDS and self.early:
-                self._random.choice(list(self.early.values())).sync(self._chat, self.counts)
+            if self._random.random() < SYNC_ODDS and self._devices.early:
+                self._random.choice(list(self._devices.early.values())).sync(self._chat, self.counts)
             progress(number + 1)
         while self._chat.deliver():
             pass
@@ -151,9 +162,9 @@ class Replay:
             device.sync(self._chat, self.counts)
         self.seconds.update({"replay": replayed - began, "sync": time.monotonic() - replayed})
 
-    def devices(self) -> Iterator[Device]:
-        yield from self.early.values()
-        yield from self.late.values()
+    def devices(self) -> list[Device]:
+        """Of those who are in this log."""
+        return self._devices.of(self.users)
 
     def _play(self, number: int, event: Event) -> None:
         match event.what:
@@ -173,7 +184,8 @@ class Replay:
         if nick in self._present:
             return
         user = user_of(nick)
-        if user not in self.early and user not in self.late:
+        self.users.add(user)
+        if not self._devices.of([user]):
             self._meet(user)
         if self.counts["joins"] == 0:
             if self._chat.create(user, self.group, open=True) != 1:
@@ -194,6 +206,6 @@ class Replay:
         self._chat.register(user)
         which = self._random.randrange(3)
         if which != 1:
-            self.early[user] = Device(user, f"early {self.group}"[:190])
+            self._devices.early[user] = Device(user, "early")
         if which != 0:
-            self.late[user] = Device(user, f"late {self.group}"[:190])
+            self._devices.late[user] = Device(user, "late")

@@ -67,6 +67,15 @@ def test_real_logs(run: Run, file: Path) -> None:
     assert report["messages"] > 500
 
 
+def test_logs_one_after_the_other(run: Run, tmp_path: Path) -> None:
+    """Into one store, with the same users and devices in several groups."""
+    files = [tmp_path / f"{number}.txt" for number in range(3)]
+    for number, file in enumerate(files):
+        file.write_text(generated(number, 150))
+    report = json.loads(run("chat", "import", "--json", "--fan-out-max", 3, *files).stdout)
+    assert report["wrong"] == [] and report["files"] == 3 and report["checked"] > report["devices"]
+
+
 @pytest.mark.skipif(not REAL, reason="no chat logs here")
 def test_both_readers_read_alike() -> None:
     """Two ways of reading a line, one result, for each line of all the logs there are."""

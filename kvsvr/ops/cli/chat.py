@@ -13,7 +13,7 @@ import click
 
 import kvsvr
 from kvsvr.ops.chat_check import expected
-from kvsvr.ops.chat_log import Replay, user_of
+from kvsvr.ops.chat_log import Devices, Replay, user_of
 from kvsvr.ops.cli.common import FAILED, json_option, print_json, progress, say
 from kvsvr.services.messaging import Messaging
 from kvsvr.types import Store
@@ -52,17 +52,16 @@ def import_command(
     seconds: Counter[str] = Counter()
     wrong: list[str] = []
     with _store(directory, addresses) as db:
-        chat = Messaging(db, fan_out_max=fan_out_max, local=False)
+        chat, devices = Messaging(db, fan_out_max=fan_out_max, local=False), Devices()
         for file in files:
-            replay = Replay(chat, file, seed)
+            replay = Replay(chat, file, seed, devices)
             with progress(file.name, len(replay.events), visible=not as_json) as bar:
                 replay.run(bar)
             wrong += differences(replay, total)
             total.update({name: count for name, count in replay.counts.items() if name != "largest"})
             total["largest"] = max(total["largest"], replay.counts["largest"])
-            total["devices"] += sum(1 for _ in replay.devices())
-            total["late"] += len(replay.late)
             seconds.update(replay.seconds)
+    total.update(devices=len(devices.early) + len(devices.late), late=len(devices.late))
     report = _report(len(files), total, seconds, wrong)
     if as_json:
         print_json(report)
