@@ -52,7 +52,7 @@ class Failed(Exception):
 
 
 def parser() -> argparse.ArgumentParser:
-    others = "boundary | lag | overwrite | servers | compare | page | plot"
+    others = "boundary | lag | overwrite | servers | services | compare | page | plot"
     about = f"kvsvr beside its peers. See also: python -m bench {others} --help"
     result = _parser("python -m bench", about, "bench", QUICK)
     result.add_argument("--retries", type=int, metavar="N", help=f"of a disturbed repetition (default {RETRIES})")
@@ -92,6 +92,16 @@ def overwrite_parser() -> argparse.ArgumentParser:
     return result
 
 
+def services_parser() -> argparse.ArgumentParser:
+    description = "What messaging, sync and the queue cost in one process, beside their bars."
+    result = argparse.ArgumentParser(prog="python -m bench services", description=description)
+    result.add_argument("--quick", action="store_true", help="a fiftieth of it, once")
+    result.add_argument("--repeat", type=int, metavar="N", help="repetitions of every cell (default 5)")
+    result.add_argument("--scale", type=int, metavar="N", help="messages sent singly in each (default 5000)")
+    _add_places(result, "services")
+    return result
+
+
 def _parser(program: str, description: str, json_prefix: str, quick: tuple[int, int, int]) -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(prog=program, description=description)
     text = f"{quick[0]:,} keys, {quick[1]:,} syncs, repetitions: {quick[2]}"
@@ -118,6 +128,8 @@ def main(argv: Sequence[str]) -> int:
             return lag(lag_parser().parse_args(argv[1:]), list(argv))
         if argv[:1] == ["overwrite"]:
             return overwrite(overwrite_parser().parse_args(argv[1:]), list(argv))
+        if argv[:1] == ["services"]:
+            return services(services_parser().parse_args(argv[1:]), list(argv))
         if argv[:1] == ["servers"]:
             from bench.servers import cli as servers  # Not above: it needs this file.
 
@@ -317,6 +329,35 @@ def overwrite(options: argparse.Namespace, argv: list[str]) -> int:
     console.print(overwriting.table_of(outcome))
     facts = {"started_at": started_at.isoformat(), "arguments": argv, "seconds": seconds}
     json_path.write_text(json.dumps(overwriting.document_of(outcome, facts, machine), indent=1) + "\n")
+    console.print(f"written to {json_path}", markup=False)
+    return 0
+
+
+def services(options: argparse.Namespace, argv: list[str]) -> int:
+    repeat = options.repeat if options.repeat is not None else 1 if options.quick else 5
+    scale = options.scale if options.scale is not None else 100 if options.quick else 5000
+    at_least("--repeat", repeat, 1)
+    at_least("--scale", scale, 100)
+    started_at = datetime.now(UTC)
+    json_path: Path = options.json or Path(started_at.strftime("services-%Y%m%d-%H%M%S.json"))
+    check_places(options.dir, json_path, scale * repeat * 20, durable=False)
+    try:
+        from bench import services as measured  # As above.
+    except Exception as error:
+        raise Failed(f"kvsvr.messaging cannot be imported: {type(error).__name__}: {error}") from error
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    machine = machine_facts(options.dir, ["kvsvr", "msgspec"])
+    print_place(console, machine, options)
+    with tempfile.TemporaryDirectory(prefix="services-data-", dir=options.dir) as directory:
+        try:
+            figures = measured.run(Path(directory), repeat, scale, console.print)
+        except measured.Wrong as error:
+            raise Failed(str(error)) from error
+        except KeyboardInterrupt:
+            return 130
+    console.print(measured.table_of(figures))
+    facts = {"started_at": started_at.isoformat(), "arguments": argv, "repeat": repeat, "scale": scale}
+    json_path.write_text(json.dumps(measured.document_of(figures, facts, machine), indent=1) + "\n")
     console.print(f"written to {json_path}", markup=False)
     return 0
 

@@ -17,6 +17,7 @@ from kvsvr.ops.cli.common import DAMAGE, FAILED, USAGE, wants_json
 
 MODULES: Final = {
     "backup": "backup:backup_command",
+    "chat": "chat:commands",
     "doctor": "doctor:command",
     "export": "export:command",
     "get": "get:command",
