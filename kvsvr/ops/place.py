@@ -19,7 +19,6 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import shutil
 import socket
 import tomllib
 from collections.abc import Iterator, Sequence
@@ -156,7 +155,7 @@ def make(directory: Path, count: int, port: int) -> Place:
 def make_one(place: Place, old: Replica, *, keep_ports: bool) -> Replica:
     """A replica that is to take another's place, with its settings but for its id: ids are not used twice.
 
-    It is there as a whole or not at all: whoever looks finds the folder complete.
+    Its settings are there as a whole or not at all, and a folder without is no replica.
     """
     replaced = (*old.config.replaces, old.node)
     node = 1 + max(number for one in place.replicas for number in (one.node, *one.config.members, *one.config.replaces))
@@ -174,11 +173,11 @@ def make_one(place: Place, old: Replica, *, keep_ports: bool) -> Replica:
         "replaces": list(replaced),
         "peers": {str(other): text_of(where) for other, where in others.items()},
     }
-    draft, folder = place.directory / f".{node}.new", place.directory / str(node)
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir()
-    (draft / "replica.toml").write_text("\n".join(_toml(found)) + "\n", encoding="utf-8")
-    os.replace(draft, folder)
+    folder = place.directory / str(node)
+    folder.mkdir(exist_ok=True)
+    draft = folder / "replica.toml.new"
+    draft.write_text("\n".join(_toml(found)) + "\n", encoding="utf-8")
+    os.replace(draft, folder / "replica.toml")
     return find(place.directory).replica(node)
 
 

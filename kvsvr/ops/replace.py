@@ -23,7 +23,7 @@ from kvsvr.errors import KvError, UsageError
 from kvsvr.node.config import Address, address
 from kvsvr.node.report import Report, State
 from kvsvr.ops import launcher
-from kvsvr.ops.ask import Answer, Asker, NotAnswered
+from kvsvr.ops.ask import Answer, Asker, NotAnswered, Refused
 from kvsvr.ops.place import Place, Replica, find, make_one
 from kvsvr.ops.status import launcher_pid, running
 
@@ -80,7 +80,8 @@ class Exchange:
         left = self._others()
         while left:
             for one in list(left):
-                with suppress(NotAnswered), Asker(one, self._password) as asker:
+                # Refused: it has not heard yet that the old one is no member any more.
+                with suppress(NotAnswered, Refused), Asker(one, self._password) as asker:
                     asker.ask("KV.MEMBER", "PART", self._old)
                     left.remove(one)
             if left:
