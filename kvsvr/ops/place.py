@@ -163,7 +163,7 @@ def make_one(place: Place, old: Replica, *, keep_ports: bool) -> Replica:
     if not keep_ports:
         client, peer = _free_ports(place)
     found = tomllib.loads(old.config_file.read_text(encoding="utf-8"))
-    others = {one.node: one.config.peer_address for one in place.replicas if one is not old or not keep_ports}
+    others = {one.node: one.config.peer_address for one in place.replicas if one.node != old.node or not keep_ports}
     found |= {
         "id": node,
         "listen": text_of((old.config.client_address[0], client)),

@@ -1,15 +1,16 @@
 /* exchange.c -- KV.MEMBER: whom this replica knows, and how one member takes another's place. `kvsvr replace` asks for it, of
  * every replica in turn and again and again, until every shard is done.
  *
- *     KV.MEMBER LIST             for each node that is known, itself first: id, where its clients go, whether there is a connection,
- *                                shards it is a member of, shards it owns, as far as this one knows
- *     KV.MEMBER REPLACE old new  for a while, of the shards that this one owns: new takes old's place. Which of them are done:
- *                                new is a member, old is none, and both are committed. That is true for ever
+ *     KV.MEMBER LIST             for each node that is known, itself first: id, where its clients go, whether there is a
+ *                                connection, shards it is a member of, shards it owns, as far as this one knows
+ *     KV.MEMBER REPLACE old new  for a while, of the shards that this one owns: new takes old's place. Which of them are
+ *                                done: new is a member, old is none, and both are committed. That is true for ever
  *     KV.MEMBER MISSING          values whose bytes are not here, and the age of the oldest in milliseconds
  *     KV.MEMBER PART node        it will never be back: it is known no more. An error while it is a member of something
  *
- * A member is removed only when the new one follows (decision 0029 leaves that to whoever asks): else the shard would have one member
- * less for as long as a snapshot takes. It goes on for REPLACE_TICKS only, so whoever asks may die, and another one go on; or nobody.
+ * A member is removed only when the new one follows (decision 0029 leaves that to whoever asks): else the shard would have
+ * one member less for as long as a snapshot takes. It goes on for REPLACE_TICKS only, so whoever asks may die, and another
+ * one go on; or nobody.
  *
  * Commands note what is wanted, and ticks do it: the replica must not be called while its answers are looked at. */
 #include "command.h"
