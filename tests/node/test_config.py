@@ -110,7 +110,7 @@ def test_a_secret_is_what_a_file_holds(tmp_path: Path) -> None:
         ({"id": 1, "dir": "d", "peers": "2,3"}, "ids from 1 to 65535 and HOST:PORT, not '2' = ''"),
         ({"id": 1, "dir": "d", "peers": "x=h:1,3=h:1"}, "not 'x' = 'h:1'"),
         ({"id": 1, "dir": "d", "peers": 5}, "peers is a table"),
-        ({"id": 1, "dir": "d", "peers": "2=h:1,3=h:1", "members": "1,2"}, "members are those that the set began with"),
+        ({"id": 1, "dir": "d", "peers": "2=h:1,3=h:1", "members": "1,2"}, "members are those that the set began"),
         (
             {"id": 1, "dir": "d", "peers": "2=h:1,3=h:1", "members": "1,1,2"},
             "members are different ids from 1 to 65535",
