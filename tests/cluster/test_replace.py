@@ -108,6 +108,7 @@ def test_a_member_is_replaced_while_clients_work(
         before(nodes, 2)
         assert nodes.replace(2) == 4
         took = time.monotonic() - began
+        assert (nodes.ports()[4] == nodes.base + 1) == (before is lose)  # Where nobody listens clients find it again.
         time.sleep(BUSY_S)
     until(nodes.is_healthy, LONG_S)
     assert set(nodes.ports()) == {1, 3, 4}
