@@ -15,11 +15,15 @@ SECONDS: Final = 5.0
 
 
 class NotAnswered(KvError):
-    """Nobody is there, or it said an error."""
+    """Nobody is there, or not now."""
+
+
+class Refused(KvError):
+    """It answered with an error."""
 
 
 class Asker:
-    """One connection. Errors, the network's as well as those that are said, are NotAnswered."""
+    """One connection. What the network does is NotAnswered, an error that is said Refused."""
 
     def __init__(self, where: Address, password: bytes = b"", seconds: float = SECONDS) -> None:
         self._where = text_of(where)
@@ -54,7 +58,7 @@ class Asker:
         if not line.endswith(b"\r\n"):
             raise ValueError("the connection was closed")
         if kind == b"-":
-            raise NotAnswered(f"{self._where}: {rest.decode(errors='replace')}")
+            raise Refused(f"{self._where} says: {rest.decode(errors='replace')}")
         if kind == b"+":
             return rest
         if kind == b":":

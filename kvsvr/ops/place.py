@@ -20,7 +20,6 @@ import json
 import os
 import random
 import secrets
-import shutil
 import socket
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -170,7 +169,7 @@ def make(directory: Path, count: int, port: int, settings: Mapping[str, str] | N
 def make_one(place: Place, old: Replica, *, keep_ports: bool) -> Replica:
     """A replica that is to take another's place, with its settings but for its id: ids are not used twice.
 
-    It is there as a whole or not at all: whoever looks finds the folder complete.
+    Its settings are there as a whole or not at all, and a folder without is no replica.
     """
     replaced = (*old.config.replaces, old.node)
     node = 1 + max(number for one in place.replicas for number in (one.node, *one.config.members, *one.config.replaces))
@@ -178,7 +177,7 @@ def make_one(place: Place, old: Replica, *, keep_ports: bool) -> Replica:
     if not keep_ports:
         client, peer = _free_ports(place)
     found = tomllib.loads(old.config_file.read_text(encoding="utf-8"))
-    others = {one.node: one.config.peer_address for one in place.replicas if one is not old or not keep_ports}
+    others = {one.node: one.config.peer_address for one in place.replicas if one.node != old.node or not keep_ports}
     found |= {
         "id": node,
         "listen": text_of((old.config.client_address[0], client)),
@@ -188,11 +187,11 @@ def make_one(place: Place, old: Replica, *, keep_ports: bool) -> Replica:
         "replaces": list(replaced),
         "peers": {str(other): text_of(where) for other, where in others.items()},
     }
-    draft, folder = place.directory / f".{node}.new", place.directory / str(node)
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir()
-    (draft / "replica.toml").write_text("\n".join(_toml(found)) + "\n", encoding="utf-8")
-    os.replace(draft, folder)
+    folder = place.directory / str(node)
+    folder.mkdir(exist_ok=True)
+    draft = folder / "replica.toml.new"
+    draft.write_text("\n".join(_toml(found)) + "\n", encoding="utf-8")
+    os.replace(draft, folder / "replica.toml")
     return find(place.directory).replica(node)
 
 

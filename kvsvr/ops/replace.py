@@ -23,9 +23,10 @@ from kvsvr.errors import KvError, UsageError
 from kvsvr.node.config import Address, address
 from kvsvr.node.report import Report, State
 from kvsvr.ops import launcher
-from kvsvr.ops.ask import Answer, Asker, NotAnswered
+from kvsvr.ops.ask import Answer, Asker, NotAnswered, Refused
 from kvsvr.ops.place import Place, Replica, find, make_one
 from kvsvr.ops.status import launcher_pid, running
+from kvsvr.ops.status import look as look_at
 
 PAUSE_S: Final = 0.1
 Tell = Callable[[str], None]
@@ -80,7 +81,8 @@ class Exchange:
         left = self._others()
         while left:
             for one in list(left):
-                with suppress(NotAnswered), Asker(one, self._password) as asker:
+                # Refused: it has not heard yet that the old one is no member any more.
+                with suppress(NotAnswered, Refused), Asker(one, self._password) as asker:
                     asker.ask("KV.MEMBER", "PART", self._old)
                     left.remove(one)
             if left:
@@ -191,11 +193,9 @@ def replace_here(place: Place, node: int, *, wait_s: float, tell: Tell) -> Repli
 
 
 def _make(place: Place, old: Replica, tell: Tell) -> Replica:
-    """Where the old one does not serve its ports are free, and clients need not learn another."""
-    serves = _serves(old)
-    if not serves:
-        launcher.end(old)
-    new = make_one(place, old, keep_ports=not serves)
+    """Where the old one is given up its ports are free, and clients need not learn another."""
+    found = next(one for one in look_at(place).replicas if one.id == old.node)
+    new = make_one(place, old, keep_ports=found.given_up and running(old) is None)
     tell(f"replica {new.node} comes in place of {old.node}, at {new.address}")
     return new
 

@@ -1,15 +1,16 @@
 /* exchange.c -- KV.MEMBER: whom this replica knows, and how one member takes another's place. `kvsvr replace` asks for it, of
  * every replica in turn and again and again, until every shard is done.
  *
- *     KV.MEMBER LIST             for each node that is known, itself first: id, where its clients go, whether there is a connection,
- *                                shards it is a member of, shards it owns, as far as this one knows
- *     KV.MEMBER REPLACE old new  for a while, of the shards that this one owns: new takes old's place. Which of them are done:
- *                                new is a member, old is none, and both are committed. That is true for ever
+ *     KV.MEMBER LIST             for each node that is known, itself first: id, where its clients go, whether there is a
+ *                                connection, shards it is a member of, shards it owns, as far as this one knows
+ *     KV.MEMBER REPLACE old new  for a while, of the shards that this one owns: new takes old's place. Which of them are
+ *                                done: new is a member, old is none, and both are committed. That is true for ever
  *     KV.MEMBER MISSING          values whose bytes are not here, and the age of the oldest in milliseconds
  *     KV.MEMBER PART node        it will never be back: it is known no more. An error while it is a member of something
  *
- * A member is removed only when the new one follows (decision 0029 leaves that to whoever asks): else the shard would have one member
- * less for as long as a snapshot takes. It goes on for REPLACE_TICKS only, so whoever asks may die, and another one go on; or nobody.
+ * A member is removed only when the new one follows (decision 0029 leaves that to whoever asks): else the shard would have
+ * one member less for as long as a snapshot takes. It goes on for REPLACE_TICKS only, so whoever asks may die, and another
+ * one go on; or nobody.
  *
  * Commands note what is wanted, and ticks do it: the replica must not be called while its answers are looked at. */
 #include "command.h"
@@ -89,9 +90,11 @@ static void say_list(call *c) {
 
 /* --- one for another --- */
 
-/* Nobody waits for the answer: whether it is done is seen when it is asked for again. */
+/* No op has that token: whether it is done is seen when it is asked for again. */
+static const uint64_t NOBODY = UINT64_MAX;
+
 static void change(kv_server *server, uint32_t number, uint16_t add, uint16_t remove) {
-    kv_member_change one = {.shard = (uint16_t)number, .add = add, .remove = remove};
+    kv_member_change one = {.token = NOBODY, .shard = (uint16_t)number, .add = add, .remove = remove};
     kv_replica_member_change(server->replica, &one);
     server->asked = true;
 }
@@ -105,8 +108,8 @@ static void replace_step(kv_server *server, uint32_t number, uint16_t old, uint1
     kv_shard_state state;
     kv_replica_shard(server->replica, number, &state);
     bool had = is_member(&state, old), has = is_member(&state, new);
-    if (!state.owned || state.changing != 0 || (!had && has)) return;
-    if (had && !has && !kv_replica_follows(server->replica, number, new)) return;
+    if (!state.owned || state.changing != 0 || has) return;
+    if (had && !kv_replica_follows(server->replica, number, new)) return;
     if (had) change(server, number, 0, old);
     else change(server, number, new, 0);
 }
@@ -120,9 +123,28 @@ void exchange_tick(kv_server *server) {
         if (server->parting[i] != 0 && part(server, server->parting[i])) server->parting[i] = 0;
 }
 
+/* Why it cannot be, as far as this one knows; NULL: it can. With both in a shard it would have one member less for ever. */
+static const char *replace_check(const kv_server *server, uint16_t old, uint16_t new) {
+    kv_shard_state state;
+    bool any = false;
+    if (old == new) return "ERR a node does not take its own place";
+    for (uint32_t i = 0; i < server->shard_count; i++) {
+        kv_replica_shard(server->replica, i, &state);
+        bool had = is_member(&state, old), has = is_member(&state, new);
+        if (had && has) return "ERR both of them are members of a shard";
+        any |= had || has;
+    }
+    return any ? NULL : "ERR neither of them is a member of a shard";
+}
+
 static void say_replace(call *c, uint16_t old, uint16_t new) {
     uint16_t done[KV_SHARDS_MAX];
     size_t count = 0;
+    const char *why = replace_check(c->server, old, new);
+    if (why != NULL) {
+        say(c, why);
+        return;
+    }
     c->server->replacing = (replacing){.old = old, .new = new, .until = c->server->ticks + REPLACE_TICKS};
     for (uint32_t i = 0; i < c->server->shard_count; i++) {
         kv_shard_state state;
@@ -168,8 +190,7 @@ void kv_member_run(call *c) {
         say_missing(c);
     } else if (arg_is(c, 1, "REPLACE") && c->count == 4) {
         if (!arg_node(c, 2, &node) || !arg_node(c, 3, &other)) return;
-        if (node == other) say(c, "ERR a node does not take its own place");
-        else say_replace(c, node, other);
+        say_replace(c, node, other);
     } else if (arg_is(c, 1, "PART") && c->count == 3) {
         if (arg_node(c, 2, &node)) say_part(c, node);
     } else {

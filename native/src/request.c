@@ -122,7 +122,9 @@ void request_fetch(kv_server *server, op *o) {
 /* An answer to what this op asked last. */
 void request_answer(kv_server *server, op *o, const kv_reply *reply, const uint8_t *bytes) {
     uint64_t *seen = &server->seen[o->shard];
-        if (reply->shard_version > *seen) *seen = reply->shard_version;
+    bool damaged = reply->status == KV_ANSWER_UNAVAILABLE && reply->error == KV_ECORRUPT;
+    if (damaged && server_ends(server)) return; /* Without an answer: the client asks another one. */
+    if (reply->shard_version > *seen) *seen = reply->shard_version;
     if (o->from != 0) {
         link_pass_back(server, o, reply, bytes);
         op_done(server, o);

@@ -208,7 +208,8 @@ kv_status kv_server_run(kv_server *server, kv_fault *fault) {
         status = first;
         fault->status = KV_OK;
     }
-    if (status == KV_ECORRUPT) keep_forget(kv_replica_store(server->replica)->io); /* A replay of all may mend what a short one passes by. */
+    /* A replay of all may mend what a short one passes by. */
+    if (status == KV_ECORRUPT) keep_forget(kv_replica_store(server->replica)->io);
     if (status != KV_OK && fault->status == KV_OK) {
         fault->status = status;
         snprintf(fault->what, sizeof fault->what, "the replica cannot go on: %s", kv_status_name(status));

@@ -16,7 +16,8 @@ import pytest
 import redis
 
 from tests.cluster.clients import Clients, at_work
-from tests.cluster.conftest import Replicas, free_base, until
+from kvsvr.ops.place import free_base
+from tests.cluster.conftest import Replicas, until
 from tests.cluster.test_launch import LONG_S, Set
 
 BUSY_S = 1.0
@@ -62,8 +63,8 @@ def nodes(tmp_path: Path) -> Iterator[Replaced]:
 
 
 def lose(nodes: Replaced, node: int) -> None:
-    """Its process and all its data, as with a machine. It is started, the others refuse it, and it is given up. What
-    is not with the others yet when a disk is lost may be lost with it, by durability `version`, so that is waited for."""
+    """Its process and all its data, as with a machine. It is started, the others refuse it, and it is given up. Bytes
+    that were written with durability `version` a moment ago may be there alone, so they are waited for."""
     for other in (1, 3):
         with nodes.client_of(other) as client:
             until(lambda client=client: client.execute_command("KV.MEMBER", "MISSING")[0] == 0)  # type: ignore[misc]
@@ -108,6 +109,7 @@ def test_a_member_is_replaced_while_clients_work(
         before(nodes, 2)
         assert nodes.replace(2) == 4
         took = time.monotonic() - began
+        assert (nodes.ports()[4] == nodes.base + 1) == (before is lose)  # Where nobody listens clients find it again.
         time.sleep(BUSY_S)
     until(nodes.is_healthy, LONG_S)
     assert set(nodes.ports()) == {1, 3, 4}
@@ -168,6 +170,8 @@ def test_on_several_machines_the_new_one_is_started_by_hand(replicas: Callable[.
     at = f"127.0.0.1:{nodes.ports[1]}"
     assert nodes.command("replace", 3, "--by", 4, "--at", at) == 0
     assert nodes.command("replace", 3, "--by", 9, "--at", at) == 2
+    assert nodes.command("replace", 1, "--by", 2, "--at", at) == 1  # It would leave two members.
+    assert nodes.command("replace", 7, "--by", 3, "--at", at) == 2
     until(lambda: nodes.figure(4, "shards_voting") == 64)
     for id_ in (1, 2):
         nodes.kill(id_)

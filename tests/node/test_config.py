@@ -74,6 +74,15 @@ def test_a_password_lets_a_replica_be_reached_from_elsewhere() -> None:
     assert (config.password, config.client_address) == (b"word", ("0.0.0.0", 7101))
 
 
+def test_who_comes_later_says_what_the_set_began_with() -> None:
+    """Of one of the first it is its id and its peers; corrected peers do not change it."""
+    first = load(None, {}, {"id": 1, "dir": "d", "peers": "2=h:2,3=h:3"})
+    assert (first.members, first.joins, first.replaces) == ([1, 2, 3], False, ())
+    later = load(None, {}, {"id": 5, "dir": "d", "peers": "1=h:1,4=h:4", "members": "3,1,2", "replaces": "2,3"})
+    assert (later.members, later.joins, later.replaces) == ([1, 2, 3], True, (2, 3))
+    assert load(None, {}, {"id": 1, "dir": "d", "peers": "4=h:4,5=h:5", "members": "1,2,3"}).members == [1, 2, 3]
+
+
 def test_alone_there_is_one_shard() -> None:
     assert load(None, {}, {"id": 1, "dir": "d"}).shard_count == 1
     assert load(None, {}, {"id": 1, "dir": "d", "peers": "2=h:2,3=h:3"}).shard_count == 64
@@ -112,6 +121,15 @@ def test_a_secret_is_what_a_file_holds(tmp_path: Path) -> None:
         ({"id": 1, "dir": "d", "peers": "2,3"}, "ids from 1 to 65535 and HOST:PORT, not '2' = ''"),
         ({"id": 1, "dir": "d", "peers": "x=h:1,3=h:1"}, "not 'x' = 'h:1'"),
         ({"id": 1, "dir": "d", "peers": 5}, "peers is a table"),
+        ({"id": 1, "dir": "d", "peers": "2=h:1,3=h:1", "members": "1,2"}, "members are those that the set began"),
+        (
+            {"id": 1, "dir": "d", "peers": "2=h:1,3=h:1", "members": "1,1,2"},
+            "members are different ids from 1 to 65535",
+        ),
+        ({"id": 4, "dir": "d", "members": "1,2,3"}, "nobody can join that with these peers"),
+        ({"id": 4, "dir": "d", "peers": "1=h:1", "members": "1"}, "nobody can join that with these peers"),
+        ({"id": 1, "dir": "d", "peers": "2=h:1,3=h:1", "replaces": "2"}, "replaces is for who came later"),
+        ({"id": 1, "dir": "d", "await_hello": "perhaps"}, "await_hello is true or false, not 'perhaps'"),
         ({"id": 1, "dir": "d", "peers": "2=h:1,3=h:1", "peer_listen": "0.0.0.0:1"}, "replicas need a secret_file"),
         ({"id": 1, "dir": "d", "password": "x" * 128}, "password is a text of up to 127 bytes"),
         ({"id": 1, "dir": "d", "password": 5}, "password is a text"),

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from kvsvr.errors import UsageError
-from kvsvr.ops.place import find, free_base, make, make_or_find
+from kvsvr.ops.place import find, free_base, make, make_one, make_or_find
 
 
 @pytest.mark.parametrize("count", [1, 3, 5])
@@ -82,6 +82,25 @@ def test_a_set_that_lacks_a_folder_is_refused(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "set" / "2")
     with pytest.raises(UsageError, match="other replicas than there are folders"):
         find(tmp_path / "set")
+
+
+def test_one_that_comes_later_takes_its_settings_from_the_one_before(tmp_path: Path) -> None:
+    """Whoever finds the set sees both, and who is to go; when that folder is no replica any more, the set is whole."""
+    place = make(tmp_path / "set", 3, free_base(3))
+    file = place.replica(2).config_file
+    file.write_text('password = "word"\n' + file.read_text())
+    new = make_one(find(tmp_path / "set"), place.replica(2), keep_ports=True)
+    assert (new.node, new.config.members, new.config.replaces) == (4, [1, 2, 3], (2,))
+    assert new.address == place.replica(2).address and new.config.password == b"word"
+    assert set(new.config.peers) == {1, 3}
+    found = find(tmp_path / "set")
+    assert [one.node for one in found.replicas] == [1, 2, 3, 4] and found.leaving == {2}
+    file.rename(file.with_suffix(".toml.replaced"))
+    found = find(tmp_path / "set")
+    assert [one.node for one in found.replicas] == [1, 3, 4] and found.leaving == set()
+    newer = make_one(found, found.replica(4), keep_ports=False)
+    assert (newer.node, newer.config.replaces) == (5, (2, 4))
+    assert newer.address not in {one.address for one in found.replicas} and set(newer.config.peers) == {1, 3, 4}
 
 
 def test_replicas_that_do_not_agree_are_refused(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from kvsvr.node.report import Report, State
 from kvsvr.ops import status
-from kvsvr.ops.place import Place, free_base, make
+from kvsvr.ops.place import Place, find, free_base, make, make_one
 from kvsvr.ops.status import Health, look
 
 NOW = time.time()
@@ -98,3 +98,21 @@ def test_a_report_that_cannot_be_read_is_none(place: Place) -> None:
     one = report(place, 1)
     write(place, one)
     assert Report.read(place.replica(1).status_file) == one
+
+
+def test_a_set_is_not_whole_before_the_new_one_votes(place: Place) -> None:
+    """Who is to go does not count, and who takes its place only learns at first."""
+    make_one(place, place.replica(2), keep_ports=True)
+    now = find(place.directory)
+    learning = replace(report(now, 4), figures={**report(now, 4).figures, "shards_owned": 0, "shards_voting": 63})
+    write(now, report(now, 1), report(now, 3), learning)
+    found = look(now, NOW)
+    assert found.state is Health.DEGRADED
+    assert [(one.id, one.leaving, one.voting) for one in found.replicas] == [
+        (1, False, 64),
+        (2, True, 0),
+        (3, False, 64),
+        (4, False, 63),
+    ]
+    write(now, report(now, 4))
+    assert look(now, NOW).state is Health.HEALTHY
