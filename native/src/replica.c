@@ -282,7 +282,7 @@ static void begin_life(kv_replica *r) {
     after_add(r, AFTER_READY);
 }
 
-kv_status kv_replica_open(kv_io *io, const kv_replica_options *options, kv_fault *fault, kv_replica **out) {
+kv_status replica_replay(kv_io *io, const kv_replica_options *options, kv_fault *fault, kv_replica **out) {
     kv_replica *r = calloc(1, sizeof *r);
     *fault = (kv_fault){0};
     kv_status status = r == NULL ? KV_ENOMEM : KV_OK;
@@ -307,7 +307,6 @@ kv_status kv_replica_open(kv_io *io, const kv_replica_options *options, kv_fault
     status = store_open_late(io, &r->options.store, &r->late, fault, &r->store);
     if (status != KV_OK) r->store = NULL; /* It went as it failed. */
     if (status == KV_OK) status = kv_caller_new(r->store, &r->caller);
-    if (status == KV_OK) begin_life(r);
     if (status == KV_OK) status = r->failed;
     if (status != KV_OK) {
         kv_replica_free(r);
@@ -315,6 +314,16 @@ kv_status kv_replica_open(kv_io *io, const kv_replica_options *options, kv_fault
     }
     *out = r;
     return KV_OK;
+}
+
+kv_status kv_replica_open(kv_io *io, const kv_replica_options *options, kv_fault *fault, kv_replica **out) {
+    kv_replica *r = NULL;
+    kv_status status = replica_replay(io, options, fault, &r);
+    if (status == KV_OK) begin_life(r);
+    if (status == KV_OK) status = r->failed;
+    if (status == KV_OK) *out = r;
+    else if (r != NULL) kv_replica_free(r);
+    return status;
 }
 
 static void shard_free(shard *s) {

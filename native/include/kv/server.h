@@ -51,7 +51,8 @@ size_t kv_command_look(size_t index, kv_command_facts *out);
 
 typedef struct kv_server_figures {
     uint64_t clients, connections, commands, errors, received_size, sent_size, syncs, shards_owned, links, forwarded, retried,
-        shards_served; /* owned here, or by a replica that there is a connection to */
+        shards_served, /* owned here, or by a replica that there is a connection to */
+        durable; /* the log is on the disk before this kv_position_order() */
 } kv_server_figures;
 typedef struct kv_server_shard {
     uint64_t commit, applied;
