@@ -746,6 +746,23 @@ class ServerHandle:
         lib.kv_server_free(pointer)
 
 
+def examine_replica(path: str, *, node: int, members: Sequence[int], shard_count: int) -> dict[str, int]:
+    """What lies in a replica's directory, which nobody has open: the fields of kv_examination."""
+    fault, out, io = ffi.new("kv_fault *"), ffi.new("kv_examination *"), ffi.new("kv_io **")
+    status = lib.kv_io_posix_new(os.fsencode(path), True, io)
+    if status != lib.KV_OK:
+        raise failure(status, ffi.new("kv_fault *", {"os_error": ffi.errno, "what": b"opening the directory"}), path)
+    options = ffi.new("kv_replica_options *")
+    options.node = node
+    options.member_count = len(members)
+    options.members[0 : len(members)] = members
+    options.shard_count = shard_count
+    status = lib.kv_replica_examine(io[0], options, fault, out)
+    if status != lib.KV_OK:
+        raise failure(status, fault, path)
+    return {name: int(getattr(out, name)) for name, _ in ffi.typeof("kv_examination").fields}
+
+
 def commands() -> list[dict[str, Any]]:
     """What the server knows of its commands, by name: the fields of kv_command_facts, None where there is no text."""
     facts = ffi.new("kv_command_facts *")

@@ -143,7 +143,14 @@ def make_or_find(
     return place, False
 
 
-def make(directory: Path, count: int, port: int, settings: Mapping[str, str] | None = None) -> Place:
+def make(
+    directory: Path,
+    count: int,
+    port: int,
+    settings: Mapping[str, str] | None = None,
+    nodes: Sequence[int] | None = None,
+) -> Place:
+    """`nodes`: their ids; 1 and so on."""
     if count not in SIZES:
         raise UsageError(f"--replicas: a set has 1, 3 or 5 replicas, not {count}")
     directory.mkdir(parents=True, exist_ok=True)
@@ -158,10 +165,15 @@ def make(directory: Path, count: int, port: int, settings: Mapping[str, str] | N
     with os.fdopen(descriptor, "w") as file:
         file.write(secrets.token_hex(32) + "\n")
     name = f"kvsvr-{secrets.token_hex(4)}"
-    for node in range(1, count + 1):
+    nodes = range(1, count + 1) if nodes is None else nodes
+    for node in nodes:
         folder = directory / str(node)
         folder.mkdir()
-        lines = [*_settings(node, name, clients, peers, settings or {})]
+        lines = [
+            *_settings(
+                node, name, dict(zip(nodes, clients, strict=True)), dict(zip(nodes, peers, strict=True)), settings or {}
+            )
+        ]
         (folder / "replica.toml").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return find(directory)
 
@@ -217,18 +229,18 @@ def _free_ports(place: Place) -> tuple[int, int]:
 
 
 def _settings(
-    node: int, name: str, clients: Sequence[int], peers: Sequence[int], settings: Mapping[str, str]
+    node: int, name: str, clients: Mapping[int, int], peers: Mapping[int, int], settings: Mapping[str, str]
 ) -> Iterator[str]:
     yield f"id = {node}"
     yield 'dir = "data"'
-    yield f'listen = "{HOST}:{clients[node - 1]}"'
-    yield f'peer_listen = "{HOST}:{peers[node - 1]}"'
+    yield f'listen = "{HOST}:{clients[node]}"'
+    yield f'peer_listen = "{HOST}:{peers[node]}"'
     yield f"set = {json.dumps(name)}"
     yield 'secret_file = "../secret"'
     yield 'status_file = "status.json"'
     yield from (f"{setting} = {json.dumps(value)}" for setting, value in settings.items())
     yield "[peers]"
-    yield from (f'{other} = "{HOST}:{port}"' for other, port in enumerate(peers, 1) if other != node)
+    yield from (f'{other} = "{HOST}:{port}"' for other, port in peers.items() if other != node)
 
 
 def _ports(clients: Sequence[int]) -> list[int]:

@@ -122,8 +122,10 @@ class _Group:
             self._done.expired_count += 1
 
     def _ahead(self) -> float:
-        """The store may judge expiries by a later time than the wall clock's, which may have been set back."""
-        return max(0.0, float(self._db.stats()["clock_ms"]) / 1000 - time.time())
+        """The store may judge expiries by a later time than the wall clock's, which may have been set back.
+
+        A set does not say."""
+        return max(0.0, float(self._db.stats().get("clock_ms", 0)) / 1000 - time.time())
 
 
 def _no_table(record: Row | Expiry) -> BadInput:

@@ -30,7 +30,7 @@ from kvsvr.errors import CorruptionError, DiskError, UsageError
 from kvsvr.native import Handle
 from kvsvr.store.catalog import sync_directory
 
-__all__ = ["BackupReport", "backup", "restore"]
+__all__ = ["BackupReport", "backup", "copy_back", "copy_log", "restore"]
 
 MANIFEST: Final = "backup.json"
 FORMAT: Final = 1
@@ -72,19 +72,34 @@ def backup(
     """Copies the store at `path` into a new directory. `end`: segment, offset and version of what is durable. `pinned`
     raises when it is no longer sure that nothing is removed: the store was closed."""
     with _disk_errors(destination):
-        return _backup(Path(path), destination, end, pinned, progress)
+        begun = time.monotonic()
+        target, files = _copy_out(Path(path), destination, end[:2], pinned, progress)
+        _check_end(Path(path), target, end[:2])
+        _write_manifest(target, {"format": FORMAT, "version": end[2], "created": time.time(), "files": files})
+        size = sum(file["size"] for file in files.values())
+        return BackupReport(str(target), len(files), size, end[2], time.monotonic() - begun)
 
 
-def _backup(
+def copy_log(
+    path: str, destination: str | os.PathLike[str], end: tuple[int, int], *, progress: Progress | None = None
+) -> int:
+    """Copies a log that only grows, a replica's, up to a position that is durable, into a new directory, with a
+    manifest; the size. Who opens the copy finds out whether it is whole."""
+    with _disk_errors(destination):
+        target, files = _copy_out(Path(path), destination, end, lambda: None, progress)
+        _write_manifest(target, {"format": FORMAT, "version": 0, "created": time.time(), "files": files})
+        return sum(file["size"] for file in files.values())
+
+
+def _copy_out(
     source: Path,
     destination: str | os.PathLike[str],
-    end: tuple[int, int, int],
+    end: tuple[int, int],
     pinned: Callable[[], object],
     progress: Progress | None,
-) -> BackupReport:
-    begun = time.monotonic()
+) -> tuple[Path, dict[str, dict[str, Any]]]:
     target = _new_directory(destination)
-    segment, offset, version = end
+    segment, offset = end
     names = list(_names(source, segment))
     total = sum(offset if name == _segment_name(segment) else (source / name).stat().st_size for name in names)
     files: dict[str, dict[str, Any]] = {}
@@ -98,9 +113,7 @@ def _backup(
     for directory in DIRECTORIES:
         sync_directory(target / directory)
     pinned()
-    _check_end(source, target, (segment, offset))
-    _write_manifest(target, {"format": FORMAT, "version": version, "created": time.time(), "files": files})
-    return BackupReport(str(target), len(files), done, version, time.monotonic() - begun)
+    return target, files
 
 
 def restore(
@@ -112,11 +125,28 @@ def restore(
     up; the new directory is then left as it is, and is no store to be used.
     """
     with _disk_errors(destination):
-        return _restore(Path(os.fspath(source)), destination, progress)
+        begun = time.monotonic()
+        target, manifest = _copy_in(Path(os.fspath(source)), destination, progress)
+        handle = Handle(str(target), Config(), None, sequence_min=manifest["version"] + VERSION_JUMP)
+        try:
+            handle.close()
+        finally:
+            handle.free()
+        size = sum(file["size"] for file in manifest["files"].values())
+        return BackupReport(str(target), len(manifest["files"]), size, manifest["version"], time.monotonic() - begun)
 
 
-def _restore(origin: Path, destination: str | os.PathLike[str], progress: Progress | None) -> BackupReport:
-    begun = time.monotonic()
+def copy_back(
+    source: str | os.PathLike[str], destination: str | os.PathLike[str], *, progress: Progress | None = None
+) -> None:
+    """What copy_log() made, in a new directory, every file compared with its digest: CorruptionError, as restore()."""
+    with _disk_errors(destination):
+        _copy_in(Path(os.fspath(source)), destination, progress)
+
+
+def _copy_in(
+    origin: Path, destination: str | os.PathLike[str], progress: Progress | None
+) -> tuple[Path, dict[str, Any]]:
     manifest = _manifest(origin)
     target = _new_directory(destination)
     total = sum(file["size"] for file in manifest["files"].values())
@@ -136,12 +166,7 @@ def _restore(origin: Path, destination: str | os.PathLike[str], progress: Progre
     sync_directory(target)
     with suppress(PermissionError):  # As with a new store: who may not look into the parent cannot sync it.
         sync_directory(target.parent)
-    handle = Handle(str(target), Config(), None, sequence_min=manifest["version"] + VERSION_JUMP)
-    try:
-        handle.close()
-    finally:
-        handle.free()
-    return BackupReport(str(target), len(manifest["files"]), done, manifest["version"], time.monotonic() - begun)
+    return target, manifest
 
 
 def _check_end(source: Path, copy: Path, end: tuple[int, int]) -> None:

@@ -98,7 +98,7 @@ class _View(Reads):
 def verify(path: str | os.PathLike[str], *, progress: Progress | None = None) -> Report:
     """Of a store that nobody has open for writing: else LockedError, and its writer calls Engine.verify."""
     directory = os.fspath(path)
-    with _alone(directory):
+    with alone(directory):
         try:
             kept: Handle | CorruptionError = open_kept(directory)
         except CorruptionError as error:
@@ -107,7 +107,7 @@ def verify(path: str | os.PathLike[str], *, progress: Progress | None = None) ->
 
 
 @contextmanager
-def _alone(directory: str) -> Iterator[None]:
+def alone(directory: str) -> Iterator[None]:
     """No writer opens the store meanwhile: the lock that it would take is taken. It is not, where it cannot be."""
     try:
         descriptor = os.open(os.path.join(directory, LOCK_NAME), os.O_RDWR | os.O_CLOEXEC)
@@ -278,7 +278,7 @@ def salvage(
         raise UsageError(f"there is no store at {origin}: check the path")
     if target.exists() and any(target.iterdir()):
         raise UsageError(f"{target} is not empty: give a new or an empty directory")
-    with _alone(str(origin)):
+    with alone(str(origin)):
         return _salvage(origin, target, open_store, progress)
 
 

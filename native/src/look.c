@@ -30,6 +30,7 @@ void look_show(kv_server *server) {
     kv_server_figures *f = &server->figures;
     f->clients = server->client_count;
     f->syncs = server->sync_count;
+    f->durable = kv_position_order(kv_flow_durable(kv_replica_flow(server->replica)));
     f->shards_owned = f->shards_served = f->shards_voting = 0;
     for (uint32_t i = 0; i < server->shard_count; i++) {
         kv_shard_state state;

@@ -321,7 +321,7 @@ static kv_status open_log(kv_replica *r, kv_io *io, kv_fault *fault) {
     return status;
 }
 
-kv_status kv_replica_open(kv_io *io, const kv_replica_options *options, kv_fault *fault, kv_replica **out) {
+kv_status replica_replay(kv_io *io, const kv_replica_options *options, kv_fault *fault, kv_replica **out) {
     kv_replica *r = calloc(1, sizeof *r);
     *fault = (kv_fault){0};
     kv_status status = r == NULL ? KV_ENOMEM : KV_OK;
@@ -348,18 +348,27 @@ kv_status kv_replica_open(kv_io *io, const kv_replica_options *options, kv_fault
     status = open_log(r, io, fault);
     if (status != KV_OK) fault_explain(r, status, fault);
     if (status == KV_OK) status = kv_caller_new(r->store, &r->caller);
-    if (status == KV_OK) status = begin_life(r);
     if (status == KV_OK) status = r->failed;
-    if (status != KV_OK && fault->status == KV_OK) {
-        fault->status = status;
-        snprintf(fault->what, sizeof fault->what, "the log cannot be written: %s", kv_status_name(status));
-    }
     if (status != KV_OK) {
         kv_replica_free(r);
         return status;
     }
     *out = r;
     return KV_OK;
+}
+
+kv_status kv_replica_open(kv_io *io, const kv_replica_options *options, kv_fault *fault, kv_replica **out) {
+    kv_replica *r = NULL;
+    kv_status status = replica_replay(io, options, fault, &r);
+    if (status == KV_OK) status = begin_life(r);
+    if (status == KV_OK) status = r->failed;
+    if (status != KV_OK && fault->status == KV_OK) {
+        fault->status = status;
+        snprintf(fault->what, sizeof fault->what, "the log cannot be written: %s", kv_status_name(status));
+    }
+    if (status == KV_OK) *out = r;
+    else if (r != NULL) kv_replica_free(r);
+    return status;
 }
 
 static void shard_free(shard *s) {

@@ -519,6 +519,9 @@ kv_status state_append(kv_replica *r, kv_record *record);
 void installing_clear(shard *s);
 kv_status installing_end(kv_replica *r, shard *s, const uint8_t *bytes, size_t size);
 
+/* replica.c: a replica that knows what its log says, and does nothing yet. */
+kv_status replica_replay(kv_io *io, const kv_replica_options *options, kv_fault *fault, kv_replica **out);
+
 /* replica_digest.c */
 /* How a version is told on the wire, bits. */
 enum { VERSION_BALLOT = 1, VERSION_GONE = 2 }; /* its ballot follows; it was committed, and bytes it names may be gone */

@@ -27,15 +27,15 @@ def test_rates_are_what_came_between_two_reports(place: Place) -> None:
     first = report(place, 1)
     rater = Rater(place)
     write(place, replace(first, figures=figures(1000)))
-    assert rater.look().rates[1].each_second == dict[str, float]()
-    assert rater.look().rates[1].each_second == dict[str, float]()
+    assert not rater.look().rates[1].each_second
+    assert not rater.look().rates[1].each_second
     write(place, replace(first, figures=figures(4000), time=first.time + 2))
     frame = rater.look()
     assert frame.rates[1].each_second["commands"] == 1500
     assert frame.rates[1].each_second["received_size"] == 150_000
     assert rater.look().rates[1].each_second["commands"] == 1500
-    assert frame.commands == (1500,)
-    assert frame.rates[2].each_second == dict[str, float]()
+    assert list(frame.commands) == [1500]
+    assert frame.rates[2].each_second.keys() == set()
     assert frame.rates[2].cpu is None
     assert (frame.rates[1].memory_size or 0) > 0
 
@@ -47,7 +47,7 @@ def test_who_was_started_again_counts_from_nothing(place: Place, monkeypatch: py
     rater.look()
     monkeypatch.setattr("kvsvr.ops.status._serves", lambda pid, replica: True)
     write(place, replace(first, pid=os.getppid(), figures=figures(5), time=first.time + 1))
-    assert rater.look().rates[1].each_second == dict[str, float]()
+    assert rater.look().rates[1].each_second.keys() == set()
     write(place, replace(first, pid=os.getppid(), figures=figures(8), time=first.time + 2))
     assert rater.look().rates[1].each_second["commands"] == 3
 

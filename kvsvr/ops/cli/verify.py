@@ -8,6 +8,8 @@ from pathlib import Path
 import click
 
 from kvsvr.errors import UsageError
+from kvsvr.node.config import load
+from kvsvr.node.examine import examine
 from kvsvr.ops.cli.common import DAMAGE, directory_argument, json_option, print_json, progress, say
 from kvsvr.store import Report, Salvage, salvage, verify
 
@@ -28,9 +30,15 @@ def command(ctx: click.Context, directory: Path, target: Path | None, as_json: b
     compared with those that are kept. Exit code 4: something is not what was written. A damaged record has lost its
     name: file and offset are told, and what it was of is absent, or has an older value. The store must not be open for
     writing elsewhere: a program that has it open calls db.verify().
+
+    DIR may be the folder of a replica, with its replica.toml, that does not run: its log is then read as it reads it.
     """
     if not directory.is_dir():
         raise UsageError(f"there is no store at {directory}: check the path")
+    if (directory / "replica.toml").is_file():
+        if target is not None:
+            raise UsageError("--salvage is for embedded stores: the other replicas have what this one lost")
+        ctx.exit(_replica(directory, as_json=as_json))
     with progress("verify", 100) as advance:
         report = verify(directory, progress=lambda done, total: advance(100 * done // max(1, total)))
     saved = None if target is None else salvage(directory, target)
@@ -40,6 +48,24 @@ def command(ctx: click.Context, directory: Path, target: Path | None, as_json: b
         _tell(report, saved)
     if not report.ok:
         ctx.exit(DAMAGE)
+
+
+def _replica(folder: Path, *, as_json: bool) -> int:
+    found = examine(load(folder / "replica.toml", {}, {}))
+    if as_json:
+        print_json({"ok": found.ok, **asdict(found)})
+    else:
+        say(
+            f"{found.record_count} records, {found.key_count} keys, {found.table_count} tables, {found.row_count} rows "
+            f"after {found.applied_count} versions: "
+            + ("all as it was written" if found.ok else f"NOT as it was written, in {found.wrong_count} places")
+        )
+        say(f"  {found.undecided_count} versions are not known to be decided, which the others know or will decide")
+        say(
+            f"  {found.content_count} values are kept beside the versions; of {found.missing_count} the bytes are with "
+            f"others only, {found.missing_size} bytes"
+        )
+    return 0 if found.ok else DAMAGE
 
 
 def _tell(report: Report, saved: Salvage | None) -> None:

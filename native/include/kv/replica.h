@@ -341,6 +341,22 @@ typedef struct kv_replica_counts {
 } kv_replica_counts;
 const kv_replica_counts *kv_replica_count(const kv_replica *replica);
 
+/* --- offline --- */
+
+/* What a replica's directory holds. Nobody else has it open; nothing is written. */
+typedef struct kv_examination {
+    uint64_t record_count;
+    uint64_t key_count, table_count, row_count;
+    uint64_t applied_count;   /* versions that it knows to be committed, of all shards */
+    uint64_t undecided_count; /* behind those */
+    uint64_t content_count;   /* values by digest that something names */
+    uint64_t missing_count;   /* of which the bytes are not here */
+    uint64_t missing_size;
+    uint64_t wrong_count;     /* slots of the index that point at no record of their name, and bytes that are not what their name says */
+} kv_examination;
+/* The log is replayed as a replica replays it. KV_ECORRUPT: it is damaged, where is in the fault. */
+kv_status kv_replica_examine(kv_io *io, const kv_replica_options *options, kv_fault *fault, kv_examination *out);
+
 /* How far the bulk lane is behind. */
 typedef struct kv_replica_lag {
     uint64_t missing_count; /* values whose version is here, and whose bytes are not */

@@ -60,7 +60,8 @@ typedef struct kv_server_figures {
         missing,       /* values whose bytes are not here yet */
         takeovers, checkpoints,
         segments_removed, log_size, /* since it started; bytes of all segments */
-        damaged, repaired;          /* records that were found to be, and were fetched back, since it started */
+        damaged, repaired,          /* records that were found to be, and were fetched back, since it started */
+        durable;                    /* the log is on the disk before this kv_position_order() */
 } kv_server_figures;
 typedef struct kv_server_shard {
     uint64_t commit, applied;
