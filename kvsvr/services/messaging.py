@@ -31,7 +31,7 @@ from kvsvr.services.groups import Group, json_of, message_of
 from kvsvr.services.names import ID_SIZE, Clock, id_after, micros, name_of, seconds_of
 from kvsvr.services.queue import Queue, Task
 from kvsvr.services.refused import Refused
-from kvsvr.services.roster import Roster
+from kvsvr.services.roster import Report, Roster
 from kvsvr.services.sync import PRESENT, Changes, Digest, Pulled, Sync, digest_of, prefix_of
 from kvsvr.services.words import AnyReply, AnyRequest, AnyTask, Message, Sent
 from kvsvr.types import Store, TransactionWriter
@@ -296,9 +296,9 @@ class Messaging:
         """Does what others have left undone, up to so many tasks; how many."""
         return self.roster.round(self._do, worker, limit=limit)
 
-    def work(self, worker: str, stopping: Callable[[], bool]) -> None:
-        """The same until `stopping` says so, as it comes."""
-        self.roster.work(self._do, worker, stopping)
+    def work(self, worker: str, stopping: Callable[[], bool], report: Report) -> None:
+        """The same until `stopping` says so, as it comes. `report` is told of what cannot be done now."""
+        self.roster.work(self._do, worker, stopping, report)
 
     def _do(self, task: Task) -> None:
         self._apply(_task.decode(task.body))

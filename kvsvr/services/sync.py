@@ -136,20 +136,24 @@ class Feed:
 
     __slots__ = ("_head", "_kind", "_rows")
 
-    def __init__(self, rows: RowWriter, head: RowWriter | None, kind: bytes) -> None:
+    def __init__(self, rows: RowWriter, head: RowWriter, kind: bytes) -> None:
         self._rows = rows
-        self._head = head
+        self._head: RowWriter | None = head
         self._kind = kind
 
     def put(self, row: BytesLike, value: BytesLike) -> None:
         self._rows.put(row, PRESENT + value)
-        if self._head is not None:
-            self._head.put(self._kind, b"")
+        self._note()
 
     def delete(self, row: BytesLike) -> None:
         self._rows.put(row, GONE)
+        self._note()
+
+    def _note(self) -> None:
+        """Once is enough for a batch."""
         if self._head is not None:
             self._head.put(self._kind, b"")
+            self._head = None
 
 
 class Sync:
