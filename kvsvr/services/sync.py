@@ -32,7 +32,7 @@ import secrets
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from functools import partial
+from functools import lru_cache, partial
 from typing import Final, TypeAlias
 
 import msgspec
@@ -50,6 +50,7 @@ LIMIT_MAX: Final = 1000
 DEVICE_COUNT_MAX: Final = 32
 SWEEP_COUNT: Final = 1000
 WATCH_S_MORE: Final = 5.0
+PREFIX_COUNT: Final = 4096
 PRESENT: Final = b"\x01"
 GONE: Final = b"\x00"
 POKE: Final = b""
@@ -536,6 +537,7 @@ def _changed_kinds(head: KeyTable, since: Version) -> list[bytes] | None:
 # --- rows ---
 
 
+@lru_cache(PREFIX_COUNT)  # Of a name it is always the same, and a send asks for it eight times.
 def prefix_of(user: str) -> bytes:
     return f"{{u/{name_of(user, 'a user')}}}:".encode()
 
