@@ -31,7 +31,7 @@ from kvsvr.services.groups import Group, json_of, message_of
 from kvsvr.services.names import ID_SIZE, Clock, id_after, micros, name_of, seconds_of
 from kvsvr.services.queue import Queue, Task
 from kvsvr.services.refused import Refused
-from kvsvr.services.roster import Roster
+from kvsvr.services.roster import Report, Roster
 from kvsvr.services.sync import PRESENT, Changes, Digest, Pulled, Sync, digest_of, prefix_of
 from kvsvr.services.words import AnyReply, AnyRequest, AnyTask, Message, Sent
 from kvsvr.types import Store, TransactionWriter
@@ -143,8 +143,10 @@ class Messaging:
             raise UsageError(f"at most {SEND_COUNT_MAX} messages at once, not {len(messages)}")
         for one in messages:
             _check(one)
-        for to in {one.to for one in messages if one.to.startswith("u/")}:
-            self._known(to[2:])
+        for to in {one.to for one in messages}:
+            _check_receiver(to)
+            if to.startswith("u/"):
+                self._known(to[2:])
         direct = [one for one in messages if one.to.startswith("u/")]
         sent = iter(self._step(f"{{u/{user}}}out", partial(self._send, user=user, messages=direct)) if direct else [])
         return [next(sent) if one.to.startswith("u/") else self._send_to_group(user, one) for one in messages]
@@ -296,9 +298,9 @@ class Messaging:
         """Does what others have left undone, up to so many tasks; how many."""
         return self.roster.round(self._do, worker, limit=limit)
 
-    def work(self, worker: str, stopping: Callable[[], bool]) -> None:
-        """The same until `stopping` says so, as it comes."""
-        self.roster.work(self._do, worker, stopping)
+    def work(self, worker: str, stopping: Callable[[], bool], report: Report) -> None:
+        """The same until `stopping` says so, as it comes. `report` is told of what cannot be done now."""
+        self.roster.work(self._do, worker, stopping, report)
 
     def _do(self, task: Task) -> None:
         self._apply(_task.decode(task.body))
@@ -464,12 +466,18 @@ class Messaging:
         return words.Done()
 
 
+def _check_receiver(to: str) -> None:
+    if not to.startswith(("u/", "g/")):
+        raise UsageError(f"a message goes to u/SOMEBODY or g/SOMEWHERE, not to {shown(to)}")
+    name_of(to[2:], "a receiver")
+
+
 def _check(one: words.Send) -> None:
-    if not one.to.startswith(("u/", "g/")):
-        raise UsageError(f"a message goes to u/SOMEBODY or g/SOMEWHERE, not to {shown(one.to)}")
-    name_of(one.to[2:], "a receiver")
-    if len(one.text.encode()) > TEXT_SIZE_MAX or len(one.client_id) > CLIENT_ID_SIZE_MAX:
-        raise UsageError(f"a text has up to {TEXT_SIZE_MAX} bytes, a client id up to {CLIENT_ID_SIZE_MAX} characters")
+    # A character has up to four bytes; only long texts need to be encoded to know.
+    if len(one.text) * 4 > TEXT_SIZE_MAX and len(one.text.encode()) > TEXT_SIZE_MAX:
+        raise UsageError(f"a text has up to {TEXT_SIZE_MAX} bytes, this one {len(one.text.encode())}")
+    if len(one.client_id) > CLIENT_ID_SIZE_MAX:
+        raise UsageError(f"a client id has up to {CLIENT_ID_SIZE_MAX} characters, not {len(one.client_id)}")
 
 
 def _want_member(t: TransactionWriter, group: str, user: str) -> None:

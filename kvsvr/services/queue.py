@@ -23,12 +23,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Final
 
 import msgspec
 
-from kvsvr.errors import UsageError, shown
+from kvsvr.errors import Unavailable, Unknown, UsageError, shown
 from kvsvr.services.names import ID_SIZE, Clock, id_after, micros, seconds_of
 from kvsvr.types import BytesLike, KeyTable, Store, TransactionWriter
 
@@ -113,9 +114,7 @@ class Queue:
         self, t: TransactionWriter, topic: str, body: BytesLike, *, key: BytesLike | None = None, delay: float = 0
     ) -> bytes:
         """The same as part of a transaction in the topic's slot: the task is there if and only if the rest is."""
-        if delay < 0:
-            raise UsageError(f"delay is a number of seconds from 0 up, not {shown(delay)}")
-        prefix, now = prefix_of(topic), self._clock()
+        prefix, now = _check(topic, delay), self._clock()
         if key is not None:
             keys = t.table(prefix + b"keys")
             before = keys.get(key)
@@ -202,10 +201,13 @@ class Queue:
     def ack(self, task: Task, then: Sequence[Put] = ()) -> bool:
         """The task has ended, and what follows it is queued, in one step. False: the lease was lost, and nothing
         happened, neither of it; or it was acknowledged before."""
+        for put in then:
+            _check(put.topic, put.delay)  # Nothing may be on its way that cannot arrive.
         ended = self._db.run(lambda t: self._end(t, task, then))
         if ended:
-            self._send_away(task.topic)
-            self._trim(task.topic, task.id)
+            with suppress(Unavailable, Unknown):  # It has ended; the next pull sends what is left.
+                self._send_away(task.topic)
+                self._trim(task.topic, task.id)
         return ended
 
     def _end(self, t: TransactionWriter, task: Task, then: Sequence[Put]) -> bool:
@@ -250,8 +252,7 @@ class Queue:
 
     def nak(self, task: Task, delay: float = 0) -> bool:
         """Gives the task back, to be given again after `delay` seconds, in its place. It counts as a try."""
-        if delay < 0:
-            raise UsageError(f"delay is a number of seconds from 0 up, not {shown(delay)}")
+        _check(task.topic, delay)
         return self._db.run(lambda t: self._give_back(t, task, delay))
 
     def _give_back(self, t: TransactionWriter, task: Task, delay: float) -> bool:
@@ -348,6 +349,12 @@ def prefix_of(topic: str) -> bytes:
     if not tagged and ("{" in topic or "}" in topic):
         raise UsageError(f"{shown(topic)} has braces that make no hash tag: leave them out")
     return f"q:{topic}:".encode() if tagged else f"q:{{{topic}}}:".encode()
+
+
+def _check(topic: str, delay: float) -> bytes:
+    if not isinstance(delay, int | float) or not delay >= 0:
+        raise UsageError(f"delay is a number of seconds from 0 up, not {shown(delay)}")
+    return prefix_of(topic)
 
 
 def _due(moment: float) -> bytes:

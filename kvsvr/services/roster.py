@@ -19,15 +19,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Final
+from typing import Final, TypeAlias
 
 from kvsvr.errors import VersionConflict
 from kvsvr.services.names import Clock, id_after, seconds_of
 from kvsvr.services.queue import Queue, Task
-from kvsvr.types import Store
+from kvsvr.types import Store, Versioned
 
 GRACE_S: Final = 60.0
 PULL_COUNT: Final = 16
+PAUSE_S: Final = 1.0
+
+Handle: TypeAlias = Callable[[Task], None]
+Report: TypeAlias = Callable[[Task, Exception], None]
 
 
 class Roster:
@@ -46,12 +50,15 @@ class Roster:
     def ring(self, topic: str) -> None:
         self._table.put(topic.encode(), id_after(None, self._clock()))
 
-    def round(self, handle: Callable[[Task], None], worker: str, *, limit: int | None = None) -> int:
-        """Does what there is, up to `limit` tasks; how many were done. A handler that raises has its task given back,
-        for later, and the round ends with what it raised."""
+    def round(self, handle: Handle, worker: str, *, limit: int | None = None, report: Report | None = None) -> int:
+        """Does what there is, up to `limit` tasks; how many were done.
+
+        A handler that raises has its task given back, for later, and in the end to the dead. `report` is told, and the
+        round goes on with other topics; without it the round ends with what was raised.
+        """
         done = 0
         for row in list(self._table.keys()):
-            done += self._visit(row, handle, worker, None if limit is None else limit - done)
+            done += self._visit(row, handle, worker, None if limit is None else limit - done, report)
             if limit is not None and done >= limit:
                 break
         return done
@@ -60,35 +67,40 @@ class Roster:
         """Until something was entered behind `version`, or the timeout; the roster's version."""
         return self._db.wait(self._table.key, version, timeout)
 
-    def work(self, handle: Callable[[Task], None], worker: str, stopping: Callable[[], bool]) -> None:
+    def work(self, handle: Handle, worker: str, stopping: Callable[[], bool], report: Report) -> None:
         """Rounds without end, until `stopping` says so, which is asked once a second at least."""
         while not stopping():
             version = self._table.version
-            if self.round(handle, worker) == 0:
+            if self.round(handle, worker, report=report) == 0:
                 self.wait(version, 1.0)
 
-    def _visit(self, row: bytes, handle: Callable[[Task], None], worker: str, limit: int | None) -> int:
+    def _visit(self, row: bytes, handle: Handle, worker: str, limit: int | None, report: Report | None) -> int:
         topic, done = row.decode(), 0
         entered = self._table.get_versioned(row)
         while limit is None or done < limit:
             most = PULL_COUNT if limit is None else min(PULL_COUNT, limit - done)
             tasks = self._queue.pull(topic, worker, most, self._lease)
+            if not tasks:
+                self._take_out(row, topic, entered)
+                return done
             for index, task in enumerate(tasks):
                 try:
                     handle(task)
-                except BaseException:
+                except Exception as error:
                     for given in tasks[index:]:
-                        self._queue.nak(given, 1.0)
-                    raise
-                self._queue.ack(task)
-                done += 1
-            if not tasks:
-                break
-        else:
-            return done
+                        self._queue.nak(given, PAUSE_S)
+                    if report is None:
+                        raise
+                    report(task, error)
+                    return done
+                done += self._queue.ack(task)
+        return done
+
+    def _take_out(self, row: bytes, topic: str, entered: Versioned | None) -> None:
+        """If nothing can be there, nor come."""
+        if entered is None or self._clock() - seconds_of(entered.value) < GRACE_S:
+            return
         backlog = self._queue.stats(topic)
-        old = entered is not None and self._clock() - seconds_of(entered.value) >= GRACE_S
-        if entered is not None and old and backlog.ready + backlog.held == 0:
+        if backlog.ready + backlog.held == 0:
             with suppress(VersionConflict):  # Entered again meanwhile.
                 self._table.delete(row, version=entered.version)
-        return done

@@ -15,10 +15,10 @@ exceptions: kinds of which a device has less, because a page was full, or a snap
 for user and device. Coming back with it is the acknowledgement, which goes into State before anything is read, so that
 no floor passes a device that lives; an older key sets it back.
 
-Why nothing is lost: a row goes, or a tombstone, only at or below the floor of its kind, which is at most what each
-device with a lease has acknowledged; floors rise in a transaction over State, before rows go. Who comes with less than
-the floor is told to begin that kind anew, and is given it in the order of rows, page by page, then what changed since
-the snapshot began. Until then he counts as having nothing, and floors stand.
+Why nothing is lost: a row goes only at or below what every device with a lease has acknowledged when it goes. A floor
+is below what may have gone; it rises in a transaction over State, before anything goes, and never falls, so a device
+that comes later may be below it: it is told to begin that kind anew, and is given it in the order of rows, page by
+page, then what changed since the snapshot began. Until then it counts as having nothing, so nothing goes meanwhile.
 
 A kind may also be a table in another slot that many users read (share()). What one of them may see of it is in a gate,
 a row of spans, which is read *after* the rows: who was shut out before they were written is not shown them.
@@ -32,7 +32,7 @@ import secrets
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from functools import partial
+from functools import lru_cache, partial
 from typing import Final, TypeAlias
 
 import msgspec
@@ -50,6 +50,7 @@ LIMIT_MAX: Final = 1000
 DEVICE_COUNT_MAX: Final = 32
 SWEEP_COUNT: Final = 1000
 WATCH_S_MORE: Final = 5.0
+PREFIX_COUNT: Final = 4096
 PRESENT: Final = b"\x01"
 GONE: Final = b"\x00"
 POKE: Final = b""
@@ -136,20 +137,24 @@ class Feed:
 
     __slots__ = ("_head", "_kind", "_rows")
 
-    def __init__(self, rows: RowWriter, head: RowWriter | None, kind: bytes) -> None:
+    def __init__(self, rows: RowWriter, head: RowWriter, kind: bytes) -> None:
         self._rows = rows
-        self._head = head
+        self._head: RowWriter | None = head
         self._kind = kind
 
     def put(self, row: BytesLike, value: BytesLike) -> None:
         self._rows.put(row, PRESENT + value)
-        if self._head is not None:
-            self._head.put(self._kind, b"")
+        self._note()
 
     def delete(self, row: BytesLike) -> None:
         self._rows.put(row, GONE)
+        self._note()
+
+    def _note(self) -> None:
+        """Once is enough for a batch."""
         if self._head is not None:
             self._head.put(self._kind, b"")
+            self._head = None
 
 
 class Sync:
@@ -379,9 +384,11 @@ class Sync:
         table = self._table(user, kind)
         if next(iter(table.keys(stop=until, limit=1)), None) is None:
             return 0
-        versions = {kind: table.version}
+        version = table.version
+        versions = {kind: version}
         state = self._db.run(partial(_raise_floors, user=user, kinds=[kind], now=self._clock(), versions=versions))
-        return _delete_below(table, table.keys(stop=until), state.floors.get(kind, 0), stop=True)
+        # Not the floor: it may have risen before a device came that is alive now, and has not been given these rows.
+        return _delete_below(table, table.keys(stop=until), _acknowledged(state, kind, version), stop=True)
 
     # --- keys ---
 
@@ -485,11 +492,15 @@ def _raise_floors(
     state = _load(t.get(name))
     state.devices = {device: known for device, known in state.devices.items() if known.until > now}
     for kind in kinds:
-        acknowledged = {device: known.behind.get(kind, known.head) for device, known in state.devices.items()}
-        floor = purge_floor(acknowledged, live=state.devices) if state.devices else versions.get(kind, 0)
-        state.floors[kind] = max(state.floors.get(kind, 0), floor)
+        state.floors[kind] = max(state.floors.get(kind, 0), _acknowledged(state, kind, versions.get(kind, 0)))
     t.put(name, _encode(state))
     return state
+
+
+def _acknowledged(state: State, kind: str, by_nobody: Version) -> Version:
+    """By each of the devices in it, which are alive."""
+    acknowledged = {device: known.behind.get(kind, known.head) for device, known in state.devices.items()}
+    return purge_floor(acknowledged, live=state.devices) if state.devices else by_nobody
 
 
 def _note_swept(t: TransactionWriter, *, user: str, swept: Mapping[str, Version]) -> None:
@@ -532,6 +543,7 @@ def _changed_kinds(head: KeyTable, since: Version) -> list[bytes] | None:
 # --- rows ---
 
 
+@lru_cache(PREFIX_COUNT)  # Of a name it is always the same, and a send asks for it eight times.
 def prefix_of(user: str) -> bytes:
     return f"{{u/{name_of(user, 'a user')}}}:".encode()
 

@@ -354,3 +354,48 @@ def test_a_handler_that_raises(strict: kvsvr.Engine, clock: Turned) -> None:
     clock.turn(2)
     assert roster.round(handle, "w") == 2
     assert done == [b"good", b"bad", b"after"]
+
+
+def test_a_task_that_cannot_be_done(strict: kvsvr.Engine, clock: Turned) -> None:
+    """Is reported each time, is in nobody's way, and is dead in the end."""
+    queue = Queue(strict, clock=clock, tries_max=3)
+    roster = Roster(strict, queue, "test", clock=clock)
+    told: list[tuple[bytes, str]] = []
+    for topic, body in (("{u/ann}out", b"bad"), ("{u/bob}out", b"good")):
+        roster.enter(topic)
+        queue.put(topic, body)
+
+    def handle(task: Task) -> None:
+        if task.body == b"bad":
+            raise OSError("no")
+
+    for count in (1, 0, 0):
+        assert roster.round(handle, "w", report=lambda task, error: told.append((task.body, str(error)))) == count
+        clock.turn(2)
+    assert told == [(b"bad", "no")] * 3
+    assert [task.body for task in queue.dead("{u/ann}out")] == [b"bad"]
+
+
+def test_a_worker_in_a_thread(strict: kvsvr.Engine) -> None:
+    """It wakes when something is entered, and ends when it is told to."""
+    queue = Queue(strict)
+    roster = Roster(strict, queue, "test")
+    done, stop = threading.Event(), threading.Event()
+    worker = threading.Thread(target=roster.work, args=(lambda task: done.set(), "w", stop.is_set, print))
+    worker.start()
+    queue.put("{u/ann}out", b"x")
+    roster.ring("{u/ann}out")
+    assert done.wait(10)
+    stop.set()
+    worker.join(10)
+    assert not worker.is_alive()
+
+
+def test_what_cannot_arrive_is_refused_before_the_end(queue: Queue) -> None:
+    """A sub-task that is none leaves the task as it was."""
+    queue.put(TOPIC, b"x")
+    task = queue.pull(TOPIC, "w")[0]
+    for bad in (Put("a{b", b""), Put("far", b"", delay=-1)):
+        with pytest.raises(kvsvr.UsageError):
+            queue.ack(task, then=[bad])
+    assert queue.ack(task)

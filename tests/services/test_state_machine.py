@@ -47,6 +47,7 @@ SMALL, LARGE = "small", "large"
 FAN_OUT_MAX = {SMALL: 500, LARGE: 1}
 INBOX_COUNT_MAX = 1
 LEASE_S = 30 * 86_400
+NEVER = float("-inf")
 SECRET = b"of the state machine"
 
 Name: TypeAlias = tuple[str, int]
@@ -61,9 +62,9 @@ deaths = st.one_of(st.just(0), st.integers(1, 12))
 class Device:
     """A client's own state, what the server may rely on, and backups."""
 
-    def __init__(self, phone: Phone, heard: float) -> None:
+    def __init__(self, phone: Phone) -> None:
         self.phone = phone
-        self.heard = heard
+        self.heard = NEVER
         self.acknowledged: set[Name] = set()
         self.backup: tuple[bytes | None, dict[str, dict[bytes, bytes]]] = (None, {})
 
@@ -255,7 +256,7 @@ class Machine(RuleBasedStateMachine):
     def device(self, user: str, name: str) -> Device:
         if (user, name) not in self.devices:
             phone = Phone(lambda *arguments: self.chat().pull(*arguments), user, name)
-            self.devices[user, name] = Device(phone, self.clock.now)
+            self.devices[user, name] = Device(phone)
         return self.devices[user, name]
 
     @rule(
@@ -321,7 +322,7 @@ class Machine(RuleBasedStateMachine):
     @rule(user=users, name=st.sampled_from(["phone", "desk"]))
     def a_device_is_forgotten(self, user: str, name: str) -> None:
         self.chat().sync.forget(user, name)
-        self.device(user, name).heard = -1e12
+        self.device(user, name).heard = NEVER
 
     # --- letting go ---
 
