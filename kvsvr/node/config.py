@@ -120,6 +120,7 @@ class ServerConfig:
     @property
     def alone(self) -> bool:
         return len(self.members) == 1
+
     durability: str
     """"data": a write is answered when a majority has the bytes of what it wrote, and not its version alone."""
     inline_max: int
@@ -279,6 +280,7 @@ class _Said:
         if None in found or len(set(found)) != len(found):
             raise self.wrong(name, f"are different ids from 1 to {NODE_MAX}, not {shown(value)}")
         return tuple(number for number in found if number is not None)
+
     def one_of(self, name: str, words: Sequence[str]) -> str:
         value = self._value(name)
         if value not in words:

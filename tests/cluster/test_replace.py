@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 import redis
 
-from tests.cluster.clients import Clients, at_work
 from kvsvr.ops.place import free_base
+from tests.cluster.clients import Clients, at_work
 from tests.cluster.conftest import Replicas, until
 from tests.cluster.test_launch import LONG_S, Set
 
