@@ -16,9 +16,9 @@ from kvsvr.client import connect
 from kvsvr.errors import CorruptionError, KvError
 from kvsvr.ops import set_backup
 from kvsvr.ops.cli.group import commands
-from kvsvr.ops.place import Place, find, make
+from kvsvr.ops.place import Place, find, free_base, make
 from kvsvr.ops.status import look
-from tests.cluster.conftest import free_base, until
+from tests.cluster.conftest import until
 
 LARGE = b"large" * 20_000
 
