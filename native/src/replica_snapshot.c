@@ -190,8 +190,8 @@ kv_status state_append(kv_replica *r, kv_record *record) {
     return status;
 }
 
-/* What was ended to make room for a snapshot has no ballot. It gives way to whatever comes, older or not: where the same value is sent
- * again what is kept behind it comes first. */
+/* What was ended to make room for a snapshot has no ballot. It gives way to whatever comes, older or not: where the same value is
+ * sent again what is kept behind it comes first. */
 static bool gives_way(const kv_record *record) { return (record->options & KV_HAS_BALLOT) == 0; }
 
 /* Newer than what stands there, or of the same version and come later. */

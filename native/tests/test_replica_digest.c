@@ -720,8 +720,8 @@ TEST(bytes_of_a_record_that_may_come_back_stay) {
     CHECK(!is_found_again((uint64_t)1 << KV_MUTATE_COLLECT_EARLY));
 }
 
-/* Of five. 2 alone has heard of three records of 1, and not of their bytes; 3 takes over from 4 and 5, and its barrier cuts them. The
- * shard has not come to the version of the last of them, and need never. */
+/* Of five. 2 alone has heard of three records of 1, and not of their bytes; 3 takes over from 4 and 5, and its barrier cuts them.
+ * The shard has not come to the version of the last of them, and need never. */
 TEST(bytes_that_nothing_names_are_not_missing) {
     set *s = &world;
     begin_many(s, 5, 0, KV_INLINE_NOTHING);
