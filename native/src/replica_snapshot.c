@@ -190,6 +190,10 @@ kv_status state_append(kv_replica *r, kv_record *record) {
     return status;
 }
 
+/* What was ended to make room for a snapshot has no ballot. It gives way to whatever comes, older or not: where the same value is
+ * sent again what is kept behind it comes first. */
+static bool gives_way(const kv_record *record) { return (record->options & KV_HAS_BALLOT) == 0; }
+
 /* Newer than what stands there, or of the same version and come later. */
 kv_status state_show(kv_replica *r, const kv_record *record, kv_position position, uint32_t used, kv_fault *fault) {
     found old;
@@ -199,7 +203,7 @@ kv_status state_show(kv_replica *r, const kv_record *record, kv_position positio
     target t = target_of(r->store, record);
     kv_status status = store_find(r->store, &t, &old, fault);
     if (status != KV_OK && status != KV_ABSENT) return status;
-    if (status == KV_ABSENT || old.record.version <= record->version) {
+    if (status == KV_ABSENT || old.record.version <= record->version || gives_way(&old.record)) {
         if (record->kind == KV_KIND_TABLE_NEW) table_back(r, record->table_id);
         status = store_show(r->store, record, position, used, fault);
     }
@@ -226,7 +230,7 @@ static void name_end(kv_replica *r, const kv_record *was, unsigned flags) {
     end.kind = end.kind == KV_KIND_TABLE_NEW ? KV_KIND_TABLE_DROP
              : end.kind == KV_KIND_ROW_PUT   ? KV_KIND_ROW_DELETE : KV_KIND_DELETE;
     end.options &= KV_HAS_TABLE;
-    end.options |= KV_HAS_SEQUENCE | KV_HAS_BALLOT;
+    end.options |= KV_HAS_SEQUENCE;
     end.value_size = 0;
     end.flags &= (uint8_t)~KV_FLAG_META;
     r->dropped |= state_append(r, &end) != KV_OK;
