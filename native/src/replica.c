@@ -164,9 +164,19 @@ static kv_status replay_commit(kv_replica *r, const kv_record *record) {
 
 static kv_status replay_snapshot(kv_replica *r, shard *s, const kv_record *record) {
     if (record->ballot > s->promised) s->promised = record->ballot;
-    if (record->kind == KV_KIND_SNAPSHOT_END) return installing_end(r, s, record->value, record->value_size);
-    installing_clear(s); /* What was lost before does not matter any more. */
+    bool needed = s->installing.lost || s->installing.needed, begins = record->kind == KV_KIND_SNAPSHOT_BEGIN;
+    if (!begins && record->value_size != 0) return installing_end(r, s, record->value, record->value_size);
+    if (!begins) {
+        installing_left(s);
+        return KV_OK;
+    }
+    if (record->value_size == 8) {
+        installing_ends(s, kv_load64(record->value));
+        return KV_OK;
+    }
+    installing_clear(s);
     s->installing.active = true;
+    s->installing.needed = needed;
     return KV_OK;
 }
 

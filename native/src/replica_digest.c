@@ -491,11 +491,13 @@ static void tail_mark(kv_replica *r, const shard *s, bool mark) {
     }
 }
 
-/* Before its version is behind us, the record may come back: it stands in somebody's tail, and the bytes nowhere else. */
+/* Before its version is behind us, the record may come back: it stands in somebody's tail, and the bytes nowhere else. If they are
+ * not here either there is nothing to keep; nor would the shard have to come to that version ever, and they would be asked for
+ * until it does. */
 static bool is_waste(const kv_replica *r, const content *c) {
     const shard *s = &r->shards[c->shard];
-    bool decided = s->applied >= c->version || mutated(r, KV_MUTATE_COLLECT_EARLY);
-    return !c->marked && decided && !s->installing.active;
+    bool needed = c->location != 0 && s->applied < c->version && !mutated(r, KV_MUTATE_COLLECT_EARLY);
+    return !c->marked && !needed && !s->installing.active;
 }
 
 static void drop(kv_replica *r, content *c) {

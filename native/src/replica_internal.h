@@ -87,7 +87,9 @@ typedef struct installing {
     uint64_t until;
     uint8_t *lanes;       /* members and sessions, as on the wire */
     size_t lanes_size;
+    uint64_t begun;       /* kv_position_order() of the record that says so: what was shown behind it came with the pieces */
     bool lost;            /* a part of it is damaged: there is no state before the next one */
+    bool needed;          /* so was a part of what was here before it */
 } installing;
 
 /* Records as they were packed for a member: where in its outbox. */
@@ -517,6 +519,10 @@ kv_status state_show(kv_replica *r, const kv_record *record, kv_position positio
 /* Logs a record of the state again, or for the first time, and shows it. KV_ENOSPC; what else goes wrong ends the replica. */
 kv_status state_append(kv_replica *r, kv_record *record);
 void installing_clear(shard *s);
+void installing_ends(shard *s, uint64_t until);
+void installing_left(shard *s);
+/* A snapshot that nobody goes on sending is given up: true, if the state can be had from the own log. */
+bool installing_leave(kv_replica *r, shard *s);
 kv_status installing_end(kv_replica *r, shard *s, const uint8_t *bytes, size_t size);
 
 /* replica.c: a replica that knows what its log says, and does nothing yet. */
@@ -574,6 +580,7 @@ uint32_t shard_needs(const shard *s);
 /* replica_trim.c */
 bool trim_open(kv_replica *r, const uint8_t **bytes, size_t *size); /* of the options' checkpoint the store's part */
 void trim_free(kv_replica *r);
+void compaction_stop(kv_replica *r);
 void sweep_stop(kv_replica *r);
 
 /* replica_repair.c */

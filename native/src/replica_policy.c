@@ -125,7 +125,7 @@ static void take_ownerless(kv_replica *r) {
         shard *s = &r->shards[i];
         if (!wants(r, s)) continue;
         s->missed_since = 0;
-        if (s->hole != 0 || s->installing.active) give_up(r, s);
+        if (s->hole != 0 || !installing_leave(r, s)) give_up(r, s);
         else numbers[count++] = s->number;
     }
     if (count != 0) take_over(r, numbers, count);

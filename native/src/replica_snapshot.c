@@ -190,6 +190,10 @@ kv_status state_append(kv_replica *r, kv_record *record) {
     return status;
 }
 
+/* What was ended to make room for a snapshot has no ballot. It gives way to whatever comes, older or not: where the same value is
+ * sent again what is kept behind it comes first. */
+static bool gives_way(const kv_record *record) { return (record->options & KV_HAS_BALLOT) == 0; }
+
 /* Newer than what stands there, or of the same version and come later. */
 kv_status state_show(kv_replica *r, const kv_record *record, kv_position position, uint32_t used, kv_fault *fault) {
     found old;
@@ -199,7 +203,7 @@ kv_status state_show(kv_replica *r, const kv_record *record, kv_position positio
     target t = target_of(r->store, record);
     kv_status status = store_find(r->store, &t, &old, fault);
     if (status != KV_OK && status != KV_ABSENT) return status;
-    if (status == KV_ABSENT || old.record.version <= record->version) {
+    if (status == KV_ABSENT || old.record.version <= record->version || gives_way(&old.record)) {
         if (record->kind == KV_KIND_TABLE_NEW) table_back(r, record->table_id);
         status = store_show(r->store, record, position, used, fault);
     }
@@ -213,8 +217,29 @@ static void table_ends(kv_replica *r, uint64_t table_id) {
     if (big_set_add(&r->store->retired_tables, table_id) != KV_OK) replica_fail(r, KV_ENOMEM);
 }
 
-/* What is here of the shard ends, each name by a record of its own: so a replay comes to the same. */
-static void state_wipe(kv_replica *r, const shard *s) {
+/* From a SNAPSHOT_BEGIN that says so, live or replayed: names that are gone by version `until` may have ended. */
+void installing_ends(shard *s, uint64_t until) {
+    if (until > s->newest_shown) s->newest_shown = until;
+}
+
+/* One name of those that the pieces did not bring. */
+static void name_end(kv_replica *r, const kv_record *was, unsigned flags) {
+    if (flags & (KV_LOC_ROW | KV_LOC_FLOOR)) table_ends(r, was->table_id);
+    if (flags & (KV_LOC_TOMBSTONE | KV_LOC_FLOOR)) return;
+    kv_record end = *was;
+    end.kind = end.kind == KV_KIND_TABLE_NEW ? KV_KIND_TABLE_DROP
+             : end.kind == KV_KIND_ROW_PUT   ? KV_KIND_ROW_DELETE : KV_KIND_DELETE;
+    end.options &= KV_HAS_TABLE;
+    end.options |= KV_HAS_SEQUENCE;
+    end.value_size = 0;
+    end.flags &= (uint8_t)~KV_FLAG_META;
+    r->dropped |= state_append(r, &end) != KV_OK;
+}
+
+/* Each name of the shard: it was brought, or it ends. */
+typedef void name_do(kv_replica *r, const kv_record *record, unsigned flags);
+
+static void names_walk(kv_replica *r, const shard *s, bool brought, name_do *act) {
     kv_index_slot *slots = NULL;
     size_t capacity = 0, count;
     uint64_t hash = 0;
@@ -222,24 +247,36 @@ static void state_wipe(kv_replica *r, const shard *s) {
         kv_status status = kv_index_walk(r->store->index, &hash, &slots, &capacity, &count);
         if (status != KV_OK) replica_fail(r, status);
         for (size_t i = 0; i < count && r->failed == KV_OK && !r->dropped; i++) {
-            unsigned flags = kv_loc_flags(slots[i].location);
+            uint64_t at = slots[i].location;
+            unsigned flags = kv_loc_flags(at);
             found f;
             if (flags & KV_LOC_HEAD || (flags & (KV_LOC_TOMBSTONE | KV_LOC_ROW)) == KV_LOC_TOMBSTONE) continue;
-            record_of(r, slots[i].location, &f);
-            if (r->failed != KV_OK || f.record.shard != s->number) continue;
-            if (flags & (KV_LOC_ROW | KV_LOC_FLOOR)) table_ends(r, f.record.table_id);
-            if (flags & (KV_LOC_TOMBSTONE | KV_LOC_FLOOR)) continue;
-            kv_record end = f.record;
-            end.kind = end.kind == KV_KIND_TABLE_NEW ? KV_KIND_TABLE_DROP
-                     : end.kind == KV_KIND_ROW_PUT   ? KV_KIND_ROW_DELETE : KV_KIND_DELETE;
-            end.options &= KV_HAS_TABLE;
-            end.options |= KV_HAS_SEQUENCE | KV_HAS_BALLOT;
-            end.value_size = 0;
-            end.flags &= (uint8_t)~KV_FLAG_META;
-            r->dropped |= state_append(r, &end) != KV_OK;
+            kv_position position = {.segment = kv_loc_segment(at), .offset = kv_loc_offset(at)};
+            if ((kv_position_order(position) > s->installing.begun) != brought) continue;
+            if (brought && !(flags & KV_LOC_TABLE)) continue;
+            record_of(r, at, &f);
+            if (r->failed == KV_OK && f.record.shard == s->number) act(r, &f.record, flags);
         }
     } while (hash != 0 && r->failed == KV_OK && !r->dropped);
     free(slots);
+}
+
+static void name_brought(kv_replica *r, const kv_record *record, unsigned flags) {
+    (void)flags;
+    if (record->kind == KV_KIND_TABLE_NEW) table_back(r, record->table_id);
+}
+
+/* What was here and is not in the snapshot ends, each name by a record of its own: so a replay comes to the same. Not before
+ * all pieces are here: until then what was counted by a majority may be nowhere but here and at whoever sends them. */
+static void state_end(kv_replica *r, shard *s) {
+    uint8_t until[8];
+    kv_position position;
+    kv_store64(until, s->installing.until);
+    kv_status status = log_try(r, KV_KIND_SNAPSHOT_BEGIN, s->number, s->installing.ballot, until, sizeof until, &position);
+    r->dropped |= status != KV_OK;
+    if (status == KV_OK) installing_ends(s, s->installing.until);
+    names_walk(r, s, false, name_end);
+    names_walk(r, s, true, name_brought); /* Rows that did not come are no sign that their table did not. */
 }
 
 void installing_clear(shard *s) {
@@ -248,20 +285,38 @@ void installing_clear(shard *s) {
     s->installing = (installing){0};
 }
 
+/* From a SNAPSHOT_END that says nothing, live or replayed. */
+void installing_left(shard *s) {
+    if (s->newest_shown > s->whole_from) s->whole_from = s->newest_shown;
+    installing_clear(s);
+}
+
 static void installing_begin(kv_replica *r, shard *s, uint64_t from, uint64_t ballot, uint64_t walk) {
     kv_position position;
     sweep_stop(r); /* A table that it is about may come back. */
-    kv_status status = log_commits(r); /* A replay is to meet what is ended below as it stands now: what is gone is not ended. */
+    compaction_stop(r); /* What is moved would look as if the pieces had brought it. */
+    kv_status status = log_commits(r); /* A replay is to meet what is ended in the end as it stands now. */
     if (status == KV_OK) status = log_try(r, KV_KIND_SNAPSHOT_BEGIN, s->number, ballot, NULL, 0, &position);
     if (status != KV_OK) {
         r->dropped = true;
         return;
     }
     waits_end(r, s);
+    bool needed = s->installing.lost || s->installing.needed;
     installing_clear(s);
-    s->installing.active = true; /* Of no walk yet: one that finds no room to wipe what is here begins anew. */
-    state_wipe(r, s);
-    if (!r->dropped) s->installing = (installing){.active = true, .from = from, .ballot = ballot, .walk = walk};
+    s->installing = (installing){.active = true, .from = from, .ballot = ballot, .walk = walk, .needed = needed,
+                                 .begun = kv_position_order(position)};
+}
+
+/* What was here is here still, under what the pieces brought, which is newer; and if the log goes on to the newest of
+ * that, what is committed of it makes one state of both. */
+bool installing_leave(kv_replica *r, shard *s) {
+    kv_position position;
+    if (!s->installing.active) return true;
+    if (s->installing.lost || s->installing.needed || s->gap || s->hole != 0 || log_last(&s->log) < s->newest_shown) return false;
+    if (log_try(r, KV_KIND_SNAPSHOT_END, s->number, s->promised, NULL, 0, &position) != KV_OK) return false;
+    installing_left(s);
+    return true;
 }
 
 /* It found no room, and has to come again. */
@@ -371,6 +426,8 @@ static void install(kv_replica *r, shard *s, uint64_t from_ballot) {
     const installing *i = &s->installing;
     wire_out out = {0};
     uint64_t mine;
+    state_end(r, s);
+    if (r->dropped || r->failed != KV_OK) return;
     wire_put64(&out, i->from);
     wire_put64(&out, from_ballot);
     wire_put64(&out, i->until);

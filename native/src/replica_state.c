@@ -253,7 +253,7 @@ kv_status state_replay(kv_replica *r, const kv_record *record, kv_position posit
     if (said.promised > s->promised) s->promised = said.promised;
     if (said.applied < s->applied) return KV_OK; /* Written beside a hole that is none any more. */
     if (said.applied > s->commit) s->commit = said.applied;
-    if (s->gap) s->installing.active = said.in_pieces || s->installing.lost;
+    if (s->gap) s->installing.active = said.in_pieces || s->installing.lost || s->installing.needed;
     if (!s->installing.active) shard_apply(r, s);
     if (r->failed != KV_OK) return r->failed;
     bool lanes_lost = said.lanes.at == said.lanes.end, known = !s->gap && s->applied == said.applied;

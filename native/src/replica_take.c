@@ -61,8 +61,9 @@ void take_over(kv_replica *r, const uint16_t *asked, size_t asked_count) {
     for (size_t i = 0; i < asked_count && count < KV_SHARDS_MAX; i++) {
         if (asked[i] >= r->shard_count) continue;
         shard *s = &r->shards[asked[i]];
-        if (s->own.ballot != 0 || s->taking.ballot != 0 || s->installing.active || s->hole != 0) continue;
+        if (s->own.ballot != 0 || s->taking.ballot != 0 || s->hole != 0) continue;
         if (!is_member(members_now(s), r->options.node) && !mutated(r, KV_MUTATE_REMOVED_VOTES)) continue;
+        if (!installing_leave(r, s)) continue;
         note_round(r, s->promised);
         shards[count++] = asked[i];
         s->taking.ballot = 1; /* Named twice, it is taken once. */

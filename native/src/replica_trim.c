@@ -45,7 +45,7 @@ void sweep_stop(kv_replica *r) {
     r->trimming.sweep = NULL;
 }
 
-static void compaction_stop(kv_replica *r) {
+void compaction_stop(kv_replica *r) {
     kv_compaction_free(r->trimming.compaction);
     r->trimming.compaction = NULL;
 }
@@ -162,9 +162,16 @@ static kv_status victim_step(kv_replica *r) {
     return status == KV_EOF ? KV_OK : status;
 }
 
+/* Where a snapshot is coming in, what was here before is told from what came by where it lies. */
+static bool is_installing(const kv_replica *r) {
+    bool one = false;
+    for (uint32_t i = 0; i < r->shard_count; i++) one |= r->shards[i].installing.active;
+    return one;
+}
+
 kv_status kv_replica_trim(kv_replica *r) {
     if (r->failed != KV_OK) return r->failed;
-    if (!r->ready) return KV_EWAIT;
+    if (!r->ready || is_installing(r)) return KV_EWAIT;
     kv_status status = KV_EOF;
     if (r->trimming.compaction != NULL) return victim_step(r);
     if (may_sweep(r)) status = sweep_step(r);
