@@ -191,9 +191,8 @@ class Machine(RuleBasedStateMachine):
             raise AssertionError("no end")
         for kind in KINDS:
             told, has = self.sync().digest("ann", kind), device.phone.kinds.get(kind, {})
-            if told.count:
-                assert {row: value for row, value in has.items() if row >= told.first} == self.rows[kind]
-                assert digest_of(has.items(), told.first) == told
+            assert {row: value for row, value in has.items() if row >= told.first} == self.rows[kind]
+            assert digest_of(has.items(), told.first) == told
         assert not self.ask(device, 3).changes
 
 
