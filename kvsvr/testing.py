@@ -9,11 +9,9 @@ wants the store, which takes milliseconds.
 
 from __future__ import annotations
 
-import random
-import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -23,7 +21,7 @@ import pytest
 import kvsvr
 from kvsvr.client.store import Remote
 from kvsvr.ops.launcher import Launcher, kill
-from kvsvr.ops.place import make_or_find
+from kvsvr.ops.place import free_base, make_or_find
 
 READY_S: Final = 60
 
@@ -32,7 +30,7 @@ class ReplicaSet:
     """Replicas that a launcher keeps running, in a thread of this process. Replicas count from 1."""
 
     def __init__(self, directory: Path, replicas: int = 3) -> None:
-        self._place, _ = make_or_find(directory, replicas, free_ports(replicas))
+        self._place, _ = make_or_find(directory, replicas, free_base(replicas))
         self._ready = threading.Event()
         self._said: list[str] = []
         self._launcher = Launcher(self._place, self._hear)
@@ -70,17 +68,6 @@ class ReplicaSet:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def free_ports(count: int) -> int:
-    """The first of so many in a row that nobody listens on now, below those that connections are given."""
-    for _ in range(100):
-        base = random.randrange(10_000, 30_000)
-        with ExitStack() as held, suppress(OSError):
-            for port in (*range(base, base + count), *range(base + 100, base + 100 + count)):
-                held.enter_context(socket.socket()).bind(("127.0.0.1", port))
-            return base
-    raise AssertionError("no ports are free")
 
 
 @pytest.fixture

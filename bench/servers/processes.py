@@ -6,11 +6,12 @@ Nothing that was not started here is ever touched: servers of the same name that
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from kvsvr.ops.place import free_base
 
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 READY_SECONDS = 60.0
@@ -75,14 +76,9 @@ class Process:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on now; held together, so that they differ."""
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [int(one.getsockname()[1]) for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
+    """Ports that nobody listens on now."""
+    base = free_base(count)
+    return [*range(base, base + count)]
 
 
 def until(condition: Callable[[], bool], what: str, processes: Sequence[Process] = ()) -> None:

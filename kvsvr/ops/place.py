@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import secrets
 import socket
 import tomllib
@@ -232,6 +233,17 @@ def _ports(clients: Sequence[int]) -> list[int]:
                 found.append(port)
             port += 1
     return found
+
+
+def free_base(count: int) -> int:
+    """The first of so many ports in a row that nobody listens on now, nor PEER_PORTS above. They are below those that
+    connections are given, so that none of these takes one before it is listened on. Errors: UsageError."""
+    for _ in range(100):
+        base = random.randrange(10_000, 30_000)
+        with ExitStack() as held:
+            if all(_bind(held, port + above) for port in range(base, base + count) for above in (0, PEER_PORTS)):
+                return base
+    raise UsageError(f"no {count} ports in a row are free: end who listens on some")
 
 
 def _bind(held: ExitStack, port: int) -> bool:

@@ -542,6 +542,17 @@ static void retired_leave(kv_replica *r) {
     }
 }
 
+/* A part of the log, or a snapshot, may bring the end of a table before the table: what it took out of the list belongs there. */
+void table_back(kv_replica *r, uint64_t table_id) {
+    contents *t = &r->contents;
+    if (!big_set_has(&r->store->retired_tables, table_id)) return;
+    big_set_remove(&r->store->retired_tables, table_id);
+    for (uint64_t i = 0; i < t->capacity; i++) {
+        content *c = t->slots[i];
+        if (c != NULL && c->table_id == table_id && c->location == 0) content_requeue(t, CONTENT_MISSING, c);
+    }
+}
+
 /* --- the front of the log --- */
 
 static kv_status content_move(kv_replica *r, content *c) {

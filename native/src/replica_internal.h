@@ -580,6 +580,8 @@ bool hole_at(const shard *s, uint64_t version, uint64_t ballot);
 void hole_look(shard *s); /* after its version log was cut or begun anew, or a hole was filled */
 /* r->records are what belongs there, behind `with` records of bytes, which were taken in. */
 void hole_fill(kv_replica *r, shard *s, uint64_t version, uint64_t ballot, size_t with);
+/* A table is there that may have been taken for dropped: its rows are missed again. */
+void table_back(kv_replica *r, uint64_t table_id);
 void holes_lacking(kv_replica *r); /* replayed: undecided records of durability `data` whose bytes are damaged count as damaged */
 kv_status replica_told(void *context, kv_store *store, const kv_record *told_by, kv_position at, uint32_t *size);
 kv_status replay_repair(shard *s, const kv_record *record);

@@ -162,13 +162,17 @@ static void told_add(kv_replica *r, uint16_t node, uint64_t question, uint16_t n
     else *one = (told_position){.question = question, .position = position, .node = node, .shard = number, .good = good};
 }
 
-static void position_find(kv_replica *r, peer *p, shard *s, uint64_t question, bool over) {
-    bool unwaited = mutated(r, KV_MUTATE_EXPIRE_UNWAITED);
-    if (s->own.ballot == 0 || p->asked >= QUESTIONS_MAX * r->shard_count) {
+/* What one question says of a shard, and what came of it. */
+enum { ASKED = 1, OVER = 2, BLOCKED = 4 };
+
+/* Where something is over and cannot be ended there is no position at which it is neither there nor gone. */
+static void position_find(kv_replica *r, peer *p, shard *s, uint64_t question, uint8_t how) {
+    bool waits = (how & OVER) != 0 && !mutated(r, KV_MUTATE_EXPIRE_UNWAITED);
+    if (s->own.ballot == 0 || (how & BLOCKED) != 0 || p->asked >= QUESTIONS_MAX * r->shard_count) {
         told_add(r, p->node, question, s->number, false, 0);
         return;
     }
-    read *one = read_add_owned(r, s, READ_POSITION, over && !unwaited ? log_last(&s->log) : read_position(r, s));
+    read *one = read_add_owned(r, s, READ_POSITION, waits ? log_last(&s->log) : read_position(r, s));
     if (one == NULL) return;
     one->node = p->node;
     one->question = question;
@@ -176,19 +180,19 @@ static void position_find(kv_replica *r, peer *p, shard *s, uint64_t question, b
 }
 
 void ask_position_receive(kv_replica *r, peer *p, wire_in *in) {
-    enum { ASKED = 1, OVER = 2 };
     uint8_t shards[KV_SHARDS_MAX] = {0}, more = 0;
     uint64_t question = wire_take_varint(in);
     while (!in->bad && r->failed == KV_OK && (more = wire_take8(in)) == 1) {
         uint64_t number = wire_take_varint(in);
         if (number >= r->shard_count) in->bad = true;
         if (in->bad) break;
+        r->blocked = false;
         bool over = names_look(r, &r->shards[number], in);
-        shards[number] |= (uint8_t)(ASKED | (over ? OVER : 0));
+        shards[number] |= (uint8_t)(ASKED | (over ? OVER : 0) | (r->blocked ? BLOCKED : 0));
     }
     if (more > 1) in->bad = true;
     for (uint32_t i = 0; i < r->shard_count && !in->bad && r->failed == KV_OK; i++)
-        if (shards[i] != 0) position_find(r, p, &r->shards[i], question, (shards[i] & OVER) != 0);
+        if (shards[i] != 0) position_find(r, p, &r->shards[i], question, shards[i]);
 }
 
 /* Who is told a position waits until it has applied it: the commit goes with it, and not with the next heartbeat. */

@@ -200,7 +200,7 @@ kv_status state_show(kv_replica *r, const kv_record *record, kv_position positio
     kv_status status = store_find(r->store, &t, &old, fault);
     if (status != KV_OK && status != KV_ABSENT) return status;
     if (status == KV_ABSENT || old.record.version <= record->version) {
-        if (record->kind == KV_KIND_TABLE_NEW) big_set_remove(&r->store->retired_tables, record->table_id); /* It is back. */
+        if (record->kind == KV_KIND_TABLE_NEW) table_back(r, record->table_id);
         status = store_show(r->store, record, position, used, fault);
     }
     if (status != KV_OK && status != KV_ABSENT) return status;

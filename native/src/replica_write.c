@@ -349,8 +349,9 @@ static bool expire_one(kv_replica *r, shard *s, const target *t) {
     late->evaluating = false;
     bool heard = status == KV_ECORRUPT; /* by whoever asked, as of whatever else stands there */
     if (status != KV_OK && status != KV_ABSENT && !heard) append_failed(r, status);
-    r->blocked |= due && r->full;
-    if (status != KV_OK || r->full) return false;
+    bool blocked = due && r->full;
+    r->blocked |= blocked;
+    if (status != KV_OK || blocked) return false;
     if (!due) return f.record.version > s->applied && may_show_over(r, s, t);
     if (late->record_count == 0) return false;
     r->counts.expired++;
@@ -517,13 +518,13 @@ static kv_status step_apply(kv_replica *r, shard *s, const kv_record *record, kv
     config_apply(r, s, record);
     if (!is_data(record)) return KV_OK;
     if (r->replaying.hidden) return KV_OK;
-    if (record->kind == KV_KIND_TABLE_NEW) big_set_remove(&r->store->retired_tables, record->table_id); /* Rows came before. */
     /* Behind a snapshot there may be newer things than this record: they came with it. So there may be where a part of the
      * log is gone: what was live in it was moved. */
     kv_status status = r->replaying.on ? store_replay_part(r->store, record, &fault) : KV_OK;
     if (status != KV_OK) return status;
-    status = record->version > s->whole_from && !s->gap ? store_show(r->store, record, position, used, &fault)
-                                                        : state_show(r, record, position, used, &fault);
+    bool newest = record->version > s->whole_from && !s->gap;
+    if (newest && record->kind == KV_KIND_TABLE_NEW) table_back(r, record->table_id); /* Rows came before. */
+    status = newest ? store_show(r->store, record, position, used, &fault) : state_show(r, record, position, used, &fault);
     if (status == KV_OK && s->own.ballot != 0) decided(r, record, position);
     if (r->waits.count != 0) waits_touch(r, record);
     return status;

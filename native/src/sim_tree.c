@@ -8,7 +8,7 @@
 
 #include <stdatomic.h>
 
-static const uint8_t ZEROS[KV_PAGE_SIZE];
+_Alignas(uint64_t) static const uint8_t ZEROS[KV_PAGE_SIZE];
 
 /* --- pages --- */
 

@@ -282,6 +282,45 @@ static void question_begin(wire_out *out, uint64_t question) {
     wire_put_varint(out, question);
 }
 
+/* Until replica 1 has no room for another record. */
+static void fill(bench *b) {
+    static char large[1 << 15];
+    memset(large, 'x', sizeof large - 1);
+    kv_sim_limit(b->disk[1], kv_sim_used(b->disk[1]));
+    int32_t status = KV_ANSWER_OK;
+    for (int i = 0; i < 40 && status != KV_ANSWER_UNAVAILABLE; i++) {
+        uint64_t token = ask(b, 1, put("l", large));
+        if (is_answered(b, token)) status = b->answers[token].reply.status;
+    }
+    CHECK_EQ(status, KV_ANSWER_UNAVAILABLE);
+}
+
+TEST(a_full_owner_says_of_what_is_over_neither_that_it_is_there_nor_where) {
+    bench *b = &world;
+    begin(b, 3);
+    own(b, 1);
+    TOLD(b, 1, expiring(put("k", "x"), 10), KV_ANSWER_OK, 2, 0);
+    heartbeat(b);
+    fill(b);
+    kv_sim_set_clock(b->disk[1], START_MS + 11);
+    CHECK_EQ(told(b, 1, get("k")).reply.status, KV_ANSWER_UNAVAILABLE);
+    CHECK_EQ(told(b, 2, at_follower(get("k"))).reply.status, KV_ANSWER_RETRY);
+    kv_sim_limit(b->disk[1], UINT64_MAX);
+    heartbeat(b);
+    VALUE(b, 2, at_follower(get("k")), "-");
+    end(b);
+}
+TEST(a_full_owner_waits_for_what_stands_before_something_that_is_over) {
+    bench *b = &world;
+    begin(b, 3);
+    own(b, 1);
+    TOLD(b, 1, expiring(put("k", "x"), 10), KV_ANSWER_OK, 2, 0);
+    ask(b, 1, put("k", "y"));
+    fill(b);
+    kv_sim_set_clock(b->disk[1], START_MS + 11);
+    VALUE(b, 1, get("k"), "y");
+    end(b);
+}
 TEST(a_question_about_names_of_another_shard_is_refused) {
     bench *b = &world;
     wire_out out = {0};
@@ -797,6 +836,8 @@ int main(void) {
     RUN(transcript_reads_at_another_replica_share_a_question);
     RUN(transcript_a_question_makes_the_owner_end_what_is_over);
     RUN(a_position_includes_an_end_that_is_under_way);
+    RUN(a_full_owner_says_of_what_is_over_neither_that_it_is_there_nor_where);
+    RUN(a_full_owner_waits_for_what_stands_before_something_that_is_over);
     RUN(a_question_about_names_of_another_shard_is_refused);
     RUN(a_read_that_names_too_much_is_refused);
     RUN(an_owner_remembers_so_many_questions_of_one_peer);

@@ -14,7 +14,8 @@ import pytest
 
 import kvsvr
 from kvsvr.client.store import Remote
-from kvsvr.testing import ReplicaSet, free_ports
+from kvsvr.ops.place import free_base
+from kvsvr.testing import ReplicaSet
 from tests.cluster.conftest import Replicas, until
 
 
@@ -38,7 +39,7 @@ def test_settings_that_are_none(settings: dict[str, Any]) -> None:
 
 def test_nobody_is_there() -> None:
     """Nothing was sent, so a write is Unavailable, too; and it is known in time."""
-    with kvsvr.connect(f"127.0.0.1:{free_ports(1)}", timeout=0.5) as remote:
+    with kvsvr.connect(f"127.0.0.1:{free_base(1)}", timeout=0.5) as remote:
         began = time.monotonic()
         with pytest.raises(kvsvr.Unavailable):
             remote.get(b"k")

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,32 +16,16 @@ import pytest
 import redis
 
 from kvsvr.node.report import Report, State
+from kvsvr.ops.place import free_base
 from tests.cluster.proxy import Wire
 
 READY_S = 30
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on now; held together, so that they differ."""
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [int(one.getsockname()[1]) for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
-
-
-def free_base(count: int) -> int:
-    """The first of so many consecutive ports that nobody listens on now. Below those that connections are given, so
-    that none of these takes one in between."""
-    for _ in range(100):
-        base = random.randrange(10_000, 30_000)
-        with contextlib.ExitStack() as held, contextlib.suppress(OSError):
-            for port in range(base, base + count):
-                held.enter_context(socket.socket()).bind(("127.0.0.1", port))
-            return base
-    raise AssertionError("no ports are free")
+    """Ports that nobody listens on now."""
+    base = free_base(count)
+    return [*range(base, base + count)]
 
 
 class Replicas:

@@ -15,7 +15,8 @@ import pytest
 import redis
 
 from kvsvr.ops.launcher import STOP_S, command
-from tests.cluster.conftest import free_base, until
+from kvsvr.ops.place import free_base
+from tests.cluster.conftest import until
 
 LONG_S = 90
 

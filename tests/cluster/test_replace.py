@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 import redis
 
+from kvsvr.ops.place import free_base
 from tests.cluster.clients import Clients, at_work
-from tests.cluster.conftest import Replicas, free_base, until
+from tests.cluster.conftest import Replicas, until
 from tests.cluster.test_launch import LONG_S, Set
 
 BUSY_S = 1.0

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from kvsvr.errors import UsageError
-from kvsvr.ops.place import find, make, make_one, make_or_find
-from tests.cluster.conftest import free_base
+from kvsvr.ops.place import find, free_base, make, make_one, make_or_find
 
 
 @pytest.mark.parametrize("count", [1, 3, 5])

@@ -11,9 +11,8 @@ import pytest
 
 from kvsvr.node.report import Report, State
 from kvsvr.ops import status
-from kvsvr.ops.place import Place, find, make, make_one
+from kvsvr.ops.place import Place, find, free_base, make, make_one
 from kvsvr.ops.status import Health, look
-from tests.cluster.conftest import free_base
 
 NOW = time.time()
 

@@ -101,3 +101,13 @@ def simulate(n: int, first: int, count: int, mutation: str = "") -> Found:
     commands = [command(n, low, size, mutation) for low, size in ranges(first, count, CORES)]
     with ThreadPoolExecutor(CORES) as pool:
         return added(read(output) for output in pool.map(run, commands))
+
+
+def noticed(n: int, first: int, count: int, mutation: str, least: int) -> int:
+    """How many of these seeds notice that a rule is left out, up to `least` or a few more: then it leaves off."""
+    found = 0
+    for low, size in ranges(first, count, max(1, count // (25 * CORES))):
+        found += simulate(n, low, size, mutation).violation_count
+        if found >= least:
+            break
+    return found
