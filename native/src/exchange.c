@@ -123,18 +123,18 @@ void exchange_tick(kv_server *server) {
         if (server->parting[i] != 0 && part(server, server->parting[i])) server->parting[i] = 0;
 }
 
-/* Why it cannot be, as far as this one knows; NULL: it can. With both in a shard it would have one member less for ever. */
+/* Why it cannot be, as far as this one knows; NULL: it can. With both in a shard it would have one member less for ever; with
+ * neither it may be half done, unless all members are there. */
 static const char *replace_check(const kv_server *server, uint16_t old, uint16_t new) {
     kv_shard_state state;
-    bool any = false;
     if (old == new) return "ERR a node does not take its own place";
     for (uint32_t i = 0; i < server->shard_count; i++) {
         kv_replica_shard(server->replica, i, &state);
         bool had = is_member(&state, old), has = is_member(&state, new);
         if (had && has) return "ERR both of them are members of a shard";
-        any |= had || has;
+        if (!had && !has && state.member_count == server_size(server)) return "ERR a shard has all its members, and neither of them";
     }
-    return any ? NULL : "ERR neither of them is a member of a shard";
+    return NULL;
 }
 
 static void say_replace(call *c, uint16_t old, uint16_t new) {
