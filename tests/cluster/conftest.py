@@ -9,7 +9,6 @@ import random
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ import pytest
 import redis
 
 from kvsvr.node.report import Report, State
+from tests.cluster import sanitized
 from tests.cluster.proxy import Wire
 
 READY_S = 30
@@ -74,10 +74,11 @@ class Replicas:
         (self.directory / f"{id_}.status").unlink(missing_ok=True)
         with open(self.directory / f"{id_}.log", "a") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "kvsvr.ops.cli", *arguments],
+                [*sanitized.command(), *arguments],
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
+                env=sanitized.environment(),
             )
         self._processes[id_] = process
         assert process.stdout is not None
@@ -142,6 +143,9 @@ class Replicas:
                 os.kill(process.pid, signal.SIGCONT)
                 process.kill()
             self.wait(id_)
+        for id_ in self.ids:
+            found = sanitized.reports(self.directory / f"{id_}.log")
+            assert not found, "\n".join(found)
 
 
 @pytest.fixture
