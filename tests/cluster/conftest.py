@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ import redis
 
 from kvsvr.node.report import Report, State
 from kvsvr.ops.place import free_base
+from tests.cluster import sanitized
 from tests.cluster.proxy import Wire
 
 READY_S = 30
@@ -69,10 +69,11 @@ class Replicas:
         (self.directory / f"{id_}.status").unlink(missing_ok=True)
         with open(self.directory / f"{id_}.log", "a") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "kvsvr.ops.cli", *arguments],
+                [*sanitized.command(), *arguments],
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
+                env=sanitized.environment(),
             )
         self._processes[id_] = process
         assert process.stdout is not None
@@ -141,6 +142,9 @@ class Replicas:
                 os.kill(process.pid, signal.SIGCONT)
                 process.kill()
             self.wait(id_)
+        for id_ in self.ids:
+            found = sanitized.reports(self.directory / f"{id_}.log")
+            assert not found, "\n".join(found)
 
 
 @pytest.fixture
