@@ -28,7 +28,7 @@ WAIT_S: Final = 20.0
 class Gateway:
     """`db` is whatever has get, put and `aio.wait`; closing the gateway leaves it open."""
 
-    def __init__(self, db: Any, *, limits: Limits, login: bool, page: bool, local: bool) -> None:
+    def __init__(self, db: Any, *, limits: Limits, login: bool, page: bool, local: bool, port: int) -> None:
         self.tickets = Tickets([SECRET])
         self.chat = Messaging(db, local=local)
         if local:
@@ -36,7 +36,7 @@ class Gateway:
             self.chat.work = lambda *_: None  # type: ignore[method-assign]
         # Much of a call of httpx.post() is certificates, which nobody looks at here.
         self.http = httpx.Client(verify=False, trust_env=False, timeout=WAIT_S)
-        self._listener = listening("127.0.0.1", 0)
+        self._listener = listening("127.0.0.1", port)
         self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
         self.http.base_url = httpx.URL(f"http://{self.address}")
         self._stop: Callable[[], None] = lambda: None
@@ -163,8 +163,10 @@ def gateways(db: Any) -> Iterator[Start]:
     """start(...): another gateway before this store; all are stopped at the end."""
     with ExitStack() as started:
 
-        def start(*, login: bool = False, page: bool = False, local: bool = True, **limits: Any) -> Gateway:
-            one = Gateway(db, limits=Limits(**limits), login=login, page=page, local=local)
+        def start(
+            *, login: bool = False, page: bool = False, local: bool = True, port: int = 0, **limits: Any
+        ) -> Gateway:
+            one = Gateway(db, limits=Limits(**limits), login=login, page=page, local=local, port=port)
             started.callback(one.close)
             return one
 
@@ -175,6 +177,19 @@ def gateways(db: Any) -> Iterator[Start]:
 def start(store: kvsvr.Engine) -> Iterator[Start]:
     with gateways(store) as start:
         yield start
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    """One for tests that write nothing, or do not mind what others wrote. With ann and bob."""
+    with (
+        kvsvr.open(tmp_path_factory.mktemp("shared"), sync="none", slots="strict") as db,
+        gateways(db) as start,
+    ):
+        one = start()
+        for user in ("ann", "bob"):
+            one.chat.register(user)
+        yield one
 
 
 @pytest.fixture

@@ -111,7 +111,9 @@ def run(
     """Until it is stopped. What is ready, and where, is one line on stdout, as of kvsvr serve."""
     gateway, (host, port) = parts(), _address(listen)
     if login and host not in LOOPBACK:
-        raise UsageError(f"--login is a ticket for whoever asks, and {host} is not this machine alone: drop one of them")
+        raise UsageError(
+            f"--login is a ticket for whoever asks, and {host} is not this machine alone: drop one of them"
+        )
     logging.basicConfig(level=logging.WARNING, format="kvsvr: %(message)s")
     secrets = secrets_in(secret_file) if secret_file else [kept_secret(db, gateway.tickets.SECRET_KEY)]
     with gateway.server.listening(host, port) as listener:
