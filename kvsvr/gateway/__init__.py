@@ -9,6 +9,6 @@
     session.py    a WebSocket: requests and push
     app.py        the routes, and the page of `kvsvr chat`; server.py: uvicorn, workers, a stop
 
-Nothing is kept here that another instance would miss: tickets are signed with a secret that is in the store, and where a
-device is, its sync key says. Wants the extra `gateway`.
+Nothing is kept here that another instance would miss: tickets are signed with a secret that is in the store, and where
+a device is, its sync key says. Wants the extra `gateway`.
 """

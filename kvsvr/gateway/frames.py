@@ -1,5 +1,5 @@
-"""Requests and replies as bytes: JSON, an object each. A request over HTTP is called by its path, a frame of a socket by
-`do`, and has an `id` that its reply repeats."""
+"""Requests and replies as bytes: JSON, an object each. A request over HTTP is called by its path, a frame of a socket
+by `do`, and has an `id` that its reply repeats."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import msgspec
 from kvsvr.gateway.failures import Failure, Refusal
 from kvsvr.services import words
 from kvsvr.services.words import AnyReply, AnyRequest, Reply, Request
-
 
 # --- what the gateway answers itself ---
 

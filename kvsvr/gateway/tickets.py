@@ -1,4 +1,4 @@
-"""Tickets: who somebody is, signed, until when. Whoever has the secret can issue and check them, with no look at a store.
+"""Tickets: who somebody is, signed, until when. Whoever has the secret can issue and check them; no store is asked.
 
     base64url( mac, 16 bytes | msgpack [user, until] )         until: whole seconds since 1970
 

@@ -283,8 +283,12 @@ class Sync:
         had = self._opened(user, device, sync_key)
         if had.behind or self._db.table(bell_of(user)).version > had.head:
             return False
-        positions = ((entry, had.shared.get(kind, Position(0))) for kind, entry in self._read_state(user).shared.items())
-        return all(one.cursor is None and self._db.table(entry.table).version == one.version for entry, one in positions)
+        positions = (
+            (entry, had.shared.get(kind, Position(0))) for kind, entry in self._read_state(user).shared.items()
+        )
+        return all(
+            one.cursor is None and self._db.table(entry.table).version == one.version for entry, one in positions
+        )
 
     def digest(self, user: str, kind: str) -> Digest:
         return digest_of(self.contents(user, kind))

@@ -62,6 +62,12 @@ class Gateway:
         if self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._stop)
             self._thread.join(WAIT_S)
+        if self._thread.is_alive():
+            import faulthandler
+
+            faulthandler.dump_traceback(all_threads=True)
+            for t in asyncio.all_tasks(self._loop):
+                t.print_stack()
         assert not self._thread.is_alive()
         self.http.close()
 
@@ -107,7 +113,8 @@ class Socket:
         self._number += 1
         number = self._number
         self.say(do=call, id=number, **fields)
-        return self.until(lambda: self.replies.get(number))
+        found: dict[str, Any] = self.until(lambda: self.replies.get(number))
+        return found
 
     def hear(self, *, ack: bool = True) -> dict[str, Any]:
         frame: dict[str, Any] = json.loads(self.connection.recv(WAIT_S))

@@ -6,6 +6,7 @@ import json
 import random
 import threading
 import time
+from functools import partial
 from typing import Any
 
 import pytest
@@ -58,11 +59,15 @@ def test_large_groups_are_pushed_alike(start: Start, fan_out_max: int) -> None:
     for user in ("bob", "cat"):
         gateway.chat.join(user, "7")
     kind = "inbox" if fan_out_max == 500 else "g/7"
+
+    def has(one: Socket, number: int) -> bool:
+        return one.texts(kind) == [str(before) for before in range(number + 1)]
+
     with gateway.socket("bob") as bob, gateway.socket("cat") as cat:
         for number in range(5):
             gateway.chat.send("ann", "g/7", str(number))
             for one in (bob, cat):
-                one.until(lambda one=one, number=number: one.texts(kind) == [str(n) for n in range(number + 1)])
+                one.until(partial(has, one, number))
 
 
 def test_one_page_is_on_its_way(gateway: Gateway) -> None:
@@ -155,14 +160,15 @@ def test_a_ticket_is_renewed(gateway: Gateway) -> None:
 
 def test_requests_that_are_wrong_leave_the_socket_open(gateway: Gateway) -> None:
     with gateway.socket("ann") as ann:
-        for wrong, code in [
-            ({"do": "send", "to": "u/bob"}, "malformed"),
-            ({"do": "send", "to": "u/nobody", "text": "x"}, "unknown"),
-            ({"do": "login", "user": "bob"}, "malformed"),
-            ({"do": "wait"}, "usage"),
-            ({"do": "pull", "limit": 10_000}, "usage"),
-        ]:
-            found = ann.ask(wrong.pop("do"), **wrong)
+        wrong: list[tuple[str, dict[str, Any], str]] = [
+            ("send", {"to": "u/bob"}, "malformed"),
+            ("send", {"to": "u/nobody", "text": "x"}, "unknown"),
+            ("login", {"user": "bob"}, "malformed"),
+            ("wait", {}, "usage"),
+            ("pull", {"limit": 10_000}, "usage"),
+        ]
+        for call, fields, code in wrong:
+            found = ann.ask(call, **fields)
             assert (found["is"], found["code"]) == ("error", code) and found["cure"]
         ann.connection.send("{")
         ann.until(lambda: ann.error)
@@ -227,8 +233,8 @@ def test_a_stop_is_told(start: Start) -> None:
 
 
 def test_any_gateway_goes_on_with_any_device(start: Start) -> None:
-    """Two before one store; a device hops between them while others send, its sockets broken off wherever it is: with or
-    without an ack, in the middle of a page. It has every message in the end, each once."""
+    """Two before one store; a device hops between them while others send, its sockets broken off wherever it is: with
+    or without an ack, in the middle of a page. It has every message in the end, each once."""
     gateways, rng, count = [start(), start()], random.Random(7), 120
     for user in ("ann", "bob"):
         gateways[0].chat.register(user)
@@ -241,7 +247,8 @@ def test_any_gateway_goes_on_with_any_device(start: Start) -> None:
     sender = threading.Thread(target=send)
     sender.start()
     rows: dict[str, dict[str, Any]] = {}
-    key, hops, texts = None, 0, []
+    key: str | None = None
+    hops, texts = 0, list[str]()
     while len(texts) < count:
         with rng.choice(gateways).socket("bob", key=key, limit=7) as bob:
             bob.rows = rows

@@ -44,12 +44,12 @@ def test_groups(gateway: Gateway) -> None:
 
 @pytest.mark.parametrize("ticket", ["", "x", "Bearer", "gqNhbm7OZ3Y", "é"])
 def test_no_call_without_a_ticket(shared: Gateway, ticket: str) -> None:
-    headers = {"authorization": f"Bearer {ticket}".encode()} if ticket else {}
+    headers = [(b"authorization", f"Bearer {ticket}".encode())] if ticket else []
     for call in ("send", "pull", "members", "register", "nothing"):
         answer = shared.http.post(f"/v1/{call}", json={}, headers=headers)
         assert (answer.status_code, answer.json()["code"]) == (401, "ticket")
         assert answer.headers["www-authenticate"] == "Bearer"
-    answer = shared.http.get(f"/v1/events", params={"device": "phone", "ticket": ticket})
+    answer = shared.http.get("/v1/events", params={"device": "phone", "ticket": ticket})
     assert answer.status_code == 401
 
 
@@ -119,7 +119,7 @@ def test_bodies_have_a_size(start: Start) -> None:
     gateway, headers = start(body_size_max=1000), {}
     headers["authorization"] = f"Bearer {gateway.ticket('ann')}"
     for content in (b" " * 1001, iter([b" " * 500] * 3)):
-        answer = gateway.http.post(f"/v1/pull?device=phone", content=content, headers=headers)
+        answer = gateway.http.post("/v1/pull?device=phone", content=content, headers=headers)
         assert failed({"status": answer.status_code, **answer.json()}) == (413, "too_large")
 
 
@@ -250,7 +250,7 @@ def test_a_stream_is_one_of_so_many(start: Start) -> None:
     with gateway.http.stream("GET", "/v1/events", params=query) as answer:
         lines = answer.iter_lines()
         next(lines)
-        second = gateway.http.get(f"/v1/events", params=query)
+        second = gateway.http.get("/v1/events", params=query)
         assert failed({"status": second.status_code, **second.json()}) == (429, "sockets")
         assert list(lines)
     assert gateway.ask("bob", "wait", timeout=0.01)["status"] == 200
@@ -297,7 +297,7 @@ def test_each_reason_has_a_cure() -> None:
 
 def test_a_login_for_development(start: Start) -> None:
     gateway = start(login=True)
-    issued = gateway.http.post(f"/v1/login", json={"user": "ann"}).json()
+    issued = gateway.http.post("/v1/login", json={"user": "ann"}).json()
     assert gateway.ask("ann", "send", ticket=issued["ticket"], to="u/ann", text="a note")["is"] == "sent"
 
 
@@ -320,10 +320,10 @@ def test_a_page_is_there_only_if_wanted(start: Start) -> None:
 
 
 def test_ready_says_whether_the_store_answers(gateway: Gateway) -> None:
-    assert gateway.http.get(f"/v1/ready").json() == {"is": "ready"}
+    assert gateway.http.get("/v1/ready").json() == {"is": "ready"}
 
     def fail(*_: Any) -> None:
         raise Unavailable("no quorum")
 
     gateway.chat.sync.digest = fail  # type: ignore[assignment,method-assign]
-    assert gateway.http.get(f"/v1/ready").status_code == 503
+    assert gateway.http.get("/v1/ready").status_code == 503

@@ -49,6 +49,7 @@ listen_option = click.option(
 @click.pass_context
 def commands(
     ctx: click.Context,
+    /,
     directory: Path | None,
     addresses: str | None,
     secret_file: Path | None,
