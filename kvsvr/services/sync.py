@@ -177,7 +177,7 @@ class Sync:
     ) -> None:
         given = [secret] if isinstance(secret, bytes) else secret
         self._db = db
-        self._secrets = list(given) if given is not None else [_kept_secret(db)]
+        self._secrets = list(given) if given is not None else [kept_secret(db, SECRET_KEY)]
         if not self._secrets or any(len(one) < SECRET_SIZE_MIN for one in self._secrets):
             raise UsageError(f"a secret has at least {SECRET_SIZE_MIN} bytes")
         self.lease = lease
@@ -268,16 +268,30 @@ class Sync:
 
     def wait(self, user: str, device: str, sync_key: bytes | None, timeout: float) -> bool:
         """Until there is something that the key does not cover; False at the timeout. True may be for nothing."""
-        had = self._opened(user, device, sync_key)
-        if had.behind:
+        version = self.watch(user, timeout)
+        if not self.covers(user, device, sync_key):
             return True
-        for kind, entry in self._read_state(user).shared.items():
-            # First in the list, then a look: who writes looks at the list behind that.
+        return self._db.wait(bell_of(user), version, timeout) > version
+
+    def watch(self, user: str, timeout: float) -> Version:
+        """For who waits in a way of his own, such as an event loop: then covers(), then a wait for bell_of(user) above
+        this version, for so long at most. In this order: who writes to a shared table looks behind that for who waits.
+        """
+        for entry in self._read_state(user).shared.values():
             self._db.table(entry.table + b":watch").put(user.encode(), b"", ttl=timeout + WATCH_S_MORE)
-            position = had.shared.get(kind, Position(0))
-            if position.cursor is not None or self._db.table(entry.table).version != position.version:
-                return True
-        return self._db.wait(prefix_of(user) + b"head", had.head, timeout) > had.head
+        return self._db.table(bell_of(user)).version
+
+    def covers(self, user: str, device: str, sync_key: bytes | None) -> bool:
+        """Whether there is nothing new for who has this key. False may be for nothing."""
+        had = self._opened(user, device, sync_key)
+        if had.behind or self._db.table(bell_of(user)).version > had.head:
+            return False
+        positions = (
+            (entry, had.shared.get(kind, Position(0))) for kind, entry in self._read_state(user).shared.items()
+        )
+        return all(
+            one.cursor is None and self._db.table(entry.table).version == one.version for entry, one in positions
+        )
 
     def digest(self, user: str, kind: str) -> Digest:
         return digest_of(self.contents(user, kind), self.first_row(user, kind))
@@ -572,6 +586,11 @@ def prefix_of(user: str) -> bytes:
     return f"{{u/{name_of(user, 'a user')}}}:".encode()
 
 
+def bell_of(user: str) -> bytes:
+    """The table whose version grows with whatever is new for the user: `head`."""
+    return prefix_of(user) + b"head"
+
+
 def value_of(content: bytes | None) -> bytes | None:
     return None if content is None or content == GONE else content[1:]
 
@@ -604,10 +623,11 @@ def _mac(secret: bytes, user: str, device: str, payload: bytes) -> bytes:
     return hashlib.blake2b(owner + payload, key=secret[:64], digest_size=MAC_SIZE).digest()
 
 
-def _kept_secret(db: Store) -> bytes:
-    found = db.get(SECRET_KEY)
+def kept_secret(db: Store, key: bytes) -> bytes:
+    """What the store keeps there; made, where there is none."""
+    found = db.get(key)
     if found is None:
         with suppress(VersionConflict):  # Somebody else has just made one.
-            db.cas(SECRET_KEY, secrets.token_bytes(32), 0)
-        found = db[SECRET_KEY]
+            db.cas(key, secrets.token_bytes(32), 0)
+        found = db[key]
     return found

@@ -1,4 +1,4 @@
-"""kvsvr chat: what has to do with kvsvr.messaging. `import` replays chat logs and checks who was given what."""
+"""kvsvr chat: a chat to try, in browsers; `import` replays chat logs and checks who was given what."""
 
 from __future__ import annotations
 
@@ -15,13 +15,29 @@ import kvsvr
 from kvsvr.ops.chat_check import expected
 from kvsvr.ops.chat_log import Devices, Replay, user_of
 from kvsvr.ops.cli.common import FAILED, json_option, print_json, progress, say
+from kvsvr.ops.cli.gateway import listen_option, run
 from kvsvr.services.messaging import Messaging
-from kvsvr.types import Store
 
 
-@click.group("chat")
-def commands() -> None:
-    """Messages between users, over sync and the queue."""
+@click.group("chat", invoke_without_command=True)
+@click.option(
+    "--dir", "directory", type=click.Path(path_type=Path), help="Keep the store here; else it is thrown away."
+)
+@click.option("--connect", "addresses", metavar="HOST:PORT,...", help="Keep all in a replica set instead.")
+@listen_option
+@click.pass_context
+def commands(ctx: click.Context, directory: Path | None, addresses: str | None, listen: str) -> None:
+    """Serve a chat for this machine's browsers, until Ctrl-C: a gateway with its page, where anybody may log in.
+
+    Open it in several tabs: each is a device.
+    """
+    if ctx.invoked_subcommand is None:
+        with _store(directory, addresses) as db:
+            run(db, listen, secret_file=None, login=True, page=True, limits={}, greet=_greet)
+
+
+def _greet(address: str) -> None:
+    say(f"open http://{address}/ in a browser, in two tabs or more; Ctrl-C ends it")
 
 
 @commands.command("import")
@@ -72,7 +88,7 @@ def import_command(
 
 
 @contextmanager
-def _store(directory: Path | None, addresses: str | None) -> Iterator[Store]:
+def _store(directory: Path | None, addresses: str | None) -> Iterator[Any]:
     if directory is not None and addresses is not None:
         raise kvsvr.UsageError("a store is either in --dir or reached by --connect")
     if addresses is not None:

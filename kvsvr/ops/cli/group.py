@@ -20,6 +20,7 @@ MODULES: Final = {
     "chat": "chat:commands",
     "doctor": "doctor:command",
     "export": "export:command",
+    "gateway": "gateway:commands",
     "get": "get:command",
     "import": "import_:command",
     "kill": "replicas:kill_command",
