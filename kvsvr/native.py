@@ -733,6 +733,10 @@ class ServerHandle:
         """It will never be back."""
         lib.kv_server_part(self._pointer, node)
 
+    def pin(self, *, pinned: bool) -> None:
+        """While it is, no segment goes; the figures say when that is so."""
+        lib.kv_server_pin(self._pointer, pinned)
+
     def look(self, wait_ms: int) -> tuple[dict[str, int], list[tuple[int, int, int]]] | None:
         """Figures, and of each shard commit, applied and owner. None: the loop did not come round in so long."""
         found, shards = ffi.new("kv_server_figures *"), ffi.new("kv_server_shard[]", self._shard_count)

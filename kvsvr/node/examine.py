@@ -26,12 +26,14 @@ class Examination:
     missing_count: int
     """Of which the bytes are with others only."""
     missing_size: int
+    damaged_count: int
+    """Records of the log that are not what was written: the next start fetches them from the others."""
     wrong_count: int
-    """What is not what it should be: damage."""
+    """Values, and places of the index, that are not what they should be."""
 
     @property
     def ok(self) -> bool:
-        return self.wrong_count == 0
+        return self.wrong_count + self.damaged_count == 0
 
 
 def examine(config: ServerConfig) -> Examination:

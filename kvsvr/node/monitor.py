@@ -10,6 +10,7 @@ could not take one.
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import threading
@@ -24,6 +25,7 @@ from kvsvr.node.log import tell
 from kvsvr.node.notify import notify
 from kvsvr.node.report import Report, State
 
+PIN_NAME: Final = "pin"
 PERIOD_S: Final = 0.2
 WAIT_MS: Final = 1000
 """A loop that does not come round in so long is stuck."""
@@ -71,6 +73,7 @@ class Monitor:
 
     def _run(self, handle: ServerHandle) -> None:
         while not self._ending.wait(PERIOD_S - time.time() % PERIOD_S):
+            handle.pin(pinned=self._is_pinned())
             seen = handle.look(WAIT_MS)
             if seen is None:
                 self._become(replace(self._report, state=State.STOPPING if self._stopping else State.STUCK))
@@ -88,6 +91,22 @@ class Monitor:
                     owners=owners,
                 )
             )
+
+    def _is_pinned(self) -> bool:
+        """Somebody copies the log (kvsvr/ops/set_backup.py) as long as he holds the lock of this file, and lives."""
+        if self._config.status_file is None:
+            return False
+        try:
+            there = os.open(self._config.status_file.with_name(PIN_NAME), os.O_RDONLY)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(there, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(there)
+        return False
 
     def _state(self, figures: dict[str, int]) -> State:
         if self._stopping:

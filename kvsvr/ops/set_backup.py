@@ -9,6 +9,7 @@ on is read from them and written to the new set in DIR.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -16,14 +17,14 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, cast
 
 from kvsvr.client import connect
 from kvsvr.errors import CorruptionError, KvError, UsageError
-from kvsvr.node.monitor import WAIT_MS
+from kvsvr.node.monitor import PIN_NAME, WAIT_MS
 from kvsvr.node.report import Report, State
 from kvsvr.ops import launcher
 from kvsvr.ops.place import HOST, Place, Replica, make
@@ -74,6 +75,13 @@ class SetRestored:
 
 def backup(place: Place, destination: Path, say: Say = lambda text: None) -> SetBackup:
     """KvError: there is no majority that could be copied."""
+    with ExitStack() as pins:
+        for one in place.replicas:
+            pins.enter_context(_pinned(one))
+        return _backup(place, destination, say)
+
+
+def _backup(place: Place, destination: Path, say: Say) -> SetBackup:
     begun, wall = time.monotonic(), time.time()
     ends = {one.node: _end(one, wall) for one in place.replicas}
     copied = [node for node, end in ends.items() if end is not None]
@@ -88,7 +96,12 @@ def backup(place: Place, destination: Path, say: Say = lambda text: None) -> Set
         end = ends[node]
         assert end is not None
         say(f"replica {node}")
-        size += copy_log(str(place.replica(node).config.directory), destination / str(node), end)
+        size += copy_log(str(place.replica(node).config.directory), destination / str(node), end.position)
+        if _life(place.replica(node)) != end.life:
+            raise KvError(
+                f"replica {node} was started or ended while it was copied, which may have let go of segments: "
+                f"remove {destination}, and begin again"
+            )
     config = place.replicas[0].config
     content = {
         "format": FORMAT,
@@ -104,25 +117,46 @@ def backup(place: Place, destination: Path, say: Say = lambda text: None) -> Set
     return SetBackup(str(destination), copied, left_out, size, time.monotonic() - begun)
 
 
-def _end(replica: Replica, since: float) -> tuple[int, int] | None:
-    """Segment and offset up to which its log is durable: of a moment after `since`. None: it does not say."""
+@contextmanager
+def _pinned(replica: Replica) -> Iterator[None]:
+    """No segment of its log goes meanwhile, from its next report on."""
+    with open(replica.config_file.with_name(PIN_NAME), "ab") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        yield
+
+
+@dataclass(frozen=True, slots=True)
+class _End:
+    position: tuple[int, int]
+    """Segment and offset up to which the log is durable."""
+    life: float | None
+    """When its process began; None: it does not run."""
+
+
+def _life(replica: Replica) -> float | None:
+    report = Report.read(replica.status_file)
+    return None if report is None or running(replica) is None else report.started
+
+
+def _end(replica: Replica, since: float) -> _End | None:
+    """As of a moment after `since`. None: it does not say."""
     deadline = time.monotonic() + REPORT_S
     if running(replica) is None:
         return _end_of_files(replica)
     while time.monotonic() < deadline:
         report = Report.read(replica.status_file)
         # A second more, because its figures may be that much older than itself.
-        if report is not None and report.time > since + WAIT_MS / 1000 and "durable" in report.figures:
+        if report is not None and report.time > since + WAIT_MS / 1000 and report.figures.get("pinned"):
             durable = report.figures["durable"]
-            return durable >> 32, durable & 0xFFFFFFFF
+            return _End((durable >> 32, durable & 0xFFFFFFFF), report.started)
         time.sleep(launcher.PAUSE_S)
     return None
 
 
-def _end_of_files(replica: Replica) -> tuple[int, int] | None:
+def _end_of_files(replica: Replica) -> _End | None:
     """Of one that does not run: all there is. What was being written when it ended is found and cut by who opens it."""
     segments = sorted((replica.config.directory / "flow").glob("*.seg"))
-    return (int(segments[-1].stem, 16), segments[-1].stat().st_size) if segments else None
+    return _End((int(segments[-1].stem, 16), segments[-1].stat().st_size), None) if segments else None
 
 
 def _new(directory: Path) -> None:

@@ -4,7 +4,8 @@
  *                (kv_replica_trim). Without that bound cold data would go round for ever
  *   checkpoint   each time the log has grown by as much as is kept for peers, SIZE_MAX at most; it takes out what was
  *                emptied, and bounds what the next start has to read
- *   store        its description becomes the file `checkpoint`, by the thread that syncs; then segments go
+ *   store        its description becomes the file `checkpoint`, by the thread that syncs; then segments go, unless somebody
+ *                copies them (kv_server_pin)
  *
  * A step is short, but that it may wait for the sync of a header or of an index file (docs/decisions/0027). What fails costs room
  * and nothing else: it is told, and tried again after a pause that doubles. */
@@ -126,7 +127,7 @@ static kv_status store_step(kv_server *server) {
     bool done = k->done;
     kv_status status = k->stored;
     pthread_mutex_unlock(&server->lock);
-    if (!done) return KV_EWAIT;
+    if (!done || server->pinned) return KV_EWAIT;
     k->phase = KEEP_LOOK;
     if (status == KV_OK) status = kv_replica_published(server->replica);
     if (status == KV_OK) server->figures.checkpoints++;

@@ -31,6 +31,7 @@ void look_show(kv_server *server) {
     f->clients = server->client_count;
     f->syncs = server->sync_count;
     f->durable = kv_position_order(kv_flow_durable(kv_replica_flow(server->replica)));
+    f->pinned = (uint64_t)server->pinned;
     f->shards_owned = f->shards_served = f->shards_voting = 0;
     for (uint32_t i = 0; i < server->shard_count; i++) {
         kv_shard_state state;
@@ -55,6 +56,8 @@ static struct timespec after_ms(uint32_t ms) {
     when.tv_nsec %= 1000000000;
     return when;
 }
+
+void kv_server_pin(kv_server *server, int32_t pinned) { server->pinned = pinned; }
 
 kv_status kv_server_look(kv_server *server, uint32_t wait_ms, kv_server_figures *out, kv_server_shard *shards) {
     struct timespec until = after_ms(wait_ms);

@@ -245,6 +245,7 @@ struct kv_server {
     uint16_t parting[KV_NODES_MAX]; /* that will never be back, and are members of something yet; 0: none */
     replacing replacing;
     keeping keeping;
+    _Atomic int32_t pinned; /* bool: nothing goes, somebody copies it */
 
     /* The other thread. */
     pthread_t syncer;

@@ -52,14 +52,17 @@ def command(ctx: click.Context, directory: Path, target: Path | None, as_json: b
 
 def _replica(folder: Path, *, as_json: bool) -> int:
     found = examine(load(folder / "replica.toml", {}, {}))
+    places = found.wrong_count + found.damaged_count
     if as_json:
         print_json({"ok": found.ok, **asdict(found)})
     else:
         say(
             f"{found.record_count} records, {found.key_count} keys, {found.table_count} tables, {found.row_count} rows "
             f"after {found.applied_count} versions: "
-            + ("all as it was written" if found.ok else f"NOT as it was written, in {found.wrong_count} places")
+            + ("all as it was written" if found.ok else f"NOT as it was written, in {places} places")
         )
+        if found.damaged_count:
+            say(f"  {found.damaged_count} records of the log are damaged: the next start fetches them from the others")
         say(f"  {found.undecided_count} versions are not known to be decided, which the others know or will decide")
         say(
             f"  {found.content_count} values are kept beside the versions; of {found.missing_count} the bytes are with "

@@ -352,6 +352,7 @@ typedef struct kv_examination {
     uint64_t content_count;   /* values by digest that something names */
     uint64_t missing_count;   /* of which the bytes are not here */
     uint64_t missing_size;
+    uint64_t damaged_count;   /* records of the log; the next start as a member of a set fetches them from the others */
     uint64_t wrong_count;     /* slots of the index that point at no record of their name, and bytes that are not what their name says */
 } kv_examination;
 /* The log is replayed as a replica replays it. KV_ECORRUPT: it is damaged, where is in the fault. */

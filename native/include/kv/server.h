@@ -61,13 +61,16 @@ typedef struct kv_server_figures {
         takeovers, checkpoints,
         segments_removed, log_size, /* since it started; bytes of all segments */
         damaged, repaired,          /* records that were found to be, and were fetched back, since it started */
-        durable;                    /* the log is on the disk before this kv_position_order() */
+        durable,                    /* the log is on the disk before this kv_position_order() */
+        pinned;                     /* bool: no segment goes */
 } kv_server_figures;
 typedef struct kv_server_shard {
     uint64_t commit, applied;
     uint16_t owner; /* as far as this one knows; 0: nobody */
 } kv_server_shard;
 /* Of one moment, asked of the loop. `shards`: as many as the set has, or NULL. KV_TIMEOUT: it did not come round in so long. */
+/* From any thread: while it is, no segment goes, so that the log can be copied. It is so from the next look on. */
+void kv_server_pin(kv_server *server, int32_t pinned);
 kv_status kv_server_look(kv_server *server, uint32_t wait_ms, kv_server_figures *out, kv_server_shard *shards);
 
 #endif
