@@ -23,9 +23,8 @@ from kvsvr.native import ServerHandle
 from kvsvr.node.config import ServerConfig, text_of
 from kvsvr.node.log import tell
 from kvsvr.node.notify import notify
-from kvsvr.node.report import Report, State
+from kvsvr.node.report import Report, State, pin_of
 
-PIN_NAME: Final = "pin"
 PERIOD_S: Final = 0.2
 WAIT_MS: Final = 1000
 """A loop that does not come round in so long is stuck."""
@@ -97,7 +96,7 @@ class Monitor:
         if self._config.status_file is None:
             return False
         try:
-            there = os.open(self._config.status_file.with_name(PIN_NAME), os.O_RDONLY)
+            there = os.open(pin_of(self._config.status_file), os.O_RDONLY)
         except FileNotFoundError:
             return False
         try:

@@ -64,3 +64,8 @@ class Report:
             return Report(**{**found, "state": State(found["state"])})
         except (OSError, ValueError, TypeError, KeyError):
             return None
+
+
+def pin_of(status_file: Path) -> Path:
+    """The file whose lock whoever copies the replica's log holds (kvsvr/ops/set_backup.py)."""
+    return status_file.with_suffix(".pin")

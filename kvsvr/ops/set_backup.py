@@ -24,8 +24,8 @@ from typing import Any, Final, cast
 
 from kvsvr.client import connect
 from kvsvr.errors import CorruptionError, KvError, UsageError
-from kvsvr.node.monitor import PIN_NAME, WAIT_MS
-from kvsvr.node.report import Report, State
+from kvsvr.node.monitor import WAIT_MS
+from kvsvr.node.report import Report, State, pin_of
 from kvsvr.ops import launcher
 from kvsvr.ops.place import HOST, Place, Replica, make
 from kvsvr.ops.status import look, running
@@ -120,7 +120,7 @@ def _backup(place: Place, destination: Path, say: Say) -> SetBackup:
 @contextmanager
 def _pinned(replica: Replica) -> Iterator[None]:
     """No segment of its log goes meanwhile, from its next report on."""
-    with open(replica.config_file.with_name(PIN_NAME), "ab") as file:
+    with open(pin_of(replica.status_file), "ab") as file:
         fcntl.flock(file, fcntl.LOCK_SH)
         yield
 

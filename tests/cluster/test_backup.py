@@ -14,10 +14,13 @@ from click.testing import CliRunner, Result
 
 from kvsvr.client import connect
 from kvsvr.errors import CorruptionError, KvError
+from kvsvr.node.report import Report
 from kvsvr.ops import set_backup
 from kvsvr.ops.cli.group import commands
 from kvsvr.ops.place import Place, find, free_base, make
 from kvsvr.ops.status import look
+from kvsvr.ops.status import running as is_running
+from kvsvr.store import backup
 from tests.cluster.conftest import until
 
 LARGE = b"large" * 20_000
@@ -139,6 +142,28 @@ def test_what_one_replica_lacks_the_others_have(place: Place, tmp_path: Path) ->
     set_backup.restore(tmp_path / "copy", tmp_path / "new", None, free_base(3))
     with running(find(tmp_path / "new")) as addresses:
         check(addresses)
+
+
+def test_a_replica_that_ends_while_it_is_copied_spoils_the_backup(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its next start may let go of segments, and nobody would see what is missing."""
+    copy_log = backup.copy_log
+
+    def copy_and_kill(path: str, destination: Path, end: tuple[int, int]) -> int:
+        size = copy_log(path, destination, end)
+        report = Report.read(place.replicas[0].status_file)
+        assert report is not None
+        os.kill(report.pid, signal.SIGKILL)
+        until(lambda: is_running(place.replicas[0]) is None)
+        return size
+
+    monkeypatch.setattr(set_backup, "copy_log", copy_and_kill)
+    with running(place) as addresses:
+        fill(addresses)
+        with pytest.raises(KvError, match="begin again"):
+            set_backup.backup(place, tmp_path / "copy")
+    assert not set_backup.is_backup(tmp_path / "copy")
 
 
 def test_a_set_that_does_not_run_is_backed_up_too_and_damage_is_seen(place: Place, tmp_path: Path) -> None:

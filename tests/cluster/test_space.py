@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from kvsvr.node.report import pin_of
 from tests.cluster.conftest import Replicas, until
 
 Start = Callable[..., Replicas]
@@ -90,3 +92,18 @@ def test_a_replica_that_was_away_for_long_catches_up_with_what_is_left(replicas:
     assert old.keys() == new.keys()
     for id_ in nodes.ids:
         check(nodes, id_, new)
+
+
+def test_nothing_goes_while_somebody_copies(replicas: Start) -> None:
+    """As a backup does it: the replica says when it has seen the lock, and from then on every segment stays."""
+    nodes = replicas(1, *KEEP)
+    until(nodes.served)
+    write(nodes, 1, range(10))
+    segments = nodes.directory / "1" / "flow"
+    with open(pin_of(nodes.directory / "1.status"), "ab") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        until(lambda: nodes.figure(1, "pinned") == 1)
+        there = {one.name for one in segments.iterdir()}
+        write(nodes, 1, range(10, 50))
+        assert there <= {one.name for one in segments.iterdir()}
+    until(lambda: not there <= {one.name for one in segments.iterdir()})
