@@ -18,7 +18,7 @@ from tests.sim.seeds import ROOT, Found, command, noticed, program, simulate
 MUTATIONS = [
     ("ack_before_fsync", 0, 300, 5),
     ("promise_not_durable", 0, 400, 3),
-    ("round_reused", 0, 250, 3),
+    ("round_reused", 0, 600, 3),
     ("count_older", 0, 2000, 3),
     ("no_prev_check", 0, 30, 5),
     ("longest_tail", 0, 150, 3),
@@ -35,7 +35,7 @@ MUTATIONS = [
     ("restart_owns", 0, 30, 5),
     ("follower_local", 0, 20, 5),
     ("expire_locally", 0, 1200, 3),
-    ("late_fail", 120, 20, 1),  # The first that does.
+    ("late_fail", 1020, 20, 1),  # The first that does.
     ("snapshot_no_sessions", 0, 2000, 3),
     ("state_not_durable", 0, 200, 4),
     ("checkpoint_ahead", 0, 400, 4),
@@ -66,14 +66,14 @@ MUTATIONS = [
     ("config_two", 0, 200, 4),
     ("cut_keeps_members", 0, 200, 3),
     ("snapshot_no_members", 0, 100, 4),
-    ("outsider_heard", 1230, 20, 1),  # The first that does.
+    ("outsider_heard", 680, 20, 1),  # The first that does.
     ("hole_acked", 0, 2000, 2),  # Not by what clients see: what is acknowledged is not sent again, so the hole stays.
     ("repair_cuts", 0, 300, 2),
     ("promise_untold", 0, 1000, 3),
     ("wiped_returns", 0, 800, 3),
     ("rollback_unseen", 0, 150, 4),
     ("hello_unawaited", 0, 200, 3),
-    ("mended_goes", 1410, 20, 1),  # The first that does.
+    ("mended_goes", 480, 20, 1),  # The first that does.
 ]
 
 # The same at N = 5: what it takes is more members than three.
