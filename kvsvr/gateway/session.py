@@ -71,6 +71,7 @@ class Session:
             raise Refusal("usage", "a socket begins with hello")
         self._ticket = self._desk.ticket_of(hello.ticket)
         self._hello = hello
+        self._desk.check_limit(hello.limit)
         # Refused here if the key is not this device's.
         await self._desk.news(self._desk.admit(self._ticket), hello.device, hello.key, 0)
         await self._welcome(text)
@@ -150,6 +151,8 @@ class Session:
 
     async def _page(self, user: str, device: str, key: bytes | None) -> words.Page | None:
         """None: not yet."""
+        if self._desk.stopping.is_set():  # Nothing is waited for any more: who asked again would never let others run.
+            raise _stopping()
         try:
             if await self._desk.news(user, device, key, WATCH_S):
                 return await self._desk.pull(user, device, key, self._hello.limit)
@@ -170,7 +173,7 @@ class Session:
             with suppress(TimeoutError):
                 async with asyncio.timeout(left):
                     await self._desk.stopping.wait()
-                    raise Refusal("stopping", "this gateway is about to end")
+                    raise _stopping()
         if self._desk.left(self._ticket) <= 0:
             raise Refusal("expired", f"the ticket of {self._ticket.user!r} has ended")
         raise Refusal("usage", f"nothing was heard here for {silence:g} s")
@@ -186,3 +189,7 @@ class Session:
                 await self._send(why)
                 code = GOING_AWAY if why.code == "stopping" else 4000 + why.status
                 await self._socket.close(code, why.code)
+
+
+def _stopping() -> Refusal:
+    return Refusal("stopping", "this gateway is about to end")

@@ -62,12 +62,6 @@ class Gateway:
         if self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._stop)
             self._thread.join(WAIT_S)
-        if self._thread.is_alive():
-            import faulthandler
-
-            faulthandler.dump_traceback(all_threads=True)
-            for t in asyncio.all_tasks(self._loop):
-                t.print_stack()
         assert not self._thread.is_alive()
         self.http.close()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
 import threading
@@ -10,10 +11,18 @@ from functools import partial
 from typing import Any
 
 import pytest
+from starlette.websockets import WebSocket
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
-from tests.gateway.conftest import Gateway, Socket, Start
+import kvsvr
+from kvsvr.gateway.desk import Desk
+from kvsvr.gateway.failures import Refusal
+from kvsvr.gateway.limits import Limits
+from kvsvr.gateway.session import Session
+from kvsvr.gateway.tickets import Tickets
+from kvsvr.services.messaging import Messaging
+from tests.gateway.conftest import SECRET, WAIT_S, Gateway, Socket, Start
 
 
 def closed(socket: Socket) -> tuple[int, str]:
@@ -230,6 +239,25 @@ def test_a_stop_is_told(start: Start) -> None:
         assert closed(ann)[0] == 1012
     waiting.join()
     assert answers[0]["new"] is False
+
+
+def test_push_ends_with_the_gateway(store: kvsvr.Engine) -> None:
+    """Where it would ask again without waiting for anything, no other coroutine ran any more, and no stop ended."""
+    ended: list[str] = []
+
+    async def push() -> None:
+        desk = Desk(Messaging(store), store.aio.wait, Tickets([SECRET]), Limits())
+        desk.stopping.set()
+        try:
+            await Session(desk, WebSocket({"type": "websocket"}, None, None))._push()  # type: ignore[arg-type]
+        except Refusal as error:
+            ended.append(error.code)
+        desk.close()
+
+    thread = threading.Thread(target=lambda: asyncio.run(push()), daemon=True)
+    thread.start()
+    thread.join(WAIT_S)
+    assert ended == ["stopping"]
 
 
 def test_any_gateway_goes_on_with_any_device(start: Start) -> None:
