@@ -117,6 +117,17 @@ def test_no_push_unless_wanted(gateway: Gateway) -> None:
         assert page["changes"][0]["rows"][0][1]["text"] == "one"
 
 
+def test_what_others_have_left_is_delivered(start: Start, store: kvsvr.Engine) -> None:
+    """Sent by a process that died before it delivered: a gateway's worker does."""
+    dead = Messaging(store, local=False)
+    for user in ("ann", "bob"):
+        dead.register(user)
+    gateway = start(local=False)
+    with gateway.socket("bob") as bob:
+        dead.send("ann", "u/bob", "from the dead")
+        bob.until(lambda: bob.texts() == ["from the dead"])
+
+
 # --- who may ---
 
 
