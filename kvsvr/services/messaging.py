@@ -359,7 +359,7 @@ class Messaging:
     def digest(self, user: str, kind: str) -> Digest:
         """Of what pull() gives."""
         contents = list(self.sync.contents(user, kind))
-        return digest_of(self._filled(Changes(kind, contents, [])).rows)
+        return digest_of(self._filled(Changes(kind, contents, [])).rows, self.sync.first_row(user, kind))
 
     def _filled(self, changes: Changes) -> Changes:
         if changes.kind == "inbox":

@@ -15,10 +15,10 @@ exceptions: kinds of which a device has less, because a page was full, or a snap
 for user and device. Coming back with it is the acknowledgement, which goes into State before anything is read, so that
 no floor passes a device that lives; an older key sets it back.
 
-Why nothing is lost: a row goes, or a tombstone, only at or below the floor of its kind, which is at most what each
-device with a lease has acknowledged; floors rise in a transaction over State, before rows go. Who comes with less than
-the floor is told to begin that kind anew, and is given it in the order of rows, page by page, then what changed since
-the snapshot began. Until then he counts as having nothing, and floors stand.
+Why nothing is lost: a row goes only at or below what every device with a lease has acknowledged when it goes. A floor
+is below what may have gone; it rises in a transaction over State, before anything goes, and never falls, so a device
+that comes later may be below it: it is told to begin that kind anew, and is given it in the order of rows, page by
+page, then what changed since the snapshot began. Until then it counts as having nothing, so nothing goes meanwhile.
 
 A kind may also be a table in another slot that many users read (share()). What one of them may see of it is in a gate,
 a row of spans, which is read *after* the rows: who was shut out before they were written is not shown them.
@@ -53,6 +53,7 @@ WATCH_S_MORE: Final = 5.0
 PREFIX_COUNT: Final = 4096
 PRESENT: Final = b"\x01"
 GONE: Final = b"\x00"
+AFTER_ALL: Final = b"\xff" * 32
 POKE: Final = b""
 """The row of `head` that stands for no kind."""
 
@@ -95,6 +96,8 @@ class State(msgspec.Struct, array_like=True):
     floors: dict[str, Version] = {}
     swept: dict[str, Version] = {}
     shared: dict[str, Shared] = {}
+    purged: dict[str, bytes] = {}
+    """Rows before these may have gone from here and be kept by devices."""
 
 
 Spans: TypeAlias = list[tuple[bytes, bytes | None]]
@@ -119,7 +122,7 @@ class Pulled(msgspec.Struct, frozen=True):
 
 
 class Digest(msgspec.Struct, frozen=True):
-    """A copy is right if its rows from `first` on have this count and sum; older ones may have been purged here."""
+    """A copy is right if its rows from `first` on have this count and sum; earlier ones may have been purged here."""
 
     count: int
     first: bytes
@@ -291,7 +294,14 @@ class Sync:
         )
 
     def digest(self, user: str, kind: str) -> Digest:
-        return digest_of(self.contents(user, kind))
+        return digest_of(self.contents(user, kind), self.first_row(user, kind))
+
+    def first_row(self, user: str, kind: str) -> bytes:
+        """From which row on devices have what is here."""
+        state = self._read_state(user)
+        if kind not in state.shared:
+            return state.purged.get(kind, b"")
+        return next((row for row, _ in self.contents(user, kind)), AFTER_ALL)
 
     def _own(self, user: str, state: State, had: SyncKey, head: KeyTable, page: _Page) -> dict[str, Position]:
         """Reads the kinds that changed; of which the device still lacks something, and how far it is there."""
@@ -398,9 +408,15 @@ class Sync:
         table = self._table(user, kind)
         if next(iter(table.keys(stop=until, limit=1)), None) is None:
             return 0
-        versions = {kind: table.version}
+        version = table.version
+        versions = {kind: version}
         state = self._db.run(partial(_raise_floors, user=user, kinds=[kind], now=self._clock(), versions=versions))
-        return _delete_below(table, table.keys(stop=until), state.floors.get(kind, 0), stop=True)
+        # Not the floor: it may have risen before a device came that is alive now, and has not been given these rows.
+        limit = _acknowledged(state, kind, version)
+        going = list(_first_below(table, until, limit))
+        if going:
+            self._db.run(partial(_note_purged, user=user, kind=kind, first=going[-1] + b"\0"))
+        return _delete_below(table, going, limit)
 
     # --- keys ---
 
@@ -481,7 +497,7 @@ def _load(content: bytes | None) -> State:
 
 
 def _with(state: State, *, shared: dict[str, Shared]) -> State:
-    return State(state.devices, state.floors, state.swept, shared)
+    return msgspec.structs.replace(state, shared=shared)
 
 
 def _enter_device(t: TransactionWriter, *, user: str, device: str, entry: Device, now: float) -> State:
@@ -504,11 +520,15 @@ def _raise_floors(
     state = _load(t.get(name))
     state.devices = {device: known for device, known in state.devices.items() if known.until > now}
     for kind in kinds:
-        acknowledged = {device: known.behind.get(kind, known.head) for device, known in state.devices.items()}
-        floor = purge_floor(acknowledged, live=state.devices) if state.devices else versions.get(kind, 0)
-        state.floors[kind] = max(state.floors.get(kind, 0), floor)
+        state.floors[kind] = max(state.floors.get(kind, 0), _acknowledged(state, kind, versions.get(kind, 0)))
     t.put(name, _encode(state))
     return state
+
+
+def _acknowledged(state: State, kind: str, by_nobody: Version) -> Version:
+    """By each of the devices in it, which are alive."""
+    acknowledged = {device: known.behind.get(kind, known.head) for device, known in state.devices.items()}
+    return purge_floor(acknowledged, live=state.devices) if state.devices else by_nobody
 
 
 def _note_swept(t: TransactionWriter, *, user: str, swept: Mapping[str, Version]) -> None:
@@ -518,20 +538,30 @@ def _note_swept(t: TransactionWriter, *, user: str, swept: Mapping[str, Version]
     t.put(name, _encode(state))
 
 
-def _delete_below(table: KeyTable, rows: Iterable[bytes], floor: Version, *, stop: bool = False) -> int:
-    """Deletes those whose newest version is at or below the floor; with `stop` up to the first that is not."""
+def _note_purged(t: TransactionWriter, *, user: str, kind: str, first: bytes) -> None:
+    name = prefix_of(user) + b"sync"
+    state = _load(t.get(name))
+    state.purged[kind] = max(state.purged.get(kind, b""), first)
+    t.put(name, _encode(state))
+
+
+def _first_below(table: KeyTable, until: bytes, limit: Version) -> Iterator[bytes]:
+    """The first rows, up to one that is above the limit: what stays is a tail."""
+    for row in table.keys(stop=until):
+        found = table.get_versioned(row)
+        if found is not None and found.version > limit:
+            return
+        yield row
+
+
+def _delete_below(table: KeyTable, rows: Iterable[bytes], limit: Version) -> int:
+    """Deletes those whose newest version is at or below the limit; how many."""
     count = 0
     for row in rows:
         found = table.get_versioned(row)
-        if found is None or found.version > floor:
-            if stop and found is not None:
-                break
-            continue
-        try:
-            count += table.delete(row, version=found.version)
-        except VersionConflict:
-            if stop:
-                break
+        if found is not None and found.version <= limit:
+            with suppress(VersionConflict):  # Written again meanwhile.
+                count += table.delete(row, version=found.version)
     return count
 
 
@@ -577,13 +607,12 @@ def seen(row: bytes, spans: Spans) -> bool:
 
 def digest_of(pairs: Iterable[Pair], first: bytes = b"") -> Digest:
     """Of rows from `first` on, in any order. A sum, so that a client may keep it as rows come and go."""
-    count, total, lowest = 0, 0, None
+    count, total = 0, 0
     for row, value in pairs:
         if row >= first:
             word = hashlib.blake2b(len(row).to_bytes(4, "big") + row + value, digest_size=16).digest()
             count, total = count + 1, (total + int.from_bytes(word)) % (1 << 128)
-            lowest = row if lowest is None else min(lowest, row)
-    return Digest(count, lowest or b"", f"{total:032x}")
+    return Digest(count, first, f"{total:032x}")
 
 
 # --- secrets ---

@@ -234,6 +234,21 @@ def test_a_snapshot_under_way_holds_the_floor(sync: Sync) -> None:
     assert len(one.kinds["inbox"]) == 6
 
 
+def test_a_device_that_came_behind_a_floor_holds_purges_back(sync: Sync) -> None:
+    """The floor rose before it came; what it is being given stays all the same."""
+    one, two = phone(sync), phone(sync, name="desk")
+    for number in range(3):
+        sync.put("ann", "inbox", row(number), b"")
+    one.sync()
+    one.ask()
+    sync.sweep("ann")
+    two.take(two.ask(1))
+    assert sync.purge("ann", "inbox", row(9)) == 0
+    two.sync(1)
+    two.ask()
+    assert len(two.kinds["inbox"]) == 3 and sync.purge("ann", "inbox", row(9)) == 3
+
+
 def test_a_lease_that_ended(sync: Sync, clock: Turned) -> None:
     """Holds nothing up; the device begins those kinds anew of which something went, and no others."""
     one, two = phone(sync), phone(sync, name="desk")
