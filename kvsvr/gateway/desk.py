@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager
 from typing import Any, Final, TypeVar
 
 from kvsvr.errors import UsageError
-from kvsvr.gateway.failures import Refusal, failure, judged
+from kvsvr.gateway.failures import Failure, Refusal, failure, judged
 from kvsvr.gateway.frames import AnyAnswer, Issued, Login, Register, Registered, size_of
 from kvsvr.gateway.limits import Limits, Rates, Seats
 from kvsvr.gateway.tickets import Ticket, Tickets
@@ -78,7 +78,8 @@ class Desk:
         except Exception as error:
             return self.told(error)
 
-    def told(self, error: Exception) -> AnyAnswer:
+    def told(self, error: Exception) -> Failure:
+        """What whoever asked is told. What is our own fault is logged."""
         found = judged(error)
         if found.code == "internal":
             LOG.error("a request failed", exc_info=error)

@@ -62,10 +62,10 @@ class Session:
         except TimeoutError:
             await self._end(failure("usage", "a socket begins with hello"))
         except Exception as error:
-            await self._end(judged(error))
+            await self._end(self._desk.told(error))
 
     async def _enter(self) -> None:
-        text = await self._socket.receive_text()
+        text = await self._hear()
         hello = frame_of(text)
         if not isinstance(hello, Hello):
             raise Refusal("usage", "a socket begins with hello")
@@ -91,10 +91,19 @@ class Session:
 
     # --- requests ---
 
+    async def _hear(self) -> str:
+        message = await self._socket.receive()
+        if message["type"] == "websocket.disconnect":
+            raise WebSocketDisconnect(message["code"])
+        text: str | None = message.get("text")
+        if text is None:
+            raise Refusal("malformed", "frames are text")
+        self._heard_at = time.monotonic()
+        return text
+
     async def _read(self) -> None:
         while True:
-            text = await self._socket.receive_text()
-            self._heard_at = time.monotonic()
+            text = await self._hear()
             number = number_of(text)
             try:
                 await self._take(text, number)

@@ -20,7 +20,7 @@ from kvsvr.gateway.desk import Desk
 from kvsvr.gateway.failures import Refusal
 from kvsvr.gateway.limits import Limits
 from kvsvr.gateway.session import Session
-from kvsvr.gateway.tickets import Tickets
+from kvsvr.gateway.tickets import Ticket, Tickets
 from kvsvr.services.messaging import Messaging
 from tests.gateway.conftest import SECRET, WAIT_S, Gateway, Socket, Start
 
@@ -168,6 +168,21 @@ def test_a_socket_ends_with_its_ticket(gateway: Gateway) -> None:
         assert closed(ann) == (4401, "expired")
 
 
+def test_each_request_looks_at_the_ticket(store: kvsvr.Engine) -> None:
+    """Also while nobody has come to close the socket yet."""
+
+    async def admit(until: float) -> str:
+        desk = Desk(Messaging(store), store.aio.wait, Tickets([SECRET]), Limits())
+        try:
+            return desk.admit(Ticket("ann", int(until)))
+        finally:
+            desk.close()
+
+    assert asyncio.run(admit(time.time() + 10)) == "ann"
+    with pytest.raises(Refusal, match="has ended"):
+        asyncio.run(admit(time.time() - 1))
+
+
 def test_a_ticket_is_renewed(gateway: Gateway) -> None:
     """By one of the same user, and of no other."""
     with Socket(gateway.address, {"ticket": gateway.ticket("ann", 2.0), "device": "phone", "key": None}) as ann:
@@ -193,6 +208,8 @@ def test_requests_that_are_wrong_leave_the_socket_open(gateway: Gateway) -> None
         ann.connection.send("{")
         ann.until(lambda: ann.error)
         assert ann.ask("register")["is"] == "registered"
+        ann.connection.send(b"{}")
+        assert closed(ann) == (4400, "malformed")
 
 
 # --- limits ---
