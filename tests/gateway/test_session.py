@@ -16,7 +16,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 import kvsvr
-from kvsvr.gateway.desk import Desk
+from kvsvr.gateway.desk import WATCH_S, Desk
 from kvsvr.gateway.failures import Refusal
 from kvsvr.gateway.limits import Limits
 from kvsvr.gateway.session import Session
@@ -72,11 +72,13 @@ def test_large_groups_are_pushed_alike(start: Start, fan_out_max: int) -> None:
     def has(one: Socket, number: int) -> bool:
         return one.texts(kind) == [str(before) for before in range(number + 1)]
 
+    begun = time.monotonic()
     with gateway.socket("bob") as bob, gateway.socket("cat") as cat:
         for number in range(5):
             gateway.chat.send("ann", "g/7", str(number))
             for one in (bob, cat):
                 one.until(partial(has, one, number))
+    assert time.monotonic() - begun < WATCH_S / 2  # They were rung for: by then each would have looked by himself.
 
 
 def test_one_page_is_on_its_way(gateway: Gateway) -> None:
