@@ -126,6 +126,12 @@ def test_what_kvsvr_chat_says(tmp_path: Path) -> None:
         assert code == 0 and f"open http://{one.address}/" in said
 
 
+def test_options_of_chat_are_not_those_of_import(run: Run, tmp_path: Path) -> None:
+    """A log that somebody meant to keep is not thrown away in silence."""
+    done = run("chat", "--dir", tmp_path / "store", "import", __file__)
+    assert done.exit_code == 2 and "behind import" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "why"),
     [
