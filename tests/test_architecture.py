@@ -38,6 +38,8 @@ SOLE_IMPORTERS: dict[str, set[str]] = {
     "lmdb": {"kvsvr.store.catalog"},
     "pickle": set(),
     "redis": {"kvsvr.client.wire"},
+    "starlette": {"kvsvr.gateway.app", "kvsvr.gateway.session", "kvsvr.gateway.short"},
+    "uvicorn": {"kvsvr.gateway.server"},
 }
 SOCKETS = {"socket", "socketserver", "asyncio", "http", "ssl"}
 SOCKET_FLOORS = {"kvsvr.node", "kvsvr.client", "kvsvr.gateway", "kvsvr.ops", "kvsvr.testing"}
@@ -130,6 +132,8 @@ def test_every_floor_in_use_was_looked_at() -> None:
         ("kvsvr.ops.doctor", "import click"),
         ("kvsvr.client.calls", "import redis"),
         ("kvsvr.store.engine", "from kvsvr.client import connect"),
+        ("kvsvr.gateway.desk", "from kvsvr.store import Engine"),
+        ("kvsvr.gateway.desk", "from starlette.requests import Request"),
     ],
 )
 def test_a_wrong_import_is_seen(module: str, source: str) -> None:

@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager
 from typing import Any, Final, TypeVar
 
 from kvsvr.errors import UsageError
-from kvsvr.gateway.failures import Refusal, failure, judged
+from kvsvr.gateway.failures import Failure, Refusal, failure, judged
 from kvsvr.gateway.frames import AnyAnswer, Issued, Login, Register, Registered, size_of
 from kvsvr.gateway.limits import Limits, Rates, Seats
 from kvsvr.gateway.tickets import Ticket, Tickets
@@ -78,7 +78,8 @@ class Desk:
         except Exception as error:
             return self.told(error)
 
-    def told(self, error: Exception) -> AnyAnswer:
+    def told(self, error: Exception) -> Failure:
+        """What whoever asked is told. What is our own fault is logged."""
         found = judged(error)
         if found.code == "internal":
             LOG.error("a request failed", exc_info=error)
@@ -106,8 +107,7 @@ class Desk:
     async def pull(self, user: str, device: str, key: bytes | None, limit: int) -> words.Page:
         """A page that is not too large: an older key is as good as before, so the same can be asked for with less."""
         name_of(device, "a device")
-        if not 1 <= limit <= self.limits.page_count_max:
-            raise UsageError(f"limit is a number of rows from 1 to {self.limits.page_count_max}, not {limit}")
+        self.check_limit(limit)
         while True:
             page = await self._in_thread(self.chat.handle, user, device, words.Pull(key, limit))
             if isinstance(page, words.Failed):
@@ -116,6 +116,10 @@ class Desk:
             if limit == 1 or size_of(page) <= self.limits.page_size_max:
                 return page
             limit = max(1, limit // 4)
+
+    def check_limit(self, limit: int) -> None:
+        if not 1 <= limit <= self.limits.page_count_max:
+            raise UsageError(f"limit is a number of rows from 1 to {self.limits.page_count_max}, not {limit}")
 
     async def ready(self) -> None:
         """Raises what a request would, if the store does not answer."""

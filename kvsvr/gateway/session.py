@@ -62,15 +62,16 @@ class Session:
         except TimeoutError:
             await self._end(failure("usage", "a socket begins with hello"))
         except Exception as error:
-            await self._end(judged(error))
+            await self._end(self._desk.told(error))
 
     async def _enter(self) -> None:
-        text = await self._socket.receive_text()
+        text = await self._hear()
         hello = frame_of(text)
         if not isinstance(hello, Hello):
             raise Refusal("usage", "a socket begins with hello")
         self._ticket = self._desk.ticket_of(hello.ticket)
         self._hello = hello
+        self._desk.check_limit(hello.limit)
         # Refused here if the key is not this device's.
         await self._desk.news(self._desk.admit(self._ticket), hello.device, hello.key, 0)
         await self._welcome(text)
@@ -90,10 +91,19 @@ class Session:
 
     # --- requests ---
 
+    async def _hear(self) -> str:
+        message = await self._socket.receive()
+        if message["type"] == "websocket.disconnect":
+            raise WebSocketDisconnect(message["code"])
+        text: str | None = message.get("text")
+        if text is None:
+            raise Refusal("malformed", "frames are text")
+        self._heard_at = time.monotonic()
+        return text
+
     async def _read(self) -> None:
         while True:
-            text = await self._socket.receive_text()
-            self._heard_at = time.monotonic()
+            text = await self._hear()
             number = number_of(text)
             try:
                 await self._take(text, number)
@@ -150,6 +160,8 @@ class Session:
 
     async def _page(self, user: str, device: str, key: bytes | None) -> words.Page | None:
         """None: not yet."""
+        if self._desk.stopping.is_set():  # Nothing is waited for any more: who asked again would never let others run.
+            raise _stopping()
         try:
             if await self._desk.news(user, device, key, WATCH_S):
                 return await self._desk.pull(user, device, key, self._hello.limit)
@@ -170,7 +182,7 @@ class Session:
             with suppress(TimeoutError):
                 async with asyncio.timeout(left):
                     await self._desk.stopping.wait()
-                    raise Refusal("stopping", "this gateway is about to end")
+                    raise _stopping()
         if self._desk.left(self._ticket) <= 0:
             raise Refusal("expired", f"the ticket of {self._ticket.user!r} has ended")
         raise Refusal("usage", f"nothing was heard here for {silence:g} s")
@@ -186,3 +198,7 @@ class Session:
                 await self._send(why)
                 code = GOING_AWAY if why.code == "stopping" else 4000 + why.status
                 await self._socket.close(code, why.code)
+
+
+def _stopping() -> Refusal:
+    return Refusal("stopping", "this gateway is about to end")

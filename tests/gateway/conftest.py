@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -33,7 +34,7 @@ class Gateway:
         self.chat = Messaging(db, local=local)
         if local:
             # A worker would have nothing to do, and a stop waits for it for up to a second.
-            self.chat.work = lambda *_: None  # type: ignore[method-assign]
+            self.chat.work = _no_work  # type: ignore[method-assign]
         # Much of a call of httpx.post() is certificates, which nobody looks at here.
         self.http = httpx.Client(verify=False, trust_env=False, timeout=WAIT_S)
         self._listener = listening("127.0.0.1", port)
@@ -62,12 +63,6 @@ class Gateway:
         if self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._stop)
             self._thread.join(WAIT_S)
-        if self._thread.is_alive():
-            import faulthandler
-
-            faulthandler.dump_traceback(all_threads=True)
-            for t in asyncio.all_tasks(self._loop):
-                t.print_stack()
         assert not self._thread.is_alive()
         self.http.close()
 
@@ -154,6 +149,11 @@ class Socket:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._open.close()
+
+
+def _no_work(worker: str, stopping: Callable[[], bool], report: object) -> None:
+    while not stopping():
+        time.sleep(0.05)
 
 
 Start = Callable[..., Gateway]

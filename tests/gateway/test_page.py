@@ -150,6 +150,24 @@ def test_offline_and_back(tabs: tuple[Tab, Tab, Tab]) -> None:
     bob.check()
 
 
+def test_events_in_a_browser(browser: Browser, gateway: Gateway) -> None:
+    """As docs/gateway.md has it: an EventSource hears of what is new, though events have no data."""
+    with browser.new_context() as context:
+        page = context.new_page()
+        page.goto(f"http://{gateway.address}/")
+        page.evaluate(
+            """(ticket) => new Promise((opened) => {
+                const events = new EventSource(`/v1/events?device=phone&ticket=${ticket}`);
+                window.heard = new Promise((heard) => events.addEventListener("new", () => heard(events.readyState)));
+                events.onopen = opened;
+            })""",
+            gateway.ticket("ann"),
+        )
+        gateway.chat.register("ann")
+        gateway.chat.send("ann", "u/ann", "a note")
+        assert page.evaluate("window.heard") == 1
+
+
 def test_another_gateway_takes_over(browser: Browser, start: Start) -> None:
     """The one that a tab is connected to dies; one at the same address goes on with it."""
     first = start(login=True, page=True)

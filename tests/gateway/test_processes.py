@@ -57,18 +57,19 @@ def ask(address: str, ticket: str, call: str, **fields: Any) -> dict[str, Any]:
 
 
 def test_a_gateway_before_a_store(run: Run, path: Path) -> None:
-    """Tickets are issued beside it and before it; SIGTERM ends it well, and another one goes on."""
-    before = run("gateway", "ticket", "ann", "--dir", path).stdout.strip()
+    """Tickets are issued beside it, and SIGTERM ends it well; beside nobody, too, and another one goes on."""
+    assert run("gateway", "ticket", "ann", "--dir", path).exit_code == 2
     with process("gateway", "--dir", path) as one:
         beside = run("gateway", "ticket", "ann", "--dir", path).stdout.strip()
-        assert ask(one.address, before, "register") == {"is": "registered", "new": True}
+        assert ask(one.address, beside, "register") == {"is": "registered", "new": True}
         assert ask(one.address, beside, "send", to="u/ann", text="one")["is"] == "sent"
         with Socket(one.address, {"ticket": beside, "device": "phone", "key": None}) as ann:
             ann.until(lambda: ann.texts() == ["one"])
             assert one.end(signal.SIGTERM) == (0, "stopped\n")
+    later = run("gateway", "ticket", "ann", "--dir", path).stdout.strip()
     with (
         process("gateway", "--dir", path) as two,
-        Socket(two.address, {"ticket": beside, "device": "phone", "key": ann.key}) as again,
+        Socket(two.address, {"ticket": later, "device": "phone", "key": ann.key}) as again,
     ):
         assert ask(two.address, beside, "send", to="u/ann", text="two")["is"] == "sent"
         again.until(lambda: again.texts() == ["two"])
@@ -125,6 +126,12 @@ def test_what_kvsvr_chat_says(tmp_path: Path) -> None:
         assert code == 0 and f"open http://{one.address}/" in said
 
 
+def test_options_of_chat_are_not_those_of_import(run: Run, tmp_path: Path) -> None:
+    """A log that somebody meant to keep is not thrown away in silence."""
+    done = run("chat", "--dir", tmp_path / "store", "import", __file__)
+    assert done.exit_code == 2 and "behind import" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "why"),
     [
@@ -134,7 +141,7 @@ def test_what_kvsvr_chat_says(tmp_path: Path) -> None:
         (("--dir", "STORE", "--listen", "7180"), "HOST:PORT"),
         (("--dir", "STORE", "--rate", "0"), "rate"),
         (("ticket", "ann"), "--dir"),
-        (("ticket", "", "--dir", "STORE"), "a user"),
+        (("ticket", "ann", "--dir", "STORE"), "no store"),
         (("ticket", "ann", "--dir", "STORE", "--hours", "0"), "--hours"),
     ],
 )
@@ -150,3 +157,4 @@ def test_a_secret_of_ones_own(run: Run, tmp_path: Path) -> None:
     ticket = run("gateway", "ticket", "ann", "--secret-file", file).stdout.strip()
     assert Tickets(command.secrets_in(file)).check(ticket).user == "ann"
     assert Tickets([b"the new one, long enough"]).check(ticket).user == "ann"
+    assert run("gateway", "ticket", "{ann}", "--secret-file", file).exit_code == 2

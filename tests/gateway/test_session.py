@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
 import threading
@@ -10,10 +11,18 @@ from functools import partial
 from typing import Any
 
 import pytest
+from starlette.websockets import WebSocket
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
-from tests.gateway.conftest import Gateway, Socket, Start
+import kvsvr
+from kvsvr.gateway.desk import WATCH_S, Desk
+from kvsvr.gateway.failures import Refusal
+from kvsvr.gateway.limits import Limits
+from kvsvr.gateway.session import Session
+from kvsvr.gateway.tickets import Ticket, Tickets
+from kvsvr.services.messaging import Messaging
+from tests.gateway.conftest import SECRET, WAIT_S, Gateway, Socket, Start
 
 
 def closed(socket: Socket) -> tuple[int, str]:
@@ -63,11 +72,13 @@ def test_large_groups_are_pushed_alike(start: Start, fan_out_max: int) -> None:
     def has(one: Socket, number: int) -> bool:
         return one.texts(kind) == [str(before) for before in range(number + 1)]
 
+    begun = time.monotonic()
     with gateway.socket("bob") as bob, gateway.socket("cat") as cat:
         for number in range(5):
             gateway.chat.send("ann", "g/7", str(number))
             for one in (bob, cat):
                 one.until(partial(has, one, number))
+    assert time.monotonic() - begun < WATCH_S / 2  # They were rung for: by then each would have looked by himself.
 
 
 def test_one_page_is_on_its_way(gateway: Gateway) -> None:
@@ -106,6 +117,17 @@ def test_no_push_unless_wanted(gateway: Gateway) -> None:
             bob.connection.recv(0.3)
         page = bob.ask("pull")
         assert page["changes"][0]["rows"][0][1]["text"] == "one"
+
+
+def test_what_others_have_left_is_delivered(start: Start, store: kvsvr.Engine) -> None:
+    """Sent by a process that died before it delivered: a gateway's worker does."""
+    dead = Messaging(store, local=False)
+    for user in ("ann", "bob"):
+        dead.register(user)
+    gateway = start(local=False)
+    with gateway.socket("bob") as bob:
+        dead.send("ann", "u/bob", "from the dead")
+        bob.until(lambda: bob.texts() == ["from the dead"])
 
 
 # --- who may ---
@@ -148,6 +170,21 @@ def test_a_socket_ends_with_its_ticket(gateway: Gateway) -> None:
         assert closed(ann) == (4401, "expired")
 
 
+def test_each_request_looks_at_the_ticket(store: kvsvr.Engine) -> None:
+    """Also while nobody has come to close the socket yet."""
+
+    async def admit(until: float) -> str:
+        desk = Desk(Messaging(store), store.aio.wait, Tickets([SECRET]), Limits())
+        try:
+            return desk.admit(Ticket("ann", int(until)))
+        finally:
+            desk.close()
+
+    assert asyncio.run(admit(time.time() + 10)) == "ann"
+    with pytest.raises(Refusal, match="has ended"):
+        asyncio.run(admit(time.time() - 1))
+
+
 def test_a_ticket_is_renewed(gateway: Gateway) -> None:
     """By one of the same user, and of no other."""
     with Socket(gateway.address, {"ticket": gateway.ticket("ann", 2.0), "device": "phone", "key": None}) as ann:
@@ -173,6 +210,8 @@ def test_requests_that_are_wrong_leave_the_socket_open(gateway: Gateway) -> None
         ann.connection.send("{")
         ann.until(lambda: ann.error)
         assert ann.ask("register")["is"] == "registered"
+        ann.connection.send(b"{}")
+        assert closed(ann) == (4400, "malformed")
 
 
 # --- limits ---
@@ -230,6 +269,25 @@ def test_a_stop_is_told(start: Start) -> None:
         assert closed(ann)[0] == 1012
     waiting.join()
     assert answers[0]["new"] is False
+
+
+def test_push_ends_with_the_gateway(store: kvsvr.Engine) -> None:
+    """Where it would ask again without waiting for anything, no other coroutine ran any more, and no stop ended."""
+    ended: list[str] = []
+
+    async def push() -> None:
+        desk = Desk(Messaging(store), store.aio.wait, Tickets([SECRET]), Limits())
+        desk.stopping.set()
+        try:
+            await Session(desk, WebSocket({"type": "websocket"}, None, None))._push()  # type: ignore[arg-type]
+        except Refusal as error:
+            ended.append(error.code)
+        desk.close()
+
+    thread = threading.Thread(target=lambda: asyncio.run(push()), daemon=True)
+    thread.start()
+    thread.join(WAIT_S)
+    assert ended == ["stopping"]
 
 
 def test_any_gateway_goes_on_with_any_device(start: Start) -> None:

@@ -37,7 +37,7 @@ function take(page) {
     for (const [row, value] of rows) mine[row] = value;
     for (const row of deleted) delete mine[row];
     figures.rows += rows.length + deleted.length;
-    log(`${kind}: ${rows.length} rows${deleted.length ? `, ${deleted.length} gone` : ""}${resync ? ", from the beginning" : ""}`);
+    log(`${kind} +${rows.length}${deleted.length ? ` -${deleted.length}` : ""}${resync ? ", from the beginning" : ""}`);
   }
   copy.key = page.key;
   figures.pages++;

@@ -31,7 +31,10 @@ def commands(ctx: click.Context, directory: Path | None, addresses: str | None, 
 
     Open it in several tabs: each is a device.
     """
-    if ctx.invoked_subcommand is None:
+    if ctx.invoked_subcommand is not None:
+        if directory is not None or addresses is not None:
+            raise kvsvr.UsageError(f"--dir and --connect stand behind {ctx.invoked_subcommand}, whose they are")
+    else:
         with _store(directory, addresses) as db:
             run(db, listen, secret_file=None, login=True, page=True, limits={}, greet=_greet)
 

@@ -93,6 +93,8 @@ def ticket_command(
 def parts() -> SimpleNamespace:
     """Modules of the gateway, which want the extra `gateway`: imported when a command is run, to say so without it."""
     try:
+        import websockets  # noqa: F401 (uvicorn looks for it when a gateway has begun already)
+
         from kvsvr.gateway import limits, server, tickets
     except ModuleNotFoundError as error:
         raise KvError(f"a gateway needs {error.name}: pip install 'kvsvr[gateway]'") from None
@@ -152,6 +154,8 @@ def _store(directory: Path | None, addresses: str | None, *, beside: bool = Fals
     if addresses is not None:
         return kvsvr.connect(addresses)
     assert directory is not None
+    if beside and not directory.is_dir():
+        raise UsageError(f"there is no store at {directory}: check the path; the gateway makes one")
     try:
         return kvsvr.open(directory, slots="strict")
     except LockedError:
