@@ -4,7 +4,7 @@
  * else of who does. Whatever gets lost on the way, or is told to come again, is asked again until its time is over: a write
  * under the same number, so that it is executed once (docs/protocol/specification.md, section 10). Each op is a lane, since
  * it has one request at a time. */
-#include "server_internal.h"
+#include "command.h"
 
 static uint64_t token_of(const op *o) { return (uint64_t)o->life << 32 | o->index; }
 
@@ -72,7 +72,9 @@ void request_ask(kv_server *server, op *o) {
         o->ask.seen = server->seen[o->shard];
     }
     bool fits = ask_size(ask) <= WIRE_FRAME_SIZE_MAX / 2;
-    if (!fits) request_give_up(server, o, "ERR it is larger than a request between replicas may be");
+    /* Of one write it is the value; several are within bounds of their own, but all of them may not be. */
+    const char *why = ask->operation_count == 0 ? words_of(KV_EVALUESIZE) : "ERR it is larger than a request between replicas may be";
+    if (!fits) request_give_up(server, o, why);
     else if (server->answering) put_off(server, o, &server->following);
     else ask_now(server, o);
 }
