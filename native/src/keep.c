@@ -3,7 +3,8 @@
  *   trim         while a third of the log is dead, besides what is kept for peers: what is live in the oldest segment is moved
  *                (kv_replica_trim). Without that bound cold data would go round for ever
  *   checkpoint   each time the log has grown by as much as is kept for peers, SIZE_MAX at most; it takes out what was
- *                emptied, and bounds what the next start has to read
+ *                emptied, and bounds what the next start has to read. And where too much is dead and nothing is left to move: who
+ *                stops writing would leave it there for ever
  *   store        its description becomes the file `checkpoint`, by the thread that syncs; then segments go, unless somebody
  *                copies them (kv_server_pin)
  *
@@ -17,7 +18,7 @@
 
 #define CHECKPOINT_NAME "checkpoint"
 #define DRAFT_NAME "checkpoint.new"
-enum { DEAD_SHARE = 3, STEPS_US = 1000, LOOK_TICKS = 20, FAILED_TICKS = 200, FAILURES_MAX = 6 };
+enum { DEAD_SHARE = 3, STEPS_US = 1000, LOOK_TICKS = 20, TIDY_TICKS = 400, FAILED_TICKS = 200, FAILURES_MAX = 6 };
 static const uint64_t KEPT_DEFAULT = 64 << 20, SIZE_MAX_BETWEEN = 64 << 20, FILE_SIZE_MAX = (uint64_t)1 << 30;
 
 /* --- the file --- */
@@ -107,8 +108,9 @@ static kv_status look(kv_server *server) {
 static kv_status trim_step(kv_server *server) {
     kv_status status = kv_replica_trim(server->replica);
     if (status == KV_MORE) return KV_MORE;
-    server->keeping.phase = KEEP_LOOK;
-    return status == KV_OK ? KV_MORE : status;
+    keeping *k = &server->keeping;
+    k->phase = status == KV_EOF && server->ticks >= k->tidy ? KEEP_CHECKPOINT : KEEP_LOOK;
+    return status == KV_OK || k->phase == KEEP_CHECKPOINT ? KV_MORE : status;
 }
 
 static kv_status checkpoint_step(kv_server *server) {
@@ -129,6 +131,7 @@ static kv_status store_step(kv_server *server) {
     pthread_mutex_unlock(&server->lock);
     if (!done || server->pinned) return KV_EWAIT;
     k->phase = KEEP_LOOK;
+    k->tidy = server->ticks + TIDY_TICKS;
     if (status == KV_OK) status = kv_replica_published(server->replica);
     if (status == KV_OK) server->figures.checkpoints++;
     return status;

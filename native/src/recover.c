@@ -46,7 +46,8 @@ typedef struct scan {
     kv_replay replay;
     void *context;
     kv_fault *fault;
-    uint64_t sequence; /* the highest seen */
+    uint64_t sequence;  /* the highest seen */
+    const listing *all; /* of who is to write: what else there is; NULL: a writer may go on meanwhile */
 } scan;
 
 static kv_status damage(kv_fault *fault, uint32_t id, uint32_t offset, const char *what) {
@@ -294,11 +295,23 @@ static kv_status scan_segment(scan *s, segment *one, uint32_t limit, uint32_t *o
     return ending == KV_OK ? take_seal(one, &b.records[b.count], b.at[b.count].used, offset) : ending;
 }
 
+/* A segment is begun when the one before it is durable as a whole, whatever the header of that one says by then. */
+static const char *const LATER_DURABLE = "the log ends here, but later records were durable";
+
+static bool is_later_durable(kv_flow *flow, const listing *all, uint32_t last) {
+    for (size_t i = 0; i < all->count; i++) {
+        const segment *one = segment_find(flow, all->ids[i]);
+        if (one->id > last && (one->sealed || one->watermark > KV_SEGMENT_HEADER_SIZE)) return true;
+    }
+    return false;
+}
+
 /* What an end of valid records at `offset` means. KV_EOF: the log ends there. */
 static kv_status judge_end(scan *s, const segment *one, uint32_t offset) {
     if (one->sealed || one->link.next != 0)
         return damage(s->fault, one->id, offset, "no valid record, in a sealed segment");
     if (offset < one->watermark) return damage(s->fault, one->id, offset, "no valid record, below the durable watermark");
+    if (s->all != NULL && is_later_durable(s->flow, s->all, one->id)) return damage(s->fault, one->id, offset, LATER_DURABLE);
     return KV_EOF;
 }
 
@@ -520,10 +533,8 @@ static kv_status check_behind_end(kv_flow *flow, const listing *l, kv_position e
         /* Nobody read what a seal leads around, and once that is in the header a file is missing there. */
         bool leads = l->ids[i] <= end.segment && atomic_load(&one->ended) && i + 1 < l->count;
         if (leads && segment_successor(one) != l->ids[i + 1]) return damage(fault, l->ids[i + 1], 0, "no seal leads to it");
-        if (l->ids[i] <= end.segment || (!one->sealed && one->watermark <= KV_SEGMENT_HEADER_SIZE)) continue;
-        return damage(fault, end.segment, end.offset, "the log ends here, but later records were durable");
     }
-    return KV_OK;
+    return is_later_durable(flow, l, end.segment) ? damage(fault, end.segment, end.offset, LATER_DURABLE) : KV_OK;
 }
 
 /* --- taking the end over --- */
@@ -651,6 +662,7 @@ static kv_status flow_recover(kv_flow *flow, kv_position start, scan *s) {
     kv_position end = {0};
     kv_status status = open_chain(flow, s->fault, &l);
     if (status != KV_OK) goto out;
+    if (!flow->options.readonly) s->all = &l;
     /* Before anything is looked for at a position of another store's: an end found there would be cut. */
     const uint8_t *expected = flow->options.store_id;
     if (l.count != 0 && expected != NULL && memcmp(flow->store_id, expected, sizeof flow->store_id) != 0) {

@@ -207,6 +207,7 @@ enum keep_phase { KEEP_LOOK = 0, KEEP_TRIM, KEEP_CHECKPOINT, KEEP_STORE };
 typedef struct keeping {
     enum keep_phase phase;
     uint64_t again;        /* nothing is done before this tick */
+    uint64_t tidy;         /* from this tick on a checkpoint may be made for nothing but room */
     uint32_t failures;     /* in a row */
     const uint8_t *bytes;  /* of a checkpoint, to be stored by the other thread */
     size_t size;

@@ -82,7 +82,7 @@ def test_a_replica_that_was_away_for_long_catches_up_with_what_is_left(replicas:
     old = write(nodes, 1, range(1))
     nodes.kill(3)
     new = write(nodes, 1, range(1, 40))
-    assert all(nodes.figure(id_, "segments_removed") > 0 for id_ in (1, 2))
+    until(lambda: all(nodes.figure(id_, "segments_removed") > 0 for id_ in (1, 2)))
     nodes.start(3)
     until(nodes.served)
     for id_ in (1, 2):
