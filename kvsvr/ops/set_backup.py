@@ -13,7 +13,6 @@ import fcntl
 import json
 import os
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -27,11 +26,11 @@ from kvsvr.errors import CorruptionError, KvError, UsageError
 from kvsvr.node.monitor import WAIT_MS
 from kvsvr.node.report import Report, State, pin_of
 from kvsvr.ops import launcher
-from kvsvr.ops.place import HOST, Place, Replica, make
+from kvsvr.ops.place import Place, Replica, free_base, make
 from kvsvr.ops.status import look, running
 from kvsvr.ops.transfer import dump, load
 from kvsvr.store import Engine
-from kvsvr.store.backup import copy_back, copy_log
+from kvsvr.store.backup import copy_back, copy_log, new_directory
 
 MANIFEST: Final = "set.json"
 FORMAT: Final = 1
@@ -90,7 +89,7 @@ def _backup(place: Place, destination: Path, say: Say) -> SetBackup:
             f"{place.directory}: only {len(copied)} of {len(ends)} replicas say how far their log is durable, which is "
             "no majority: kvsvr status says what they lack"
         )
-    _new(destination)
+    new_directory(destination)
     size = 0
     for node in copied:
         end = ends[node]
@@ -159,16 +158,6 @@ def _end_of_files(replica: Replica) -> _End | None:
     return _End((int(segments[-1].stem, 16), segments[-1].stat().st_size), None) if segments else None
 
 
-def _new(directory: Path) -> None:
-    try:
-        directory.mkdir()
-    except FileExistsError:
-        if not directory.is_dir() or any(directory.iterdir()):
-            raise UsageError(f"{directory} is there already: give a new or an empty directory") from None
-    except FileNotFoundError:
-        raise UsageError(f"{directory.parent} is not there: make it first") from None
-
-
 def _write(file: Path, content: dict[str, Any]) -> None:
     with open(file, "w", encoding="utf-8") as stream:
         json.dump(content, stream, indent=1)
@@ -195,7 +184,7 @@ def restore(source: Path, destination: Path, count: int | None, port: int, say: 
     settings = {name: str(content["settings"][name]) for name in KEPT}
     count = len(nodes) if count is None else count
     try:
-        old = make(old_place, len(nodes), _base(len(nodes)), {**settings, "shards": str(content["shards"])}, nodes)
+        old = make(old_place, len(nodes), free_base(len(nodes)), {**settings, "shards": str(content["shards"])}, nodes)
         for node in content["copied"]:
             say(f"copying replica {node}")
             copy_back(source / str(node), old.replica(node).config.directory)
@@ -224,23 +213,6 @@ def _manifest(source: Path) -> dict[str, Any]:
         raise  # Which is a ValueError, too.
     except (ValueError, KeyError, TypeError) as error:
         raise CorruptionError(str(source), f"{MANIFEST} cannot be read ({error}): take another backup") from None
-
-
-def _base(count: int) -> int:
-    """The first of so many ports that nobody listens on now."""
-    while True:
-        with socket.socket() as probe:
-            probe.bind((HOST, 0))
-            base = int(probe.getsockname()[1])
-        taken = False
-        for port in range(base, base + count):
-            with socket.socket() as probe:
-                try:
-                    probe.bind((HOST, port))
-                except (OSError, OverflowError):
-                    taken = True
-        if not taken:
-            return base
 
 
 @contextmanager

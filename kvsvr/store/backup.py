@@ -30,7 +30,7 @@ from kvsvr.errors import CorruptionError, DiskError, UsageError
 from kvsvr.native import Handle
 from kvsvr.store.catalog import sync_directory
 
-__all__ = ["BackupReport", "backup", "copy_back", "copy_log", "restore"]
+__all__ = ["BackupReport", "backup", "copy_back", "copy_log", "new_directory", "restore"]
 
 MANIFEST: Final = "backup.json"
 FORMAT: Final = 1
@@ -98,7 +98,7 @@ def _copy_out(
     pinned: Callable[[], object],
     progress: Progress | None,
 ) -> tuple[Path, dict[str, dict[str, Any]]]:
-    target = _new_directory(destination)
+    target = _new_store(destination)
     segment, offset = end
     names = list(_names(source, segment))
     total = sum(offset if name == _segment_name(segment) else (source / name).stat().st_size for name in names)
@@ -148,7 +148,7 @@ def _copy_in(
     origin: Path, destination: str | os.PathLike[str], progress: Progress | None
 ) -> tuple[Path, dict[str, Any]]:
     manifest = _manifest(origin)
-    target = _new_directory(destination)
+    target = _new_store(destination)
     total = sum(file["size"] for file in manifest["files"].values())
     done = 0
     for name, file in manifest["files"].items():
@@ -190,8 +190,8 @@ def _disk_errors(destination: str | os.PathLike[str]) -> Iterator[None]:
         raise DiskError(f"{path}: {error.strerror}", path=path, errno=error.errno or 0) from error
 
 
-def _new_directory(path: str | os.PathLike[str]) -> Path:
-    directory = Path(os.fspath(path))
+def new_directory(directory: Path) -> None:
+    """One that is not there, or has nothing in it. UsageError: neither."""
     try:
         directory.mkdir()
     except FileExistsError:
@@ -199,6 +199,11 @@ def _new_directory(path: str | os.PathLike[str]) -> Path:
             raise UsageError(f"{directory} is there already: give a new or an empty directory") from None
     except FileNotFoundError:
         raise UsageError(f"{directory.parent} is not there: make it first") from None
+
+
+def _new_store(path: str | os.PathLike[str]) -> Path:
+    directory = Path(os.fspath(path))
+    new_directory(directory)
     for name in DIRECTORIES:
         (directory / name).mkdir()
     return directory
