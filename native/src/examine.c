@@ -52,7 +52,7 @@ kv_status kv_replica_examine(kv_io *io, const kv_replica_options *options, kv_fa
     reading.store.readonly = 1;
     kv_status status = replica_replay(io, &reading, fault, &r);
     if (status != KV_OK) return status;
-    out->damaged_count = r->counts.holes + r->counts.restored;
+    out->damaged_count = r->counts.told;
     shards_look(r, out);
     contents_look(r, out);
     status = store_examine(r, out);

@@ -87,6 +87,7 @@ kv_status replica_told(void *context, kv_store *store, const kv_record *told_by,
     told_item told;
     if (!ledger_find(told_by, at, &told)) return KV_ABSENT;
     *size = told.size;
+    r->counts.told++;
     r->store = store;
     replay_at(r, at);
     if (r->replaying.hidden && told.what != TOLD_IDLE) return KV_EUSAGE;

@@ -337,7 +337,8 @@ kv_status kv_replica_record(kv_replica *replica, uint32_t shard, uint64_t versio
 typedef struct kv_replica_counts {
     uint64_t takeovers, adoptions, step_downs, refusals, cuts, reconnects, deduplicated, evicted, failures_recorded,
         late_flows, expired, follower_reads, committed, promises, offers, snapshots, installed, configs, outsiders, questions,
-        waited, fetched, spoilt, lacking, collected, settled, forgets, states, full, holes, repaired, restored;
+        waited, fetched, spoilt, lacking, collected, settled, forgets, states, full, holes, repaired, restored,
+        told; /* records of the own log that are damaged, whatever they were */
 } kv_replica_counts;
 const kv_replica_counts *kv_replica_count(const kv_replica *replica);
 
