@@ -29,7 +29,7 @@ static void show_replica(const kv_server *server, kv_server_figures *f) {
 void look_show(kv_server *server) {
     kv_server_figures *f = &server->figures;
     f->clients = server->client_count;
-    f->syncs = server->sync_count;
+    f->syncs = kv_flow_sync_count(kv_replica_flow(server->replica));
     f->durable = kv_position_order(kv_flow_durable(kv_replica_flow(server->replica)));
     f->pinned = (uint64_t)server->pinned;
     f->shards_owned = f->shards_served = f->shards_voting = 0;

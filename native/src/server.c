@@ -15,11 +15,15 @@
 enum { SHARD_COUNT = 64, EVENTS_MAX = 128, CLIENTS_DEFAULT = 10000, TICK_MS = 5, REQUEST_MS = 5000, STOP_MS = 3000 };
 static const uint64_t WORD_SIZE_MAX = (uint64_t)512 << 20, OWED_SIZE_MAX = (uint64_t)256 << 20;
 
-static uint64_t clock_ms(void) {
+static const uint64_t SYNC_HERE_NS = 1000000; /* A disk that takes longer is waited for by the other thread. */
+
+static uint64_t clock_ns(void) {
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
+    return (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
 }
+
+static uint64_t clock_ms(void) { return clock_ns() / 1000000; }
 
 /* A line of JSON, or nothing where nobody reads: the loop waits for no log. */
 void server_event(kv_server *server, const char *format, ...) {
@@ -46,9 +50,11 @@ void server_ring(const kv_server *server) {
     (void)written; /* Full: it rings already. */
 }
 
+static bool alone(const kv_server *server) { return server->options.replica.member_count <= 1; }
+
 /* Alone there is nobody to fetch it from, and what is not damaged is better than nothing. */
 bool server_ends(kv_server *server) {
-    server->damaged = server->options.replica.member_count > 1;
+    server->damaged = !alone(server);
     return server->damaged;
 }
 
@@ -70,6 +76,20 @@ static void store_checkpoint(kv_server *server) {
     k->done = true;
 }
 
+/* Everything that is wanted. Holds the lock, but for the while it takes. */
+static bool sync_step(kv_server *server, kv_flow *flow) {
+    uint64_t upto = server->sync_wanted;
+    pthread_mutex_unlock(&server->lock);
+    uint64_t begin = clock_ns();
+    kv_status status = kv_flow_sync(flow, (kv_position){.segment = (uint32_t)(upto >> 32), .offset = (uint32_t)upto});
+    uint64_t took = clock_ns() - begin;
+    pthread_mutex_lock(&server->lock);
+    server->sync_ns = (3 * server->sync_ns + took) / 4;
+    if (status == KV_OK) server->synced = upto;
+    else server->sync_failed = status;
+    return status == KV_OK;
+}
+
 /* The next segment is made before it is needed: a sync is the moment when one has become full. */
 static void *sync_run(void *context) {
     kv_server *server = context;
@@ -80,19 +100,18 @@ static void *sync_run(void *context) {
             store_checkpoint(server);
             continue;
         }
-        if (server->sync_wanted <= server->synced || server->sync_failed != KV_OK) {
+        bool syncs = server->sync_wanted > server->synced && server->sync_failed == KV_OK;
+        if (!syncs && !server->prepare_wanted) {
             pthread_cond_wait(&server->wanted, &server->lock);
             continue;
         }
-        uint64_t upto = server->sync_wanted;
-        pthread_mutex_unlock(&server->lock);
-        kv_status status = kv_flow_sync(flow, (kv_position){.segment = (uint32_t)(upto >> 32), .offset = (uint32_t)upto});
-        pthread_mutex_lock(&server->lock);
-        server->sync_count++;
-        if (status == KV_OK) server->synced = upto;
-        else server->sync_failed = status;
-        server_ring(server);
-        if (status != KV_OK || !kv_flow_wants_prepare(flow)) continue;
+        if (syncs) {
+            bool good = sync_step(server, flow);
+            server_ring(server);
+            if (!good) continue;
+        }
+        server->prepare_wanted = false;
+        if (!kv_flow_wants_prepare(flow)) continue;
         pthread_mutex_unlock(&server->lock);
         kv_flow_prepare(flow, 0); /* What fails here fails again, and is told, where a segment is needed. */
         pthread_mutex_lock(&server->lock);
@@ -106,9 +125,32 @@ static void want_sync(kv_server *server) {
     uint64_t tail = kv_replica_tail(server->replica);
     pthread_mutex_lock(&server->lock);
     bool more = tail > server->sync_wanted;
-    if (more) server->sync_wanted = tail;
-    if (more) pthread_cond_signal(&server->wanted);
+    server->syncs_here = more && alone(server) && server->synced == server->sync_wanted && server->sync_ns < SYNC_HERE_NS;
+    if (more && !server->syncs_here) {
+        server->sync_wanted = tail;
+        pthread_cond_signal(&server->wanted);
+    }
     pthread_mutex_unlock(&server->lock);
+}
+
+/* What can be answered without it has been. What it makes durable is answered in the same round. */
+static kv_status sync_here(kv_server *server) {
+    kv_flow *flow = kv_replica_flow(server->replica);
+    server->syncs_here = false;
+    pthread_mutex_lock(&server->lock);
+    server->sync_wanted = kv_replica_tail(server->replica);
+    sync_step(server, flow);
+    kv_status status = server->sync_failed;
+    uint64_t synced = server->synced;
+    if (kv_flow_wants_prepare(flow)) {
+        server->prepare_wanted = true;
+        pthread_cond_signal(&server->wanted);
+    }
+    pthread_mutex_unlock(&server->lock);
+    if (status != KV_OK) return status;
+    kv_replica_durable(server->replica, synced);
+    server->asked = true;
+    return KV_OK;
 }
 
 static kv_status hear_bell(kv_server *server) {
@@ -162,7 +204,8 @@ static void tick(kv_server *server) {
 }
 
 /* Answers let commands go on that waited for them, which ask for more: until nobody does. */
-static void work_off(kv_server *server) {
+static kv_status work_off(kv_server *server) {
+    kv_status status = KV_OK;
     do {
         server->asked = false;
         kv_replica_flush(server->replica);
@@ -178,7 +221,9 @@ static void work_off(kv_server *server) {
             if (c->source.fd >= 0 && (c->blocked || c->in.end != c->in.begin)) client_go_on(server, c);
             client_send(server, c);
         }
-    } while (server->asked);
+        if (server->syncs_here && !server->asked) status = sync_here(server);
+    } while (server->asked && status == KV_OK);
+    return status;
 }
 
 static kv_status damage_tell(kv_fault *fault) {
@@ -198,7 +243,8 @@ kv_status kv_server_run(kv_server *server, kv_fault *fault) {
         server->now_ms = clock_ms();
         for (int i = 0; status == KV_OK && i < count; i++) status = handle(server, events[i].data.ptr, events[i].events);
         tick(server);
-        work_off(server);
+        kv_status worked = work_off(server);
+        if (status == KV_OK) status = worked;
         if (status == KV_OK) status = kv_replica_failure(server->replica, fault);
         if (status == KV_OK && server->damaged) status = damage_tell(fault);
         gone = status == KV_OK && atomic_load(&server->stops) != 0 && leave_step(server);
@@ -261,6 +307,7 @@ static kv_status server_begin(kv_server *server) {
     if (server->seen == NULL || server->samples == NULL || server->leaders == NULL || server->shown_shards == NULL) return KV_ENOMEM;
     if (server->turns == NULL || server->cursors == NULL || server->channels == NULL) return KV_ENOMEM;
     server->start_ms = server->now_ms = clock_ms();
+    server->sync_ns = 2 * SYNC_HERE_NS; /* Nothing is known of the disk yet. */
     server->epoll = epoll_create1(EPOLL_CLOEXEC);
     server->bell = (source){SOURCE_BELL, eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)};
     if (server->epoll < 0 || server->bell.fd < 0) return KV_ELIMIT;

@@ -255,7 +255,9 @@ struct kv_server {
     pthread_cond_t wanted;
     uint64_t sync_wanted, synced; /* under the lock */
     kv_status sync_failed;
-    uint64_t sync_count;
+    uint64_t sync_ns;      /* what one takes of late; under the lock */
+    bool prepare_wanted;   /* a segment; under the lock */
+    bool syncs_here;       /* the loop does the next one itself */
     bool ends;
     arrival arrived[KV_NODES_MAX]; /* connections to be taken over; under the lock */
     uint32_t arrived_count;

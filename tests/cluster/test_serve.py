@@ -18,6 +18,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from kvsvr.node.report import State
+from tests.cluster import sanitized
 from tests.cluster.conftest import READY_S, Replicas, free_ports, until
 
 Start = Callable[..., Replicas]
@@ -122,6 +123,51 @@ def test_the_first_failed_write_ends_it_and_nothing_acknowledged_is_lost(replica
         assert client.get("behind") == b"it"
         for number in range(written):
             assert (client.get(b"key:%d" % number) or b"").startswith(b"%dx" % number)
+
+
+def test_alone_every_answer_comes_after_a_sync(replicas: Start) -> None:
+    """The loop syncs by itself there, as long as the disk is quick."""
+    nodes = replicas(1)
+    with nodes.client(1) as client:
+        assert client.set("key", "x")
+        before = nodes.figure(1, "syncs")
+        for number in range(300):
+            assert client.incr("counter") == number + 1
+    until(lambda: nodes.figure(1, "syncs") >= before + 300)
+
+
+FAILING_SYNC = """
+#include <errno.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+int fdatasync(int fd) {
+    (void)fd;
+    if (access(getenv("FAILS_WHEN_THERE"), F_OK) != 0) return 0;
+    errno = EIO;
+    return -1;
+}
+"""
+
+
+@pytest.mark.skipif(sanitized.BUILD is not None, reason="a sanitizer has to be the first library that is loaded")
+def test_alone_a_failed_sync_ends_it_and_nothing_is_acknowledged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, replicas: Start
+) -> None:
+    source, library, fails = tmp_path / "sync.c", tmp_path / "sync.so", tmp_path / "fails"
+    source.write_text(FAILING_SYNC)
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", str(library), str(source)], check=True)
+    monkeypatch.setenv("LD_PRELOAD", str(library))
+    monkeypatch.setenv("FAILS_WHEN_THERE", str(fails))
+    nodes = replicas(1)
+    with nodes.client(1, retry=Retry(NoBackoff(), 0)) as client:
+        for number in range(100):
+            assert client.incr("counter") == number + 1
+        fails.touch()
+        with pytest.raises(redis.ConnectionError):
+            client.incr("counter")
+    assert nodes.wait(1) == 4
+    assert "Input/output error" in (nodes.directory / "1.log").read_text()
 
 
 # --- what it says ---

@@ -2,7 +2,8 @@
  *
  * One thread runs the loop (kv_server_run), and everything but the waits for the disk happens there: read what has come from
  * everybody, hand all of it to the replica, let it pack, send. A second thread, the server's own, syncs the log and makes
- * its next segments, and rings when it has. So one sync is shared by all that came while the one before it ran.
+ * its next segments, and rings when it has. So one sync is shared by all that came while the one before it ran. Where there
+ * is one replica and its disk is quick, the loop syncs by itself (docs/decisions/0033).
  *
  * Who may be a peer is not decided here: kv_server_link takes a connection over that has been made, and looked at, by the
  * caller (kvsvr/node). What happens and somebody may want to know is a line in the log pipe.
