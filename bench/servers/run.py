@@ -145,10 +145,20 @@ def _sample(plan: Plan, system: System, work: Work, repetition: int) -> Sample:
     if work.kind == "stale":
         time.sleep(ARRIVE_SECONDS)
     warm = min(WARM_SECONDS_MAX, WARM_PART * plan.seconds)
-    options = {"c": work.clients, "P": work.pipeline, "v": work.value_size, "t": plan.seconds, "w": warm}
+    options: dict[str, object] = {
+        "c": work.clients,
+        "P": work.pipeline,
+        "v": work.value_size,
+        "t": plan.seconds,
+        "w": warm,
+    }
     large = work.value_size == LARGE
     options |= {"k": LARGE_COUNT, "b": LARGE_BASE} if large else {"k": plan.key_count}
     mode = "set" if work.kind == "put" else "get"
+    owners = system.slot_owners() if work.kind != "stale" else None
+    if owners is not None:
+        (plan.directory / "owners").write_bytes(owners)
+        options["o"] = plan.directory / "owners"
     before, cpu_before = _snapshot(system), system.cpu_seconds()
     ports = system.ports_of(work.kind)
     outcome = generator.run(system.dialects[work.kind], ports, mode, expected=plan.seconds + warm, **options)

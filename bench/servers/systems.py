@@ -18,9 +18,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+import redis
+
 from bench.servers.processes import Process, free_ports, until
 
 ASK_SECONDS = 5.0
+SLOT_COUNT = 16384  # Of Redis Cluster.
 PROBE_COUNT = 64  # Keys that are tried where a key may have an owner that is gone.
 
 
@@ -76,6 +79,11 @@ class System(ABC):
         """Where requests of this kind ("put", "get", "stale") do best."""
         return self.ports
 
+    def slot_owners(self) -> bytes | None:
+        """For clients that send a request to who owns its key: for each slot of Redis Cluster the place of a port in
+        `ports`. None: they go anywhere."""
+        return None
+
     def victim(self, number: int) -> int:
         """Which process has the most to lose: of the n-th kill."""
         return number % len(self.processes)
@@ -128,7 +136,10 @@ def resp(port: int, *words: str) -> str:
 class Kvsvr(System):
     name = peer = "kvsvr"
     program, package = "kvsvr", "kvsvr"
-    settings = "kvsvr serve, three replicas (or one, in the group of one), 64 shards; clients spread over all of them"
+    settings = (
+        "kvsvr serve, three replicas (or one, in the group of one), 64 shards; a client asks CLUSTER SLOTS once and "
+        "sends each request to who owns its key, but for stale reads"
+    )
     survives = "acknowledged after fdatasync at a majority: power loss of all machines, loss of one"
     dialects: ClassVar = {"put": "resp", "get": "resp", "stale": "resp-readonly"}
     count = 3
@@ -153,6 +164,15 @@ class Kvsvr(System):
             arguments += [f"--listen=127.0.0.1:{port}", f"--peer-listen=127.0.0.1:{peer_port}"]
             self._run(arguments, number)
         self.wait_whole()
+
+    def slot_owners(self) -> bytes | None:
+        if self.count == 1:
+            return None
+        owners = bytearray(SLOT_COUNT)
+        with redis.Redis(port=self.ports[0]) as client:
+            for first, last, owner, *_ in client.execute_command("CLUSTER", "SLOTS"):
+                owners[first : last + 1] = bytes([self.ports.index(owner[1])]) * (last + 1 - first)
+        return bytes(owners)
 
     def probe(self, port: int) -> bool:
         return all(resp(port, "SET", f"probe-{key}", "x").startswith("+OK") for key in range(PROBE_COUNT))

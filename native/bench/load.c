@@ -7,7 +7,9 @@
  *        get      random keys, each answer compared           ends after -t seconds
  *        new      new keys, one behind the other              ends after -t seconds, or at SIGTERM
  *        check    gets the keys in the file of -r; what is absent or another value is counted as lost
- *     -c 1        connections, spread evenly over the ports of 127.0.0.1
+ *     -c 1        clients, each a connection, spread evenly over the ports of 127.0.0.1
+ *     -o FILE     who owns which key: for each of the 16,384 slots of Redis Cluster a byte, the place of a port in -a. A client then
+ *                 has a connection to each port, and sends a request where its key belongs; not with -x
  *     -P 1        requests that a connection sends at once; the next ones when all are answered
  *     -t 1, -w 0  seconds that count, and before them
  *     -k 10000    keys; -b 0, the number of the first
@@ -43,6 +45,7 @@
 
 enum {
     PORTS_MAX = 8,
+    SLOT_COUNT = 16384,
     PIPELINE_MAX = 256,
     EVENTS_MAX = 128,
     POOL_SIZE = 1 << 20, /* random bytes that values are cut from */
@@ -61,7 +64,7 @@ typedef struct options {
     size_t port_count, client_count, pipeline, value_size;
     mode mode;
     uint64_t key_count, key_base, pause_ns, timeout_ns, count_ns, warm_ns;
-    const char *records;
+    const char *records, *owners; /* files; NULL: none */
 } options;
 
 typedef struct record {
@@ -76,6 +79,7 @@ typedef struct pending {
 typedef struct connection {
     int fd; /* -1: to be made, at resume_ns */
     size_t port;
+    struct connection *siblings; /* the first of its client's connections */
     unsigned number; /* of all connections that were made */
     text in, out;
     size_t taken, written;
@@ -91,7 +95,9 @@ typedef struct load {
     options options;
     int epoll, signals;
     connection *connections;
+    size_t each, total;        /* connections of a client; of all */
     unsigned connection_count; /* ever made */
+    uint8_t owners[SLOT_COUNT];
     uint8_t *pool;
     uint64_t random, next_key;
     uint64_t *listed; /* check: the keys */
@@ -153,6 +159,16 @@ static void request_now(load *l, connection *c) {
     c->now.value_size = l->options.value_size;
 }
 
+/* CRC16 (XMODEM) of the key, as the specification of Redis Cluster has it. */
+static unsigned slot_of(const uint8_t name[KEY_SIZE]) {
+    unsigned crc = 0;
+    for (size_t i = 0; i < KEY_SIZE; i++) {
+        crc ^= (unsigned)name[i] << 8;
+        for (int bit = 0; bit < 8; bit++) crc = (crc << 1 ^ (crc & 0x8000 ? 0x1021U : 0)) & 0xFFFF;
+    }
+    return crc % SLOT_COUNT;
+}
+
 /* All that is not answered, from the first on. */
 static void ask(load *l, connection *c) {
     size_t first = c->first, count = c->count;
@@ -165,16 +181,22 @@ static void ask(load *l, connection *c) {
     c->deadline_ns = l->now_ns + (l->options.timeout_ns == 0 ? SILENCE_NS : l->options.timeout_ns);
 }
 
-static void ask_more(load *l, connection *c) {
-    c->first = c->count = 0;
-    for (uint64_t key; c->count < l->options.pipeline && !l->ends && next_key(l, &key);) {
-        pending *p = &c->asked[c->count++];
+static void flush(load *l, connection *c);
+
+static void ask_more(load *l, connection *siblings) {
+    uint64_t key;
+    for (size_t i = 0; i < l->each; i++) siblings[i].first = siblings[i].count = 0;
+    for (size_t i = 0; i < l->options.pipeline && !l->ends && next_key(l, &key); i++) {
         char digits[KEY_SIZE + 1];
-        *p = (pending){.sent_ns = l->now_ns, .key = key};
+        pending p = {.sent_ns = l->now_ns, .key = key};
         snprintf(digits, sizeof digits, "%016" PRIx64, scrambled(key));
-        memcpy(p->name, digits, KEY_SIZE);
+        memcpy(p.name, digits, KEY_SIZE);
+        connection *c = &siblings[l->each == 1 ? 0 : l->owners[slot_of(p.name)]];
+        c->asked[c->count++] = p;
     }
-    if (c->count != 0) ask(l, c);
+    for (size_t i = 0; i < l->each; i++)
+        if (siblings[i].count != 0) ask(l, &siblings[i]);
+    for (size_t i = 0; i < l->each; i++) flush(l, &siblings[i]);
 }
 
 /* --- connections --- */
@@ -227,7 +249,7 @@ static void reach(load *l, connection *c) {
     l->options.dialect->greet(&c->out, c->number);
     watch(l, c, EPOLL_CTL_ADD, false);
     if (c->count != 0) ask(l, c);
-    else ask_more(l, c);
+    else if (c == c->siblings + l->each - 1) ask_more(l, c->siblings);
 }
 
 /* --- what is answered --- */
@@ -260,8 +282,10 @@ static void answered(load *l, connection *c, bool good) {
         return;
     }
     c->deadline_ns = 0;
+    for (size_t i = 0; i < l->each; i++)
+        if (c->siblings[i].count != 0) return;
     if (l->options.pause_ns != 0) c->resume_ns = l->now_ns + l->options.pause_ns;
-    else ask_more(l, c);
+    else ask_more(l, c->siblings);
 }
 
 /* Whether there may be more to take. */
@@ -305,13 +329,13 @@ static void receive(load *l, connection *c) {
 /* What waits for a time rather than for an answer. Returns when the next one is due. */
 static uint64_t look_at_clocks(load *l) {
     uint64_t next = l->now_ns + 100 * MS_NS;
-    for (size_t i = 0; i < l->options.client_count; i++) {
+    for (size_t i = 0; i < l->total; i++) {
         connection *c = &l->connections[i];
         if (c->fd >= 0 && c->count != 0 && l->now_ns >= c->deadline_ns) lose(l, c, "a server did not answer");
         if (c->resume_ns != 0 && l->now_ns >= c->resume_ns) {
             c->resume_ns = 0;
             if (c->fd < 0) reach(l, c);
-            else ask_more(l, c);
+            else ask_more(l, c->siblings);
             flush(l, c);
         }
         if (c->resume_ns != 0 && c->resume_ns < next) next = c->resume_ns;
@@ -321,7 +345,7 @@ static uint64_t look_at_clocks(load *l) {
 }
 
 static bool all_answered(const load *l) {
-    for (size_t i = 0; i < l->options.client_count; i++)
+    for (size_t i = 0; i < l->total; i++)
         if (l->connections[i].count != 0) return false;
     return true;
 }
@@ -411,6 +435,16 @@ static bool read_list(load *l) {
     return l->listed != NULL;
 }
 
+static bool read_owners(load *l) {
+    FILE *file = fopen(l->options.owners, "rb");
+    if (file == NULL) return false;
+    bool good = fread(l->owners, 1, SLOT_COUNT, file) == SLOT_COUNT;
+    fclose(file);
+    for (size_t i = 0; good && i < SLOT_COUNT; i++) good = l->owners[i] < l->options.port_count;
+    if (!good) errno = EINVAL;
+    return good;
+}
+
 static bool load_begin(load *l) {
     const options *o = &l->options;
     sigset_t set;
@@ -421,7 +455,9 @@ static bool load_begin(load *l) {
     l->epoll = epoll_create1(EPOLL_CLOEXEC);
     struct epoll_event event = {.events = EPOLLIN, .data.ptr = NULL};
     if (l->epoll < 0 || l->signals < 0 || epoll_ctl(l->epoll, EPOLL_CTL_ADD, l->signals, &event) != 0) return false;
-    l->connections = calloc(o->client_count, sizeof *l->connections);
+    l->each = o->owners == NULL ? 1 : o->port_count;
+    l->total = o->client_count * l->each;
+    l->connections = calloc(l->total, sizeof *l->connections);
     l->pool = malloc(POOL_SIZE + o->value_size + sizeof l->random);
     if (l->connections == NULL || l->pool == NULL) return false;
     for (size_t i = 0; i < POOL_SIZE + o->value_size; i += sizeof l->random) {
@@ -429,13 +465,15 @@ static bool load_begin(load *l) {
         memcpy(l->pool + i, &l->random, sizeof l->random);
     }
     if (o->mode == MODE_CHECK && !read_list(l)) return false;
+    if (o->owners != NULL && !read_owners(l)) return false;
     l->now_ns = clock_ns();
     l->random = scrambled(l->now_ns);
     l->begin_ns = l->now_ns + o->warm_ns;
     l->end_ns = l->begin_ns + o->count_ns;
-    for (size_t i = 0; i < o->client_count && !l->failed; i++) {
+    for (size_t i = 0; i < l->total && !l->failed; i++) {
         connection *c = &l->connections[i];
         c->port = i % o->port_count;
+        c->siblings = c - i % l->each;
         reach(l, c);
         flush(l, c);
     }
@@ -443,7 +481,7 @@ static bool load_begin(load *l) {
 }
 
 static void load_end(load *l) {
-    for (size_t i = 0; l->connections != NULL && i < l->options.client_count; i++) {
+    for (size_t i = 0; l->connections != NULL && i < l->total; i++) {
         if (l->connections[i].fd >= 0) close(l->connections[i].fd);
         free(l->connections[i].in.bytes);
         free(l->connections[i].out.bytes);
@@ -476,7 +514,7 @@ static bool parse_mode(options *o, const char *name) {
 
 static bool parse(options *o, int count, char **words) {
     bool has_mode = false;
-    for (int letter; (letter = getopt(count, words, "p:a:m:c:P:t:w:k:b:v:i:x:r:")) != -1;) {
+    for (int letter; (letter = getopt(count, words, "p:a:m:c:P:t:w:k:b:v:i:x:r:o:")) != -1;) {
         uint64_t number = optarg == NULL ? 0 : strtoull(optarg, NULL, 10);
         switch (letter) {
         case 'p': o->dialect = dialect_find(optarg); break;
@@ -494,11 +532,13 @@ static bool parse(options *o, int count, char **words) {
         case 'i': o->pause_ns = number * 1000; break;
         case 'x': o->timeout_ns = number * MS_NS; break;
         case 'r': o->records = optarg; break;
+        case 'o': o->owners = optarg; break;
         default: return false;
         }
     }
     return o->dialect != NULL && o->port_count != 0 && has_mode && o->client_count != 0 && o->pipeline != 0 &&
-           o->pipeline <= PIPELINE_MAX && o->key_count != 0 && o->value_size != 0 && (o->mode != MODE_CHECK || o->records != NULL);
+           o->pipeline <= PIPELINE_MAX && o->key_count != 0 && o->value_size != 0 && (o->mode != MODE_CHECK || o->records != NULL) &&
+           (o->owners == NULL || o->timeout_ns == 0);
 }
 
 int main(int count, char **words) {

@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+from redis.crc import key_slot
 
 from bench import page, plots
 from bench.cli import main
@@ -88,6 +89,26 @@ def test_what_was_written_is_read_back() -> None:
         assert found.all_operations >= found.operations
         assert list(found.curve) == ["p50", "p90", "p99", "p99.9", "max"]
         assert found.curve["p50"] <= found.curve["max"]
+
+
+def test_a_request_goes_to_who_owns_its_key(tmp_path: Path) -> None:
+    """Of two servers that are asked by one client, each is sent the keys of its slots, and no others."""
+    slots = bytes(n % 2 for n in range(16384))
+    (tmp_path / "owners").write_bytes(slots)
+    memories = Memory(), Memory()
+    with answering(memories[0]) as first, answering(memories[1]) as second:
+        assert run("resp", [first, second], "fill", c=1, k=200, o=tmp_path / "owners").operations == 200
+        assert run("resp", [first, second], "get", c=3, k=200, t=0.2, o=tmp_path / "owners").operations > 0
+    assert min(len(memory.values) for memory in memories) > 0
+    for place, memory in enumerate(memories):
+        assert {slots[key_slot(key)] for key in memory.values} == {place}
+    assert sum(len(memory.values) for memory in memories) == 200
+
+
+def test_owners_that_are_no_ports_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "owners").write_bytes(bytes([2]) * 16384)
+    with pytest.raises(ServerFailed, match="Invalid argument"):
+        run("resp", [1, 2], "set", o=tmp_path / "owners")
 
 
 @pytest.mark.parametrize("answer", [b"$-1\r\n", b"$3\r\nabc\r\n", b"_\r\n", b"$100\r\n" + bytes(100) + b"\r\n"])
